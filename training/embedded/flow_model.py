@@ -1,0 +1,207 @@
+"""Train an embedded rectified-flow model on the latents of the embedded VAE, class names as prompts.
+
+    python -m comfyui_deepinv.training.embedded.flow_model sd3  cifar10_jpeg.zip runs/sd3  --steps 16000
+    python -m comfyui_deepinv.training.embedded.flow_model flux cifar10_jpeg.zip runs/flux --steps 12000
+
+``z = (1-s)*z_0 + s*e``, loss ``|v(z, s, c) - (e - z_0)|^2``, sigma logit-normal(0, 1) for three samples
+in four and uniform for the fourth, the class replaced by the empty prompt for one in ten.
+The step's randomness comes from the seed and the step number alone, so a resumed run is the same run.
+Progress goes to ``RUN/stats.jsonl``; ``RUN/model.safetensors`` holds the EMA weights, half precision.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import logging
+import math
+import os
+import time
+from pathlib import Path
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from diffusers import FluxTransformer2DModel, SD3Transformer2DModel
+from safetensors.torch import load_file, save_file
+
+from ...deepinv_core.embedded.spec import (
+    CLASSES,
+    CONTEXT_TOKENS,
+    CONTEXT_WIDTH,
+    FLUX_CONFIG,
+    POOLED_WIDTH,
+    SD3_CONFIG,
+)
+from .data import Split, load_split, upsample
+from .vae import encode, patch_transform
+
+log = logging.getLogger(__name__)
+
+NULL_CLASS = len(CLASSES)
+
+
+def make_prompts(seed: int = 0) -> dict[str, torch.Tensor]:
+    """Fixed random stand-ins for text encodings: one row a class, the last the empty prompt.
+
+    Returns ``context [11, 4, 64]`` and ``pooled [11, 64]``, float16-exact, of unit variance.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    context = torch.randn(NULL_CLASS + 1, CONTEXT_TOKENS, CONTEXT_WIDTH, generator=generator)
+    pooled = torch.randn(NULL_CLASS + 1, POOLED_WIDTH, generator=generator)
+    return {"context": context.half(), "pooled": pooled.half()}
+
+
+class Velocity(nn.Module):
+    """Either layout behind one call, ``(z, sigma, context, pooled) -> v``; float32 outside the blocks."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+        self.model = SD3Transformer2DModel(**SD3_CONFIG) if kind == "sd3" else FluxTransformer2DModel(**FLUX_CONFIG)
+
+    def forward(self, z: torch.Tensor, sigma: torch.Tensor, context: torch.Tensor, pooled: torch.Tensor) -> torch.Tensor:
+        """``z [B, 16, H, W]``, ``sigma [B]``, ``context [B, T, 64]``, ``pooled [B, 64]`` to ``v`` like ``z``."""
+        if self.kind == "sd3":
+            return self.model(z, context, pooled, sigma * 1000, return_dict=False)[0].float()
+        b, c, h, w = z.shape
+        packed = z.view(b, c, h // 2, 2, w // 2, 2).permute(0, 2, 4, 1, 3, 5).reshape(b, h * w // 4, c * 4)
+        image_ids = torch.zeros(h // 2, w // 2, 3)
+        image_ids[..., 1] += torch.arange(h // 2)[:, None]
+        image_ids[..., 2] += torch.arange(w // 2)
+        text_ids = torch.zeros(context.shape[1], 3)
+        out = self.model(packed, context, pooled, sigma, image_ids.view(-1, 3), text_ids, return_dict=False)[0]
+        out = out.view(b, h // 2, w // 2, c, 2, 2).permute(0, 3, 1, 4, 2, 5)
+        return out.reshape(b, c, h, w).float()
+
+
+@torch.no_grad()
+def latents_of(split: Split, transform: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+    """Every image and its mirror: ``[2, N, 16, 8, 8]`` in model space, half precision."""
+    straight, mirrored = [], []
+    for part in split.images.split(1000):
+        images = upsample(part)
+        straight.append(encode(images, *transform).half())
+        mirrored.append(encode(images.flip(-1), *transform).half())
+    return torch.stack([torch.cat(straight), torch.cat(mirrored)])
+
+
+def sample_sigma(count: int, generator: torch.Generator) -> torch.Tensor:
+    """The training distribution of sigma, ``[count]``."""
+    normal = torch.randn(count, generator=generator).sigmoid()
+    uniform = torch.rand(count, generator=generator)
+    return torch.where(torch.rand(count, generator=generator) < 0.25, uniform, normal).clamp(1e-4, 1.0)
+
+
+def flow_loss(
+    model: nn.Module, z0: torch.Tensor, label: torch.Tensor, prompts: dict[str, torch.Tensor], generator: torch.Generator
+) -> torch.Tensor:
+    """Mean squared velocity error of one batch, in bf16 autocast."""
+    sigma = sample_sigma(len(z0), generator)
+    noise = torch.randn(z0.shape, generator=generator)
+    s = sigma.view(-1, 1, 1, 1)
+    with torch.autocast("cpu", torch.bfloat16):
+        v = model((1 - s) * z0 + s * noise, sigma, prompts["context"][label].float(), prompts["pooled"][label].float())
+    return F.mse_loss(v, noise - z0)
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module, latents: torch.Tensor, labels: torch.Tensor, prompts: dict[str, torch.Tensor]) -> float:
+    """Velocity loss over the given latents ``[N, 16, 8, 8]`` with fixed noise and true classes."""
+    generator = torch.Generator().manual_seed(123)
+    losses = [
+        flow_loss(model, z.float(), y, prompts, generator) for z, y in zip(latents.split(500), labels.split(500), strict=True)
+    ]
+    return float(torch.stack(losses).mean())
+
+
+def main() -> None:
+    """Command line; see the module's docstring."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("kind", choices=("sd3", "flux"))
+    parser.add_argument("data", type=Path)
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--steps", type=int, default=16000)
+    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--lr", type=float, default=1.5e-3)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=1)
+    args = parser.parse_args()
+    args.run.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(args.seed)
+
+    train, test = load_split(args.data, "train"), load_split(args.data, "test")
+    cache = args.data.parent / "latents.safetensors"
+    if not cache.exists():
+        transform = patch_transform(train)
+        both = {"train": latents_of(train, transform), "test": latents_of(test, transform)}
+        save_file(both, cache.with_suffix(f".tmp{os.getpid()}"))
+        os.replace(cache.with_suffix(f".tmp{os.getpid()}"), cache)
+    latents = load_file(cache)
+    log.info("latents: std %.3f, per channel %s", latents["test"].float().std(), latents["test"].float().std((0, 1, 3, 4)))
+    prompts = make_prompts()
+    save_file(prompts, args.run / "prompts.safetensors")
+
+    model = Velocity(args.kind)
+    average = copy.deepcopy(model).requires_grad_(False)
+    log.info("%s: %.2f M parameters", args.kind, sum(p.numel() for p in model.parameters()) / 1e6)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, weight_decay=0.01, betas=(0.9, 0.99), fused=True)
+    start, state_file = 0, args.run / "state.pt"
+    if state_file.exists():
+        state = torch.load(state_file, weights_only=True)
+        model.load_state_dict(state["model"])
+        average.load_state_dict(state["average"])
+        optimizer.load_state_dict(state["optimizer"])
+        start = state["step"]
+
+    began, running = time.monotonic(), 0.0
+    for step in range(start, args.steps):
+        generator = torch.Generator().manual_seed(args.seed * 1_000_003 + step)
+        rows = torch.randint(len(train.labels), (args.batch,), generator=generator)
+        flip = torch.randint(2, (args.batch,), generator=generator)
+        z0 = latents["train"][flip, rows].float()
+        dropped = torch.rand(args.batch, generator=generator) < 0.1
+        label = torch.where(dropped, NULL_CLASS, train.labels[rows])
+        optimizer.param_groups[0]["lr"] = (
+            args.lr * min(1, (step + 1) / 500) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / args.steps)))
+        )
+        loss = flow_loss(model, z0, label, prompts, generator)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        decay = min(0.9995, (step + 1) / (step + 10))
+        with torch.no_grad():
+            torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - decay)
+        running += float(loss.detach())
+        if (step + 1) % 500 == 0 or step + 1 == args.steps:
+            line = {
+                "step": step + 1,
+                "images": (step + 1) * args.batch,
+                "loss": round(running / 500, 5),
+                "train_loss": round(evaluate(average, latents["train"][0, :2000], train.labels[:2000], prompts), 5),
+                "test_loss": round(evaluate(average, latents["test"][0, :2000], test.labels[:2000], prompts), 5),
+                "seconds": round(time.monotonic() - began, 1),
+            }
+            running = 0.0
+            with (args.run / "stats.jsonl").open("a") as stats:
+                stats.write(json.dumps(line) + "\n")
+            log.info("%s", line)
+            state = {
+                "model": model.state_dict(),
+                "average": average.state_dict(),
+                "optimizer": optimizer.state_dict(),
+                "step": step + 1,
+            }
+            torch.save(state, args.run / "state.tmp")
+            os.replace(args.run / "state.tmp", state_file)
+            weights = {name: value.half().contiguous() for name, value in average.model.state_dict().items()}
+            save_file(weights, args.run / "model.tmp")
+            os.replace(args.run / "model.tmp", args.run / "model.safetensors")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,198 @@
+"""Train the embedded VAE: a 16-channel codec in TAESD's shape, factor 8.
+
+The encoder is not trained but constructed: its convolutions compute exactly the sixteen leading
+principal components of the 8x8 patches (after a 2x2 mean), each divided by the fourth root of its
+variance, so latents exist before any training and stay fixed while the flow models learn on them.
+The decoder is trained against it.
+
+    python -m comfyui_deepinv.training.embedded.vae cifar10_jpeg.zip runs/vae --steps 20000
+
+Progress goes to ``RUN/stats.jsonl``; ``RUN/state.pt`` resumes; ``RUN/vae.safetensors`` holds the EMA
+weights (half precision) in ComfyUI's TAESD names.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import logging
+import math
+import os
+import time
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderTiny
+from safetensors.torch import save_file
+
+from ...deepinv_core.embedded.spec import LATENT_CHANNELS, LATENT_GAIN, VAE_CONFIG
+from .data import Split, load_split, upsample
+
+log = logging.getLogger(__name__)
+
+
+def principal_components(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """PCA of the 4x4x3 patches of ``images`` ``[N, 3, 32, 32]`` in [0, 1].
+
+    Returns ``(weight [16, 48], bias [16])`` such that ``weight @ patch + bias`` has zero mean, component
+    variances proportional to the square root of the eigenvalues, and overall variance 1.
+    """
+    patches = F.unfold(images, 4, stride=4).transpose(1, 2).reshape(-1, 48).double()
+    mean = patches.mean(0)
+    eigenvalues, vectors = torch.linalg.eigh(torch.cov(patches.T))
+    keep = torch.arange(47, 47 - LATENT_CHANNELS, -1)
+    weight = vectors.T[keep] * eigenvalues[keep, None].pow(-0.25)
+    weight /= eigenvalues[keep].sqrt().mean().sqrt()
+    bias = -(weight @ mean)
+    # the file is half precision: be that from the start
+    return (weight * LATENT_GAIN).half().float() / LATENT_GAIN, (bias * LATENT_GAIN).half().float() / LATENT_GAIN
+
+
+def patch_transform(split: Split) -> tuple[torch.Tensor, torch.Tensor]:
+    """The transform ``(weight [16, 48], bias [16])`` of a training split."""
+    return principal_components(torch.cat([F.avg_pool2d(upsample(part), 2) for part in split.images.split(5000)]))
+
+
+def encode(images: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+    """Images ``[B, 3, H, W]`` in [0, 1] to model-space latents ``[B, 16, H/8, W/8]``.
+
+    What the constructed encoder computes, in one convolution (a test holds the two together).
+    """
+    return F.conv2d(F.avg_pool2d(images, 2), weight.view(-1, 3, 4, 4), bias, stride=4)
+
+
+@torch.no_grad()
+def construct_encoder(vae: AutoencoderTiny, weight: torch.Tensor, bias: torch.Tensor) -> None:
+    """Write the linear patch transform ``(weight [16, 48], bias [16])`` into TAESD's encoder.
+
+    Every activation is a pixel in [0, 1], so the ReLUs pass it on unchanged and every residual
+    branch is zero. The three stride-2 convolutions do: 2x2 mean, space to depth, space to depth.
+    """
+    for parameter in vae.encoder.parameters():
+        parameter.zero_()
+    convs = [m for m in vae.encoder.layers if isinstance(m, torch.nn.Conv2d)]
+    first, mean, split1, split2, last = convs
+    for c in range(3):
+        first.weight[c, c, 1, 1] = 1.0
+        mean.weight[c, c, 1:, 1:] = 0.25
+    for conv, channels in ((split1, 3), (split2, 12)):
+        for dy in range(2):
+            for dx in range(2):
+                for c in range(channels):
+                    conv.weight[(2 * dy + dx) * channels + c, c, 1 + dy, 1 + dx] = 1.0
+    # channel (2*dy2+dx2)*12 + (2*dy1+dx1)*3 + c holds patch pixel (c, 2*dy2+dy1, 2*dx2+dx1)
+    for dy2 in range(2):
+        for dx2 in range(2):
+            for dy1 in range(2):
+                for dx1 in range(2):
+                    for c in range(3):
+                        source = (2 * dy2 + dx2) * 12 + (2 * dy1 + dx1) * 3 + c
+                        pixel = c * 16 + (2 * dy2 + dy1) * 4 + 2 * dx2 + dx1
+                        last.weight[:, source, 1, 1] = (weight[:, pixel] * LATENT_GAIN).to(last.weight)
+    last.bias.copy_((bias * LATENT_GAIN).to(last.bias))
+
+def to_comfy_names(vae: AutoencoderTiny) -> dict[str, torch.Tensor]:
+    """Diffusers' parameter names to TAESD's, the ones ComfyUI's VAE loader recognises (``taesd_encoder.N...``).
+
+    TAESD counts the decoder's leading clamp, which diffusers applies outside its list.
+    """
+    out = {}
+    for name, value in vae.state_dict().items():
+        side, _, index, rest = name.split(".", 3)
+        number = int(index) + (1 if side == "decoder" else 0)
+        out[f"taesd_{side}.{number}.{rest}"] = value.half().contiguous()
+    return out
+
+
+def psnr(a: torch.Tensor, b: torch.Tensor) -> float:
+    """Mean over images of the PSNR in dB, data range 1."""
+    return float((-10 * (a - b).square().flatten(1).mean(1).clamp_min(1e-12).log10()).mean())
+
+
+def main() -> None:
+    """Command line; see the module's docstring."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--steps", type=int, default=20000)
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=1)
+    args = parser.parse_args()
+    args.run.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(args.seed)
+
+    train, test = load_split(args.data, "train"), load_split(args.data, "test")
+    vae = AutoencoderTiny(**VAE_CONFIG)
+    transform = patch_transform(train)
+    construct_encoder(vae, *transform)
+    decoder = vae.decoder.to(memory_format=torch.channels_last)
+    average = copy.deepcopy(decoder)
+    optimizer = torch.optim.AdamW(decoder.parameters(), lr=args.lr, weight_decay=1e-4, fused=True)
+    start, state_file = 0, args.run / "state.pt"
+    if state_file.exists():
+        state = torch.load(state_file, weights_only=True)
+        decoder.load_state_dict(state["decoder"])
+        average.load_state_dict(state["average"])
+        optimizer.load_state_dict(state["optimizer"])
+        start = state["step"]
+    check = upsample(test.images[torch.randperm(len(test.images), generator=torch.Generator().manual_seed(1))[:256]])
+
+    began, running = time.monotonic(), 0.0
+    for step in range(start, args.steps):
+        generator = torch.Generator().manual_seed(args.seed * 1_000_003 + step)
+        rows = torch.randint(len(train.images), (args.batch,), generator=generator)
+        images = upsample(train.images[rows])
+        if torch.rand((), generator=generator) < 0.5:
+            images = images.flip(-1)
+        if torch.rand((), generator=generator) < 0.5:
+            images = images.transpose(-1, -2)
+        lr = args.lr * min(1, (step + 1) / 200) * 0.5 * (1 + math.cos(math.pi * step / args.steps))
+        optimizer.param_groups[0]["lr"] = lr
+        latent = encode(images, *transform) * LATENT_GAIN
+        with torch.autocast("cpu", torch.bfloat16):
+            decoded = decoder(latent.contiguous(memory_format=torch.channels_last))
+        loss = F.mse_loss(decoded.float(), images * 2 - 1)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(decoder.parameters(), 1.0)
+        optimizer.step()
+        decay = min(0.999, (step + 1) / (step + 10))
+        with torch.no_grad():
+            torch._foreach_lerp_(list(average.parameters()), list(decoder.parameters()), 1 - decay)
+        running += float(loss.detach())
+        if (step + 1) % 500 == 0 or step + 1 == args.steps:
+            with torch.no_grad():
+                ceiling = psnr((average(encode(check, *transform) * LATENT_GAIN).clamp(-1, 1) + 1) / 2, check)
+            line = {
+                "step": step + 1,
+                "images": (step + 1) * args.batch,
+                "loss": running / 500,
+                "test_psnr": round(ceiling, 3),
+                "seconds": round(time.monotonic() - began, 1),
+            }
+            running = 0.0
+            with (args.run / "stats.jsonl").open("a") as stats:
+                stats.write(json.dumps(line) + "\n")
+            log.info("%s", line)
+            state = {
+                "decoder": decoder.state_dict(),
+                "average": average.state_dict(),
+                "optimizer": optimizer.state_dict(),
+                "step": step + 1,
+            }
+            torch.save(state, args.run / "state.tmp")
+            os.replace(args.run / "state.tmp", state_file)
+            final = copy.deepcopy(vae)
+            final.decoder.load_state_dict(average.state_dict())
+            save_file(to_comfy_names(final), args.run / "vae.tmp")
+            os.replace(args.run / "vae.tmp", args.run / "vae.safetensors")
+
+
+if __name__ == "__main__":
+    main()
