@@ -93,6 +93,7 @@ def construct_encoder(vae: AutoencoderTiny, weight: torch.Tensor, bias: torch.Te
                         last.weight[:, source, 1, 1] = (weight[:, pixel] * LATENT_GAIN).to(last.weight)
     last.bias.copy_((bias * LATENT_GAIN).to(last.bias))
 
+
 def to_comfy_names(vae: AutoencoderTiny) -> dict[str, torch.Tensor]:
     """Diffusers' parameter names to TAESD's, the ones ComfyUI's VAE loader recognises (``taesd_encoder.N...``).
 

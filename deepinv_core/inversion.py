@@ -1,0 +1,218 @@
+"""Invert a latent, reconstruct it, and the record in between."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from . import checkpoint
+from .errors import DeepInvError
+from .flow import Velocity
+from .integrator import Callback, Integration, integrate
+from .methods.registry import Method, Options, describe, options_from, way_back
+from .schedule import custom_grid
+
+
+@dataclass(frozen=True)
+class Inversion:
+    """A photo's noise and what is needed to come back from it.
+
+    Attributes:
+        noise: ``z_N`` in model space, ``[B, C, ...]``, float32 or float64.
+        sigmas: the grid walked, ascending float64 ``[N + 1]``, on the CPU.
+        method: method id.
+        options: the method's settings, K resolved.
+        nfe: base evaluations of the inversion.
+        carried: what the way back reads besides the noise: ``latent_clean`` (z_0), ``previous`` (z_{N-1}),
+            ``trajectory`` (``[N + 1, B, C, ...]``, image first); each present only if needed or kept.
+        residual: relative fixed-point residual ``[N, B]``, image first, or None where not measured. From
+            iterations it is that of the last point evaluated, one update before the result.
+        nfe_residual: extra evaluations spent on measuring it.
+        model: fingerprint of the base model, "" if unknown.
+    """
+
+    noise: torch.Tensor
+    sigmas: torch.Tensor
+    method: str
+    options: Options
+    nfe: int
+    carried: dict[str, torch.Tensor] = field(default_factory=dict)
+    residual: torch.Tensor | None = None
+    nfe_residual: int = 0
+    model: str = ""
+
+    @property
+    def kept(self) -> str:
+        """What its way back needs: pure, +z_0, +pair or exact."""
+        return describe(self.method).kept
+
+    @property
+    def steps(self) -> int:
+        """Number of steps N."""
+        return len(self.sigmas) - 1
+
+    def residuals(self) -> list[float]:
+        """Mean residual over the batch of each step, image first; empty where not measured."""
+        return [] if self.residual is None else self.residual.double().mean(1).tolist()
+
+
+class Reconstruction(NamedTuple):
+    """Clean latent ``[B, C, ...]`` in model space, and the base evaluations spent."""
+
+    latent: torch.Tensor
+    nfe: int
+
+
+def invert(
+    velocity: Velocity,
+    latent: torch.Tensor,
+    sigmas: torch.Tensor,
+    method: Method,
+    *,
+    measure_residual: bool = False,
+    keep_trajectory: bool = False,
+    callback: Callback | None = None,
+    model: str = "",
+) -> Inversion:
+    """Find the noise of ``latent``.
+
+    Args:
+        velocity: base model with the inversion's conditioning (usually the empty prompt).
+        latent: clean latent ``z_0`` in model space, ``[B, C, ...]``.
+        sigmas: any strictly monotone grid; turned ascending.
+        method: from :func:`..methods.make_method`.
+        measure_residual: spend one more evaluation a step to measure the residual of the result.
+        keep_trajectory: keep every latent (N + 1 times the memory).
+        callback: called after each step.
+        model: fingerprint to record.
+
+    Raises:
+        DeepInvError: an unusable grid or latent, or a model output that is not finite.
+    """
+    if latent.ndim < 3 or latent.numel() == 0:
+        raise DeepInvError(f"the latent has shape {list(latent.shape)}: a non-empty batch [B, C, H, W] is needed")
+    if not bool(torch.isfinite(latent).all()):
+        raise DeepInvError("the latent contains NaN or infinity: encode the image again, with a float32 VAE if need be")
+    grid = custom_grid(sigmas)
+    walk = integrate(
+        velocity,
+        latent,
+        grid,
+        method.up,
+        keep_trajectory=keep_trajectory or method.kept == "exact",
+        measure_residual=measure_residual,
+        callback=callback,
+    )
+    return Inversion(
+        noise=walk.z,
+        sigmas=grid,
+        method=method.id,
+        options=method.options,
+        nfe=walk.nfe,
+        carried=_carried(latent.to(walk.z), walk, method),
+        residual=torch.stack([r for r in walk.residual if r is not None]) if None not in walk.residual else None,
+        nfe_residual=walk.nfe_residual,
+        model=model,
+    )
+
+
+def _carried(latent: torch.Tensor, walk: Integration, method: Method) -> dict[str, torch.Tensor]:
+    carried = {}
+    if method.kept == "+z_0":
+        carried["latent_clean"] = latent
+    if method.kept == "+pair":
+        carried["previous"] = walk.previous
+    if walk.trajectory:
+        carried["trajectory"] = torch.stack(walk.trajectory)
+    return carried
+
+
+def reconstruct(velocity: Velocity, inversion: Inversion, *, callback: Callback | None = None) -> Reconstruction:
+    """Sample back from the noise with the rule that matches the inversion's.
+
+    The same conditioning gives the photo back; another one edits it.
+    """
+    walk = integrate(
+        velocity,
+        inversion.noise,
+        inversion.sigmas.flip(0),
+        way_back(inversion.method, inversion.options),
+        carried=inversion.carried,
+        callback=callback,
+    )
+    return Reconstruction(walk.z, walk.nfe)
+
+
+def save_inversion(path: str | Path, inversion: Inversion) -> None:
+    """Write an inversion to a safetensors file (temporary name, then rename).
+
+    Raises:
+        DeepInvError: the file can't be written.
+    """
+    tensors = {"noise": inversion.noise, "sigmas": inversion.sigmas}
+    tensors |= {f"carried.{name}": value for name, value in inversion.carried.items()}
+    if inversion.residual is not None:
+        tensors["residual"] = inversion.residual
+    metadata = checkpoint.header("inversion") | {
+        "method": inversion.method,
+        "options": asdict(inversion.options),
+        "nfe": inversion.nfe,
+        "nfe_residual": inversion.nfe_residual,
+        "model": inversion.model,
+    }
+    checkpoint.save(path, tensors, metadata)
+
+
+def load_inversion(path: str | Path) -> Inversion:
+    """Read a file of :func:`save_inversion`.
+
+    Raises:
+        DeepInvError: missing, damaged, of another kind or version, or inconsistent.
+    """
+    tensors, metadata = checkpoint.load(path, kind="inversion")
+    try:
+        inversion = Inversion(
+            noise=tensors.pop("noise"),
+            sigmas=custom_grid(tensors.pop("sigmas")),
+            method=str(metadata["method"]),
+            options=options_from(dict(metadata["options"])),
+            nfe=int(metadata["nfe"]),
+            nfe_residual=int(metadata["nfe_residual"]),
+            model=str(metadata["model"]),
+            residual=tensors.pop("residual", None),
+            carried={name.removeprefix("carried."): value for name, value in tensors.items()},
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        if isinstance(error, DeepInvError):
+            raise
+        raise DeepInvError(f"{path} is not a usable inversion ({error}): save it again from DeepInv") from error
+    _check_loaded(path, inversion)
+    return inversion
+
+
+def _check_loaded(path: str | Path, inversion: Inversion) -> None:
+    needs = {"+z_0": "latent_clean", "+pair": "previous", "exact": "trajectory"}.get(inversion.kept)
+    shape = tuple(inversion.noise.shape)
+    expected: dict[str, tuple[int, ...]] = {"latent_clean": shape, "previous": shape}
+    expected["trajectory"] = (inversion.steps + 1, *shape)
+    problem = ""
+    if inversion.noise.ndim < 3 or not inversion.noise.is_floating_point():
+        problem = f"its noise has shape {list(shape)} and type {inversion.noise.dtype}"
+    elif needs and needs not in inversion.carried:
+        problem = f"method '{inversion.method}' needs '{needs}', which is missing"
+    else:
+        for name, value in inversion.carried.items():
+            if tuple(value.shape) != expected.get(name):
+                problem = f"'{name}' has shape {list(value.shape)}, expected {list(expected.get(name, ()))}"
+    if problem:
+        raise DeepInvError(f"{path} is not a usable inversion: {problem}; save it again from DeepInv")
+
+
+def latent_snr(reconstructed: torch.Tensor, latent: torch.Tensor) -> torch.Tensor:
+    """``10*log10(var(z_0) / MSE)`` in dB of each sample, ``[B]``: the inversion's own error, the VAE left out."""
+    error = (reconstructed.double() - latent.double()).square().flatten(1).mean(1)
+    variance = latent.double().flatten(1).var(1, unbiased=False)
+    return 10 * torch.log10(variance / error.clamp_min(1e-30))

@@ -1,0 +1,55 @@
+"""RF-Inversion (arXiv 2410.10792): controlled flows, towards a fixed noise on the way up, towards z_0 on the way back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+
+from ..flow import CountedVelocity
+from ..integrator import Advance, Step
+
+
+@dataclass(frozen=True)
+class TowardsNoise:
+    """``v + gamma*((n - z)/(1 - sigma) - v)`` at the source sigma (eq. 8); n one noise for the whole batch. NFE N.
+
+    ``gamma`` 0 is source-sigma Euler, 1 a straight line to ``n`` whatever the model says.
+    """
+
+    gamma: float = 0.5
+    seed: int = 0
+
+    def start(self, z: torch.Tensor, carried: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Draw n from the seed, on the CPU so that every device gets the same."""
+        generator = torch.Generator().manual_seed(self.seed)
+        return torch.randn((1, *z.shape[1:]), generator=generator, dtype=torch.float32).to(z)
+
+    def step(self, v: CountedVelocity, z: torch.Tensor, step: Step, state: torch.Tensor) -> Advance:
+        """Euler step of the controlled velocity."""
+        unconditional = v(z, step.sigma)
+        towards = (state - z) / (1 - step.sigma)
+        return Advance(z + step.h * torch.lerp(unconditional, towards, self.gamma), state)
+
+
+@dataclass(frozen=True)
+class TowardsImage:
+    """The way back: ``v + eta*((z - z_0)/sigma - v)`` for the first ``share`` of the steps, Euler after (eq. 14). NFE N.
+
+    The straight line at sigma that starts in z_0 has velocity ``(z - z_0)/sigma``, so ``eta`` 1 pulls back to the photo.
+    """
+
+    eta: float = 0.9
+    share: float = 0.25
+
+    def start(self, z: torch.Tensor, carried: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """The clean latent that the inversion kept."""
+        return carried["latent_clean"].to(z)
+
+    def step(self, v: CountedVelocity, z: torch.Tensor, step: Step, state: torch.Tensor) -> Advance:
+        """Euler step of the controlled velocity."""
+        velocity = v(z, step.sigma)
+        if step.count - 1 - step.index < self.share * step.count:
+            velocity = torch.lerp(velocity, (z - state) / step.sigma, self.eta)
+        return Advance(z + step.h * velocity, state)

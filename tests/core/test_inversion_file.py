@@ -1,0 +1,73 @@
+"""An inversion survives its file, bit for bit, and a wrong file is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from comfyui_deepinv.deepinv_core import checkpoint
+from comfyui_deepinv.deepinv_core.errors import DeepInvError
+from comfyui_deepinv.deepinv_core.inversion import invert, load_inversion, reconstruct, save_inversion
+from comfyui_deepinv.deepinv_core.methods import METHODS, Options, make_method
+from comfyui_deepinv.deepinv_core.schedule import shifted_grid
+
+from .problems import GaussianMixture
+
+
+def made(name: str = "anderson", **options):
+    flow = GaussianMixture()
+    method = make_method(name, Options(**options), solver=lambda e, z, z0, s: e)
+    return flow, invert(flow, flow.sample(2).float(), shifted_grid(5), method, measure_residual=True, model="abc")
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_round_trip_through_the_file(name: str, tmp_path: Path) -> None:
+    flow, inversion = made(name)
+    save_inversion(tmp_path / "a.safetensors", inversion)
+    loaded = load_inversion(tmp_path / "a.safetensors")
+    assert (loaded.method, loaded.options, loaded.nfe, loaded.nfe_residual, loaded.model, loaded.kept) == (
+        (inversion.method, inversion.options, inversion.nfe, inversion.nfe_residual, "abc", inversion.kept)
+    )
+    assert torch.equal(loaded.noise, inversion.noise) and torch.equal(loaded.sigmas, inversion.sigmas)
+    assert loaded.carried.keys() == inversion.carried.keys()
+    assert torch.equal(reconstruct(flow, loaded).latent, reconstruct(flow, inversion).latent)
+    assert loaded.residuals() == inversion.residuals() and len(loaded.residuals()) == 5
+    assert [p.name for p in tmp_path.iterdir()] == ["a.safetensors"]
+
+
+def rewritten(path: Path, *, drop: str = "", replace: dict | None = None, **metadata) -> Path:
+    tensors, old = checkpoint.load(path, kind="inversion")
+    tensors.pop(drop, None)
+    checkpoint.save(path, tensors | (replace or {}), old | metadata)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("direct_alignment", {"drop": "carried.trajectory"}, "needs 'trajectory'"),
+        ("leapfrog", {"drop": "carried.previous"}, "needs 'previous'"),
+        ("rf_inversion", {"drop": "carried.latent_clean"}, "needs 'latent_clean'"),
+        ("leapfrog", {"replace": {"carried.previous": torch.zeros(2, 2, 4, 5)}}, "expected \\[2, 2, 4, 4\\]"),
+        ("euler", {"replace": {"carried.other": torch.zeros(1)}}, "'other' has shape"),
+        ("euler", {"drop": "noise"}, "noise"),
+        ("euler", {"method": "nope"}, "unknown method 'nope'"),
+        ("euler", {"options": {"k": 1}}, "unknown method option 'k'"),
+        ("euler", {"options": 3}, "not a usable inversion"),
+        ("euler", {"nfe": "many"}, "not a usable inversion"),
+        ("euler", {"replace": {"sigmas": torch.tensor([0.0, 0.0])}}, "0 is followed by 0"),
+        ("euler", {"replace": {"noise": torch.zeros(2, 2, dtype=torch.int64)}}, "its noise has shape"),
+    ],
+)
+def test_an_inconsistent_file_is_refused(name: str, change: dict, message: str, tmp_path: Path) -> None:
+    save_inversion(tmp_path / "a.safetensors", made(name)[1])
+    with pytest.raises(DeepInvError, match=message):
+        load_inversion(rewritten(tmp_path / "a.safetensors", **change))
+
+
+def test_options_come_back_and_steer_the_way_back(tmp_path: Path) -> None:
+    flow, inversion = made("rf_inversion", eta=1.0, eta_share=1.0, seed=3)
+    save_inversion(tmp_path / "a.safetensors", inversion)
+    back = reconstruct(flow, load_inversion(tmp_path / "a.safetensors")).latent
+    assert torch.allclose(back, inversion.carried["latent_clean"], atol=1e-5)
