@@ -123,12 +123,7 @@ def load(path: str | os.PathLike[str], *, kind: str) -> tuple[dict[str, Tensor],
         DeepInvError: The file is missing, isn't a regular file, is damaged, is of another kind or a newer version, or
             a tensor holds NaN or infinity. No other exception, whatever the bytes.
     """
-    with _opened(path) as (stream, size, name):
-        entries, metadata, start = _read_header(stream, size, name, kind)
-        tensors = {key: _read_tensor(stream, key, entry, start, name) for key, entry in entries.items()}
-    for key, tensor in tensors.items():
-        _require_finite(key, tensor, name, "it is damaged or its training diverged; use another file")
-    return tensors, metadata
+    return _load(path, kind)
 
 
 def read_metadata(path: str | os.PathLike[str], *, kind: str) -> dict[str, Any]:
@@ -146,6 +141,21 @@ def read_metadata(path: str | os.PathLike[str], *, kind: str) -> dict[str, Any]:
     """
     with _opened(path) as (stream, size, name):
         return _read_header(stream, size, name, kind)[1]
+
+
+def load_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
+    """Reads a plain safetensors file, of any metadata or none: weights that come with the pack or from elsewhere.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The tensors by name, as :func:`load` returns them.
+
+    Raises:
+        DeepInvError: As :func:`load`, but for kind and version.
+    """
+    return _load(path, None)[0]
 
 
 # --- writing ---------------------------------------------------------------------------------------------------------
@@ -254,7 +264,19 @@ def _json(text: bytes | str, name: str, what: str) -> dict[str, Any]:
     return value
 
 
-def _read_header(stream: BinaryIO, size: int, name: str, kind: str) -> tuple[dict[str, _Entry], dict[str, Any], int]:
+def _load(path: str | os.PathLike[str], kind: str | None) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """:func:`load`; with no kind, a file of any metadata, which is then not returned."""
+    with _opened(path) as (stream, size, name):
+        entries, metadata, start = _read_header(stream, size, name, kind)
+        tensors = {key: _read_tensor(stream, key, entry, start, name) for key, entry in entries.items()}
+    for key, tensor in tensors.items():
+        _require_finite(key, tensor, name, "it is damaged or its training diverged; use another file")
+    return tensors, metadata
+
+
+def _read_header(
+    stream: BinaryIO, size: int, name: str, kind: str | None
+) -> tuple[dict[str, _Entry], dict[str, Any], int]:
     """Reads and checks the header: tensors in file order, metadata, offset of the data in the file."""
     prefix = stream.read(8)
     length = int.from_bytes(prefix, "little")
@@ -264,7 +286,8 @@ def _read_header(stream: BinaryIO, size: int, name: str, kind: str) -> tuple[dic
     if len(raw) != length:
         raise _damaged(name, "it ends inside its header")
     content = _json(raw, name, "its header")
-    metadata = _check_metadata(content.pop("__metadata__", None), name, kind)
+    claim = content.pop("__metadata__", None)
+    metadata = {} if kind is None else _check_metadata(claim, name, kind)
     entries = {key: _check_entry(key, claim, name) for key, claim in content.items()}
     entries = dict(sorted(entries.items(), key=lambda item: (item[1].begin, item[1].end)))
     position = 0

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 
-from .flow import CountedVelocity, Velocity, relative_error
+from .flow import CountedVelocity, Velocity
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,6 @@ class Integration(NamedTuple):
     z: torch.Tensor
     previous: torch.Tensor
     nfe: int
-    nfe_residual: int
     residual: list[torch.Tensor | None]
     trajectory: list[torch.Tensor]
 
@@ -92,7 +91,6 @@ def integrate(
     *,
     carried: Mapping[str, torch.Tensor] | None = None,
     keep_trajectory: bool = False,
-    measure_residual: bool = False,
     callback: Callback | None = None,
 ) -> Integration:
     """Carry ``z`` along ``sigmas`` by ``rule``.
@@ -104,8 +102,6 @@ def integrate(
         rule: the step rule.
         carried: what the way back needs besides the noise.
         keep_trajectory: keep every latent.
-        measure_residual: after each step evaluate ``v(z_next, sigma_next)`` once more for
-            ``|dz - h*v| / |dz|``, by how much an Euler step back would miss; counted apart as ``nfe_residual``.
         callback: called after each step.
 
     Raises:
@@ -114,7 +110,7 @@ def integrate(
     grid = sigmas.tolist()
     count = len(grid) - 1
     inverting = grid[-1] > grid[0]
-    counted, extra = CountedVelocity(velocity), CountedVelocity(velocity)
+    counted = CountedVelocity(velocity)
     z = z.to(torch.promote_types(z.dtype, torch.float32))
     state = rule.start(z, carried or {})
     trajectory = [z] if keep_trajectory else []
@@ -123,11 +119,8 @@ def integrate(
     for k in range(count):
         index = k if inverting else count - 1 - k
         step = Step(index, count, grid[k], grid[k + 1])
-        counted.step = extra.step = index
+        counted.step = index
         z_next, state, residual = rule.step(counted, z, step, state)
-        if measure_residual:
-            dz = z_next - z
-            residual = relative_error(step.h * extra(z_next, step.sigma_next), dz)
         residuals.append(residual)
         previous, z = z, z_next
         if keep_trajectory:
@@ -135,4 +128,4 @@ def integrate(
         if callback is not None:
             callback(Progress(k + 1, count, step.sigma_next, z, z - step.sigma_next / step.h * (z - previous)))
     counted.raise_if_not_finite()
-    return Integration(z, previous, counted.nfe, extra.nfe, residuals, trajectory)
+    return Integration(z, previous, counted.nfe, residuals, trajectory)

@@ -59,7 +59,8 @@ def custom_grid(sigmas: Sequence[float] | torch.Tensor, *, sigma_max: float = 1.
     if len(flat):
         i = int(flat[0])
         raise DeepInvError(
-            f"the sigma grid is not strictly monotone: {grid[i]:g} is followed by {grid[i + 1]:g}; remove repeated values"
+            f"the sigma grid is not strictly monotone: {grid[i]:g} is followed by {grid[i + 1]:g}; "
+            "remove repeated values"
         )
     return grid
 

@@ -218,7 +218,7 @@ class _State(NamedTuple):
 
 @dataclass(frozen=True)
 class Implicit:
-    """``z_{i+1} = z_i + h*eps`` with ``eps`` from a guess and an iteration; ``iteration=None`` takes the guess itself."""
+    """``z_{i+1} = z_i + h*eps`` with ``eps`` from a guess and an iteration; without one the guess itself."""
 
     guess: Guess
     iteration: Iteration | None = None

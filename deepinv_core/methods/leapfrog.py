@@ -19,9 +19,9 @@ class _Pair(NamedTuple):
 
 @dataclass(frozen=True)
 class Leapfrog:
-    """``z_{i+1} = z_{i-1} + (sigma_{i+1} - sigma_{i-1}) * v(z_i, sigma_i)``; the first step is target-sigma Euler. NFE N.
+    """``z_{i+1} = z_{i-1} + (sigma_{i+1} - sigma_{i-1}) * v(z_i, sigma_i)``; the first step is target-sigma Euler.
 
-    Order 2 on a uniform grid.
+    NFE N; order 2 on a uniform grid.
     """
 
     def start(self, z: torch.Tensor, carried: Mapping[str, torch.Tensor]) -> _Pair | None:

@@ -1,4 +1,4 @@
-"""RF-Inversion (arXiv 2410.10792): controlled flows, towards a fixed noise on the way up, towards z_0 on the way back."""
+"""RF-Inversion (arXiv 2410.10792): flows controlled towards a fixed noise on the way up, z_0 on the way back."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..integrator import Advance, Step
 
 @dataclass(frozen=True)
 class TowardsNoise:
-    """``v + gamma*((n - z)/(1 - sigma) - v)`` at the source sigma (eq. 8); n one noise for the whole batch. NFE N.
+    """``v + gamma*((n - z)/(1 - sigma) - v)`` at the source sigma; n one noise for the whole batch. NFE N.
 
     ``gamma`` 0 is source-sigma Euler, 1 a straight line to ``n`` whatever the model says.
     """
@@ -35,9 +35,9 @@ class TowardsNoise:
 
 @dataclass(frozen=True)
 class TowardsImage:
-    """The way back: ``v + eta*((z - z_0)/sigma - v)`` for the first ``share`` of the steps, Euler after (eq. 14). NFE N.
+    """The way back: ``v + eta*((z - z_0)/sigma - v)`` for the first ``share`` of the steps, Euler after. NFE N.
 
-    The straight line at sigma that starts in z_0 has velocity ``(z - z_0)/sigma``, so ``eta`` 1 pulls back to the photo.
+    The straight line from z_0 through z has velocity ``(z - z_0)/sigma``, so ``eta`` 1 pulls back to the photo.
     """
 
     eta: float = 0.9

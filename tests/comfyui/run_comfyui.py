@@ -43,17 +43,18 @@ def tolerate_unloadable_libraries(utils: ModuleType) -> None:
     utils._load_lib = load_or_do_without
 
 
+REPAIRS = {
+    "torchvision.extension": declare_missing_operators,
+    "torchaudio._extension.utils": tolerate_unloadable_libraries,
+}
+
+
 class AfterImport(MetaPathFinder):
     """Calls a function on a module right after the module was executed for the first time."""
 
-    repairs = {
-        "torchvision.extension": declare_missing_operators,
-        "torchaudio._extension.utils": tolerate_unloadable_libraries,
-    }
-
     def find_spec(self, fullname: str, path: Any = None, target: ModuleType | None = None) -> ModuleSpec | None:
         """Find the module the ordinary way and put its repair behind its execution."""
-        repair = self.repairs.get(fullname)
+        repair = REPAIRS.get(fullname)
         spec = PathFinder.find_spec(fullname, path, target) if repair else None
         if repair is None or spec is None or spec.loader is None:
             return None

@@ -8,7 +8,7 @@ import pytest
 import torch
 from comfyui_deepinv.deepinv_core import checkpoint
 from comfyui_deepinv.deepinv_core.errors import DeepInvError
-from comfyui_deepinv.deepinv_core.inversion import invert, load_inversion, reconstruct, save_inversion
+from comfyui_deepinv.deepinv_core.inversion import invert, load_inversion, reconstruct, save_inversion, with_residual
 from comfyui_deepinv.deepinv_core.methods import METHODS, Options, make_method
 from comfyui_deepinv.deepinv_core.schedule import shifted_grid
 
@@ -18,7 +18,8 @@ from .problems import GaussianMixture
 def made(name: str = "anderson", **options):
     flow = GaussianMixture()
     method = make_method(name, Options(**options), solver=lambda e, z, z0, s: e)
-    return flow, invert(flow, flow.sample(2).float(), shifted_grid(5), method, measure_residual=True, model="abc")
+    inversion = invert(flow, flow.sample(2).float(), shifted_grid(5), method, keep_trajectory=True, model="abc")
+    return flow, with_residual(flow, inversion, drop_trajectory=True)
 
 
 @pytest.mark.parametrize("name", METHODS)

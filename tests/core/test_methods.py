@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
 from comfyui_deepinv.deepinv_core.errors import DeepInvError
 from comfyui_deepinv.deepinv_core.integrator import integrate
-from comfyui_deepinv.deepinv_core.inversion import Inversion, invert, latent_snr, reconstruct
+from comfyui_deepinv.deepinv_core.inversion import Inversion, invert, latent_snr, reconstruct, with_residual
 from comfyui_deepinv.deepinv_core.methods import METHODS, Method, Options, make_method
 from comfyui_deepinv.deepinv_core.methods.explicit import Euler
 from comfyui_deepinv.deepinv_core.methods.implicit import Anderson, Implicit, LastVelocity, Picard, TargetEuler
@@ -92,8 +93,11 @@ def test_cfg_counts_two() -> None:
 
 @pytest.mark.parametrize(
     ("name", "order"),
-    [("euler", 1), ("euler_source", 1), ("fixed_point", 1), ("anderson", 1), ("uni_inv", 1), ("uni_inv_2", 1)]
-    + [("renoise", 1), ("ftedit", 1), ("rf_solver", 2), ("fireflow", 2), ("leapfrog", 2)],
+    [
+        *((name, 1) for name in ("euler", "euler_source", "fixed_point", "anderson", "uni_inv", "uni_inv_2")),
+        *((name, 1) for name in ("renoise", "ftedit")),
+        *((name, 2) for name in ("rf_solver", "fireflow", "leapfrog")),
+    ],
 )
 def test_order_of_convergence_of_the_noise(name: str, order: int) -> None:
     """The error of z_N against a fine solution falls with h to the method's order."""
@@ -101,7 +105,7 @@ def test_order_of_convergence_of_the_noise(name: str, order: int) -> None:
     latent = flow.sample(2)
     truth = invert(flow, latent, uniform_grid(4000), method_for("rf_solver")).noise
     errors = [relative(invert(flow, latent, uniform_grid(n), method_for(name)).noise, truth) for n in (160, 320, 640)]
-    slopes = [math.log2(a / b) for a, b in zip(errors, errors[1:], strict=False)]
+    slopes = [math.log2(a / b) for a, b in pairwise(errors)]
     assert all(order - 0.25 < slope < order + 0.5 for slope in slopes), (errors, slopes)
 
 
@@ -114,7 +118,7 @@ def test_order_of_the_round_trip(name: str, order: int) -> None:
     flow = GaussianMixture()
     latent = flow.sample(2)
     errors = [relative(round_trip(flow, latent, n, name)[1], latent) for n in (160, 320, 640)]
-    slopes = [math.log2(a / b) for a, b in zip(errors, errors[1:], strict=False)]
+    slopes = [math.log2(a / b) for a, b in pairwise(errors)]
     assert all(slope > order - 0.3 for slope in slopes), (errors, slopes)
 
 
@@ -216,9 +220,8 @@ def test_the_solver_sees_the_paper_s_inputs() -> None:
 def test_measured_residual_is_the_euler_step_back_s_miss() -> None:
     flow = GaussianMixture()
     latent = flow.sample(3)
-    inversion = invert(
-        flow, latent, uniform_grid(5), method_for("uni_inv"), measure_residual=True, keep_trajectory=True
-    )
+    kept = invert(flow, latent, uniform_grid(5), method_for("uni_inv"), keep_trajectory=True)
+    inversion = with_residual(flow, kept)
     z = inversion.carried["trajectory"]
     assert inversion.nfe == 6 and inversion.nfe_residual == 5 and inversion.residual is not None
     for i in range(5):

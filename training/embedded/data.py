@@ -33,8 +33,8 @@ def load_split(archive: Path, split: str) -> Split:
                 images.append(np.asarray(Image.open(io.BytesIO(opened.read(name))).convert("RGB")))
         np.savez(cache, images=np.stack(images), labels=np.array(labels))
     with np.load(cache) as stored:
-        images = torch.from_numpy(stored["images"]).permute(0, 3, 1, 2).contiguous()
-        return Split(images, torch.from_numpy(stored["labels"]).long())
+        pixels = torch.from_numpy(stored["images"]).permute(0, 3, 1, 2).contiguous()
+        return Split(pixels, torch.from_numpy(stored["labels"]).long())
 
 
 def upsample(images: torch.Tensor) -> torch.Tensor:

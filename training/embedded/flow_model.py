@@ -120,7 +120,7 @@ def evaluate(model: nn.Module, latents: torch.Tensor, labels: torch.Tensor, prom
         flow_loss(model, z.float(), y, prompts, generator)
         for z, y in zip(latents.split(500), labels.split(500), strict=True)
     ]
-    return float(torch.stack(losses).mean())
+    return round(float(torch.stack(losses).mean()), 5)
 
 
 def main() -> None:

@@ -91,6 +91,7 @@ def construct_encoder(vae: AutoencoderTiny, weight: torch.Tensor, bias: torch.Te
                         source = (2 * dy2 + dx2) * 12 + (2 * dy1 + dx1) * 3 + c
                         pixel = c * 16 + (2 * dy2 + dy1) * 4 + 2 * dx2 + dx1
                         last.weight[:, source, 1, 1] = (weight[:, pixel] * LATENT_GAIN).to(last.weight)
+    assert last.bias is not None
     last.bias.copy_((bias * LATENT_GAIN).to(last.bias))
 
 

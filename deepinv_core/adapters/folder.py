@@ -1,0 +1,94 @@
+"""A diffusers SD3 or FLUX.1 folder on disk as a base model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..errors import DeepInvError
+from ..schedule import resolution_grid, shifted_grid
+from .base_model import BaseModel
+from .transformer import Conditioning, base_info
+
+PIPELINES = ("StableDiffusion3Pipeline", "FluxPipeline")
+
+
+def load_folder(path: str | Path, *, prompts: tuple[str, ...] = ("",), guidance: float = 1.0) -> BaseModel:
+    """Load a diffusers pipeline folder, never from the network.
+
+    The prompts are encoded by the folder's own text encoders at once, which are then dropped: together with
+    the transformer they would not fit most cards.
+
+    Args:
+        path: folder with ``model_index.json``.
+        prompts: every prompt that will be asked for.
+        guidance: FLUX.1-dev's distilled guidance; 1 inverts best, 3.5 is usual for editing.
+
+    Raises:
+        DeepInvError: no such folder, another pipeline, or a folder diffusers can't load.
+    """
+    folder = Path(path)
+    kind = _pipeline_class(folder)
+    import diffusers
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    try:
+        pipe: Any = getattr(diffusers, kind).from_pretrained(folder, torch_dtype=dtype, local_files_only=True)
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise DeepInvError(f"diffusers could not load {folder} ({error}): download the whole model folder") from error
+    encoded = {prompt: _encode(pipe, kind, prompt, device, guidance) for prompt in dict.fromkeys(("", *prompts))}
+    transformer = pipe.transformer.to(device).requires_grad_(False).eval()
+    vae, shift = pipe.vae.to(device), pipe.scheduler.config.shift
+    dynamic = bool(pipe.scheduler.config.get("use_dynamic_shifting"))
+    del pipe
+
+    def condition(prompt: str) -> Conditioning:
+        if prompt not in encoded:
+            raise DeepInvError(f"prompt {prompt!r} was not encoded at loading: name it in load_folder(prompts=...)")
+        return encoded[prompt]
+
+    def grid(steps: int, latent: torch.Tensor) -> torch.Tensor:
+        tokens = latent.shape[-1] * latent.shape[-2] // 4
+        return resolution_grid(steps, tokens) if dynamic else shifted_grid(steps, shift)
+
+    return BaseModel(
+        name=folder.name,
+        info=base_info(transformer),
+        transformer=transformer,
+        vae=vae,
+        scale=vae.config.scaling_factor,
+        shift=vae.config.shift_factor or 0.0,
+        condition=condition,
+        grid=grid,
+    )
+
+
+def _pipeline_class(folder: Path) -> str:
+    index = folder / "model_index.json"
+    if not index.is_file():
+        raise DeepInvError(f"{folder} is not a diffusers model folder (no model_index.json): give one, or 'demo'")
+    try:
+        kind = json.loads(index.read_text(encoding="utf-8")).get("_class_name")
+    except (ValueError, AttributeError) as error:
+        raise DeepInvError(f"{index} is not readable JSON ({error}): download the folder again") from error
+    if kind not in PIPELINES:
+        raise DeepInvError(f"{folder} holds a {kind}: {' or '.join(PIPELINES)} is needed")
+    return kind
+
+
+@torch.no_grad()
+def _encode(pipe: Any, kind: str, prompt: str, device: torch.device, guidance: float) -> Conditioning:
+    for name in ("text_encoder", "text_encoder_2", "text_encoder_3"):
+        if getattr(pipe, name, None) is not None:
+            getattr(pipe, name).to(device)
+    if kind == "FluxPipeline":
+        context, pooled, _ = pipe.encode_prompt(prompt=prompt, prompt_2=None, device=device)
+    else:
+        context, _, pooled, _ = pipe.encode_prompt(
+            prompt=prompt, prompt_2=None, prompt_3=None, device=device, do_classifier_free_guidance=False
+        )
+    return Conditioning(context, pooled, guidance)

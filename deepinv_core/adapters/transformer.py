@@ -1,0 +1,154 @@
+"""diffusers' SD3 and FLUX.1 transformers as a velocity of the core's convention."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ..errors import DeepInvError
+from ..solver import BaseInfo, fingerprint
+
+FAMILIES = {"SD3Transformer2DModel": "sd3", "FluxTransformer2DModel": "flux"}
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    """A prompt as the base model takes it.
+
+    Attributes:
+        context: text tokens ``[1, T, W]``.
+        pooled: pooled text ``[1, P]``.
+        guidance: FLUX.1-dev's distilled guidance value; ignored by models without that input.
+    """
+
+    context: torch.Tensor
+    pooled: torch.Tensor
+    guidance: float = 1.0
+
+
+def family_of(transformer: torch.nn.Module) -> str:
+    """``sd3`` or ``flux``.
+
+    Raises:
+        DeepInvError: another architecture.
+    """
+    name = type(transformer).__name__
+    if name not in FAMILIES:
+        raise DeepInvError(f"the transformer is a {name}: {' and '.join(FAMILIES)} are supported; use the ComfyUI node")
+    return FAMILIES[name]
+
+
+class TransformerVelocity:
+    """``v(z, sigma)`` of a frozen transformer under one prompt, with classifier-free guidance if asked.
+
+    Both models predict ``eps - z_0`` themselves, so nothing is divided by sigma. SD3's timestep is
+    ``1000*sigma``; FLUX takes sigma and packs 2x2 latent patches into tokens with (0, row, column) ids.
+    """
+
+    def __init__(
+        self,
+        transformer: torch.nn.Module,
+        positive: Conditioning,
+        negative: Conditioning | None = None,
+        *,
+        cfg: float = 1.0,
+        sigma_min: float = 1e-3,
+    ) -> None:
+        """Bind a prompt.
+
+        Args:
+            transformer: diffusers' ``SD3Transformer2DModel`` or ``FluxTransformer2DModel``; not changed.
+            positive: the prompt.
+            negative: what guidance moves away from; needed unless ``cfg`` is 1.
+            cfg: guidance scale; 1 costs one evaluation a call, any other value two, in one batch.
+            sigma_min: see :class:`~..flow.Velocity`; 1/1000 is the smallest sigma ComfyUI's tables have at shift 1.
+
+        Raises:
+            DeepInvError: an unknown architecture, or guidance without a negative prompt.
+        """
+        self.family = family_of(transformer)
+        if cfg != 1 and negative is None:
+            raise DeepInvError(f"cfg is {cfg} but there is no negative prompt: give one, or set cfg to 1")
+        self._transformer = transformer
+        self._prompts = (positive,) if cfg == 1 or negative is None else (positive, negative)
+        self._cfg = cfg
+        self.sigma_min = sigma_min
+        self.cost = len(self._prompts)
+
+    @torch.no_grad()
+    def __call__(self, z: torch.Tensor, sigma: float) -> torch.Tensor:
+        """``z [B, C, H, W]``, H and W even, to a velocity of the same shape, in the network's dtype."""
+        if z.ndim != 4 or z.shape[-1] % 2 or z.shape[-2] % 2:
+            raise DeepInvError(f"the latent has shape {list(z.shape)}: [B, C, H, W] with even H and W is needed")
+        dtype = next(self._transformer.parameters()).dtype
+        batch = torch.cat([z.to(dtype)] * self.cost)
+        context, pooled = (
+            torch.cat([getattr(p, part).to(batch).expand(len(z), *[-1] * n) for p in self._prompts])
+            for part, n in (("context", 2), ("pooled", 1))
+        )
+        time = torch.full((len(batch),), sigma, device=z.device, dtype=torch.float32)
+        v = self._sd3(batch, context, pooled, time) if self.family == "sd3" else self._flux(batch, context, pooled, time)
+        if self.cost == 1:
+            return v
+        conditional, unconditional = v.chunk(2)
+        return torch.lerp(unconditional, conditional, self._cfg)
+
+    def _sd3(self, z: torch.Tensor, context: torch.Tensor, pooled: torch.Tensor, time: torch.Tensor) -> torch.Tensor:
+        return self._transformer(z, context, pooled, time * 1000, return_dict=False)[0]
+
+    def _flux(self, z: torch.Tensor, context: torch.Tensor, pooled: torch.Tensor, time: torch.Tensor) -> torch.Tensor:
+        b, c, h, w = z.shape
+        tokens = z.view(b, c, h // 2, 2, w // 2, 2).permute(0, 2, 4, 1, 3, 5).reshape(b, h * w // 4, c * 4)
+        rows, columns = torch.meshgrid(torch.arange(h // 2), torch.arange(w // 2), indexing="ij")
+        image_ids = torch.stack([torch.zeros_like(rows), rows, columns], -1).view(-1, 3).to(z)
+        guidance = None
+        if self._config("guidance_embeds"):
+            guidance = torch.full_like(time, self._prompts[0].guidance)
+        v = self._transformer(
+            tokens,
+            context,
+            pooled,
+            time,
+            image_ids,
+            torch.zeros(context.shape[1], 3).to(z),
+            guidance,
+            return_dict=False,
+        )[0]
+        return v.view(b, h // 2, w // 2, c, 2, 2).permute(0, 3, 1, 4, 2, 5).reshape(b, c, h, w)
+
+    def _config(self, name: str) -> Any:
+        return self._transformer.config[name]  # type: ignore[index]
+
+
+def describe_geometry(
+    family: str, *, channels: int, hidden: int, depth: Sequence[int], context: int, pooled: int
+) -> BaseInfo:
+    """The identity of a base model: the sizes a solver depends on.
+
+    Named here and not by parameter, because ComfyUI and diffusers name and fuse the same weights differently
+    and one solver file must serve both.
+    """
+    shapes = {
+        family: (channels,),
+        "hidden": (hidden,),
+        "depth": tuple(depth),
+        "context": (context,),
+        "pooled": (pooled,),
+    }
+    return BaseInfo(family, channels, fingerprint(shapes))
+
+
+def base_info(transformer: torch.nn.Module) -> BaseInfo:
+    """The identity of a diffusers transformer."""
+    family, config = family_of(transformer), dict(transformer.config)  # type: ignore[arg-type]
+    return describe_geometry(
+        family,
+        channels=config["in_channels"] // (4 if family == "flux" else 1),
+        hidden=config["num_attention_heads"] * config["attention_head_dim"],
+        depth=(config["num_layers"], config.get("num_single_layers", 0)),
+        context=config["joint_attention_dim"],
+        pooled=config["pooled_projection_dim"],
+    )

@@ -1,0 +1,122 @@
+"""``deepinv demo``: photographs through several methods on the embedded model, as a table and a contact sheet."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .adapters.base_model import BaseModel
+from .embedded.model import load_embedded
+from .images import contact_sheet, difference_picture, load_photo, noise_picture, save_png
+from .integrator import Callback
+from .inversion import invert, reconstruct
+from .methods import METHODS, Options, make_method
+from .runs import Run, bound_solver, choose_method, run
+from .schedule import custom_grid, uniform_grid
+
+PHOTOS = {"chelsea": "dog", "rocket": "ship", "coffee": "frog", "astronaut": "cat"}
+"""scikit-image's photographs, none seen in training, and the class each is edited to."""
+
+EDIT_CFG = 2.5
+EDIT_STRENGTH = 0.8
+"""The edit inverts up to this sigma only: above it little of the photo is left."""
+
+SHEET_TITLES = ("source", "inverted noise", "reconstruction", "difference x5", "edit by class")
+
+
+def run_demo(
+    output: Path, *, kind: str = "sd3", steps: int = 16, progress: Callable[[str], Callback | None] = lambda name: None
+) -> dict[str, Any]:
+    """Run every method on the shipped photographs; write ``contact_sheet.png`` into ``output``.
+
+    Args:
+        output: folder, made if missing.
+        kind: embedded model, ``sd3`` or ``flux``.
+        steps: N.
+        progress: gives the callback for a method by its id.
+
+    Returns:
+        The report: model, photos, and a row per method as :func:`..runs.run` gives it.
+    """
+    began = time.perf_counter()
+    model = load_embedded(kind)
+    folder = Path(str(resources.files(__package__))) / "embedded" / "photos"
+    photos = torch.cat([load_photo(folder / f"{name}.png", side=model.image_size)[0] for name in PHOTOS])
+    solver = bound_solver(model, None)
+    grid = uniform_grid(steps)
+    model.velocity("")(model.encode(photos), 1.0)  # the first call is slow (memory, kernels): keep it out of the table
+    runs = {}
+    for name in METHODS:
+        if name != "deepinv" or solver is not None:
+            method = make_method(name, solver=solver)
+            runs[name] = run(model, photos, method, grid, progress=_both_ways(progress(name)))
+    best = choose_method(None, Options(), solver)
+    runs["best"] = run(model, photos, best, grid, progress=_both_ways(progress("best")))
+    edits = edit_by_class(model, photos, grid)
+    save_png(_sheet(photos, runs["best"], edits), output / "contact_sheet.png")
+    return {
+        "model": model.name,
+        "photos": list(PHOTOS),
+        "edits": PHOTOS,
+        "edit_method": "anderson",
+        "best": f"{best.id}, K = {best.options.refine}",
+        "seconds_total": round(time.perf_counter() - began, 1),
+        "runs": [dict(result.report, name=name) for name, result in runs.items()],
+    }
+
+
+def _both_ways(callback: Callback | None) -> Callable[[str], Callback | None]:
+    return lambda stage: callback
+
+
+def edit_by_class(model: BaseModel, photos: torch.Tensor, grid: torch.Tensor) -> torch.Tensor:
+    """Each photo inverted under the empty prompt up to :data:`EDIT_STRENGTH`, and sampled back under its class."""
+    partial = custom_grid(grid[grid <= EDIT_STRENGTH])
+    inversions = [
+        invert(model.velocity(""), model.encode(photo[None]), partial, make_method("anderson")) for photo in photos
+    ]
+    backs = [
+        reconstruct(model.velocity(target, cfg=EDIT_CFG), inversion).latent
+        for target, inversion in zip(PHOTOS.values(), inversions, strict=True)
+    ]
+    return model.decode(torch.cat(backs))
+
+
+def _sheet(photos: torch.Tensor, best: Run, edits: torch.Tensor) -> Any:
+    rows = [
+        (photo, noise_picture(noise), back, difference_picture(photo, back), edit)
+        for photo, noise, back, edit in zip(photos, best.inversion.noise, best.images, edits, strict=True)
+    ]
+    return contact_sheet(rows, SHEET_TITLES)
+
+
+def table(report: dict[str, Any]) -> str:
+    """The demo's rows as aligned text."""
+    head = ("method", "steps", "NFE", "kept", "seconds", "latent SNR", "PSNR", "SSIM", "to VAE", "residual")
+    rows = [head]
+    for entry in report["runs"]:
+        residual = sum(entry["residual"]) / len(entry["residual"])
+        name = entry["method"] if entry["name"] != "best" else f"{report['best']} *"
+        rows.append(
+            (
+                name,
+                str(entry["steps"]),
+                f"{entry['nfe_inversion']}+{entry['nfe_reconstruction']}",
+                entry["kept"],
+                f"{entry['seconds']:.2f}",
+                f"{entry['latent_snr_db']:.1f} dB",
+                f"{entry['psnr']:.2f}",
+                f"{entry['ssim']:.4f}",
+                f"{entry['psnr_to_vae']:.1f}",
+                f"{residual:.1e}",
+            )
+        )
+    widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
+    lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
+    lines.insert(1, "  ".join("-" * w for w in widths))
+    return "\n".join(lines)

@@ -1,0 +1,107 @@
+"""Photographs to tensors and back, for the command line."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageOps, UnidentifiedImageError
+
+from .errors import DeepInvError
+
+MAX_PIXELS = 1024 * 1024
+"""A photo for a full-size model is scaled down to this many pixels at most, as the paper's protocol has it."""
+
+
+def load_photo(path: str | Path, *, side: int | None = None) -> tuple[torch.Tensor, str]:
+    """Read a photo the way the model wants it.
+
+    Args:
+        path: any image Pillow reads; its EXIF orientation is applied, transparency is dropped.
+        side: centre-crop to a square and resize to this side in pixels; None keeps the aspect, limits the
+            area to 1024 x 1024 and crops both sides to multiples of 16.
+
+    Returns:
+        float ``[1, 3, H, W]`` in [0, 1], and a sentence for the report that says what was done.
+
+    Raises:
+        DeepInvError: no such file, or not an image.
+    """
+    if not Path(path).is_file():
+        raise DeepInvError(f"no such file: {path}")
+    try:
+        with Image.open(path) as opened:
+            image = ImageOps.exif_transpose(opened).convert("RGB")
+    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise DeepInvError(f"{path} is not an image that can be read ({error}): give a PNG, JPEG or WebP file") from error
+    size = f"{image.width}x{image.height}"
+    if side is not None:
+        image = ImageOps.fit(image, (side, side), Image.Resampling.LANCZOS)
+    else:
+        scale = min(1.0, (MAX_PIXELS / (image.width * image.height)) ** 0.5)
+        width, height = (max(16, int(edge * scale) // 16 * 16) for edge in image.size)
+        image = ImageOps.fit(image, (width, height), Image.Resampling.LANCZOS)
+    done = f"{size} px, centre-cropped and resized to {image.width}x{image.height} px"
+    return to_tensor(image), done
+
+
+def to_tensor(image: Image.Image) -> torch.Tensor:
+    """An RGB image to float ``[1, 3, H, W]`` in [0, 1]."""
+    return torch.from_numpy(np.array(image, dtype=np.float32) / 255).permute(2, 0, 1)[None]
+
+
+def to_image(tensor: torch.Tensor) -> Image.Image:
+    """Float ``[3, H, W]`` in [0, 1] (clamped) to an image."""
+    pixels = (tensor.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
+    return Image.fromarray(pixels)
+
+
+def save_png(image: Image.Image, path: Path) -> None:
+    """Write a PNG whole or not at all.
+
+    Raises:
+        DeepInvError: the file can't be written.
+    """
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        image.save(temporary, format="PNG")
+        os.replace(temporary, path)
+    except OSError as error:
+        raise DeepInvError(f"{path} could not be written ({error}): free space or choose another --output") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def noise_picture(latent: torch.Tensor) -> torch.Tensor:
+    """The first three channels of a latent ``[C, h, w]`` as a picture ``[3, h, w]``, grey = 0, +-3 spans the range."""
+    return latent[:3].float().cpu() / 6 + 0.5
+
+
+def difference_picture(a: torch.Tensor, b: torch.Tensor, gain: float = 5.0) -> torch.Tensor:
+    """``|a - b|`` amplified, ``[3, H, W]``."""
+    return ((a - b).abs() * gain).clamp(0, 1)
+
+
+def contact_sheet(rows: Sequence[Sequence[torch.Tensor]], titles: Sequence[str], *, cell: int = 160) -> Image.Image:
+    """A labelled grid of pictures.
+
+    Args:
+        rows: pictures ``[3, h, w]`` in [0, 1], any size; each is scaled to the cell without smoothing.
+        titles: one a column.
+        cell: side of a cell in pixels.
+    """
+    gap, top = 8, 26
+    sheet = Image.new("RGB", (gap + len(titles) * (cell + gap), top + len(rows) * (cell + gap)), "white")
+    draw = ImageDraw.Draw(sheet)
+    for column, title in enumerate(titles):
+        draw.text((gap + column * (cell + gap), 8), title, fill="black")
+    for r, row in enumerate(rows):
+        for c, picture in enumerate(row):
+            scaled = to_image(picture).resize((cell, cell), Image.Resampling.NEAREST)
+            sheet.paste(scaled, (gap + c * (cell + gap), top + r * (cell + gap)))
+    return sheet

@@ -1,0 +1,116 @@
+"""One inversion and its way back, measured: what the command line reports."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .adapters.base_model import BaseModel
+from .errors import DeepInvError
+from .integrator import Callback
+from .inversion import Inversion, invert, latent_snr, reconstruct, with_residual
+from .metrics import compare
+from .methods import BEST_TRAINING_FREE, Method, Options, make_method
+from .methods.deepinv import Solver, bind
+from .solver import load_solver
+
+
+@dataclass(frozen=True)
+class Run:
+    """An inversion and what it gave back.
+
+    Attributes:
+        inversion: the record.
+        latent: reconstructed latent ``[B, C, H, W]``.
+        images: its decode ``[B, 3, H, W]`` in [0, 1].
+        ceiling: the VAE's decode of the clean latent, the best any inversion could give.
+        report: the numbers, JSON-able.
+    """
+
+    inversion: Inversion
+    latent: torch.Tensor
+    images: torch.Tensor
+    ceiling: torch.Tensor
+    report: dict[str, Any]
+
+
+def bound_solver(model: BaseModel, path: str | Path | None) -> Solver | None:
+    """The solver from a file, or the one shipped for the model, under the empty prompt; None where there is none.
+
+    Raises:
+        DeepInvError: the file is unusable, or made for another model.
+    """
+    chosen = path or model.solver_path
+    if chosen is None:
+        return None
+    network = load_solver(chosen, expect=model.info).solver.to(model.device)
+    empty = model.condition("")
+    return bind(network, empty.context.to(model.device), empty.pooled.to(model.device))
+
+
+def choose_method(name: str | None, options: Options, solver: Solver | None) -> Method:
+    """The method asked for, or the best one at hand: ``deepinv`` with a solver, else :data:`BEST_TRAINING_FREE`."""
+    best = BEST_TRAINING_FREE if solver is None else "deepinv"
+    return make_method(name or best, options, solver=solver)
+
+
+def run(
+    model: BaseModel,
+    photos: torch.Tensor,
+    method: Method,
+    sigmas: torch.Tensor,
+    *,
+    measure_residual: bool = True,
+    keep_trajectory: bool = False,
+    progress: Callable[[str], Callback | None] = lambda stage: None,
+) -> Run:
+    """Invert photos under the empty prompt at CFG 1, come back, and measure.
+
+    Args:
+        model: the base model.
+        photos: ``[B, 3, H, W]`` in [0, 1].
+        method: the method.
+        sigmas: the grid.
+        measure_residual: spend N more evaluations, counted apart, on the residual.
+        keep_trajectory: keep every latent in the inversion.
+        progress: gives the callback of a stage, ``invert`` or ``reconstruct``.
+    """
+    latent = model.encode(photos)
+    velocity = model.velocity("")
+    began = time.perf_counter()
+    inversion = invert(
+        velocity,
+        latent,
+        sigmas,
+        method,
+        keep_trajectory=keep_trajectory or measure_residual,
+        callback=progress("invert"),
+        model=model.info.fingerprint,
+    )
+    seconds = time.perf_counter() - began
+    if measure_residual:
+        inversion = with_residual(velocity, inversion, drop_trajectory=not keep_trajectory)
+    began = time.perf_counter()
+    back = reconstruct(velocity, inversion, callback=progress("reconstruct"))
+    seconds_back = time.perf_counter() - began
+    images, ceiling = model.decode(back.latent), model.decode(latent)
+    report = {
+        "method": inversion.method,
+        "steps": inversion.steps,
+        "refine": inversion.options.refine,
+        "kept": inversion.kept,
+        "nfe_inversion": inversion.nfe,
+        "nfe_reconstruction": back.nfe,
+        "nfe_residual": inversion.nfe_residual,
+        "seconds": round(seconds, 3),
+        "seconds_reconstruction": round(seconds_back, 3),
+        "latent_snr_db": float(latent_snr(back.latent, latent).mean()),
+        **compare(photos, images, ceiling),
+        "residual": inversion.residuals(),
+    }
+    return Run(inversion, back.latent, images, ceiling, report)

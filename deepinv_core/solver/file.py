@@ -1,0 +1,202 @@
+"""The solver file: a network, the base model it was trained for, and how it was trained."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import torch
+
+from .. import checkpoint
+from ..errors import DeepInvError
+from .config import SolverConfig
+from .released import refuse_differences
+
+if TYPE_CHECKING:
+    from .network import DeepInvSolver
+
+KIND: Final = "solver"
+SIGMA_CONVENTION: Final = "0 = image, 1 = noise: z = (1 - sigma) * z_0 + sigma * noise; dz/dsigma = velocity"
+ROLES: Final = ("corrector",)
+"""``corrector``: the paper's solver; the base model is evaluated at z_i and the network corrects its velocity."""
+
+
+@dataclass(frozen=True)
+class BaseInfo:
+    """The base model a solver belongs to.
+
+    Attributes:
+        family: ``"sd3"``, ``"flux"``, ...
+        channels: Channels of its latent.
+        fingerprint: :func:`fingerprint` of its parameters.
+    """
+
+    family: str
+    channels: int
+    fingerprint: str
+
+    def __post_init__(self) -> None:
+        valid = isinstance(self.channels, int) and not isinstance(self.channels, bool) and self.channels > 0
+        if not valid or not all(isinstance(text, str) and text for text in (self.family, self.fingerprint)):
+            raise DeepInvError(
+                f"Base model {self.family!r:.60}, {self.channels!r:.60} channels, fingerprint {self.fingerprint!r:.60}"
+                ": give two texts and a positive number of channels."
+            )
+
+
+@dataclass(frozen=True)
+class LoadedSolver:
+    """What :func:`load_solver` read.
+
+    Attributes:
+        solver: The network, on the CPU, in the dtype stored, in evaluation mode.
+        config: Its geometry.
+        base: The base model it was trained for.
+        training: The training summary, None when the file has none.
+        role: How the network is used, one of :data:`ROLES`.
+    """
+
+    solver: DeepInvSolver
+    config: SolverConfig
+    base: BaseInfo
+    training: dict[str, Any] | None
+    role: str
+
+
+def fingerprint(shapes: Mapping[str, Sequence[int]]) -> str:
+    """A short identity of a model's architecture: its parameters' names and shapes, not their values or dtypes.
+
+    Args:
+        shapes: Shape of each parameter by name; the order doesn't matter.
+
+    Returns:
+        16 hexadecimal digits (the start of a SHA-256).
+    """
+    lines = sorted(f"{name}:{'x'.join(str(int(side)) for side in shape)}" for name, shape in shapes.items())
+    return hashlib.sha256("\n".join(lines).encode("utf-8")).hexdigest()[:16]
+
+
+def save_solver(
+    path: str | os.PathLike[str],
+    solver: DeepInvSolver,
+    *,
+    base: BaseInfo,
+    training: Mapping[str, Any] | None,
+    role: str = "corrector",
+) -> None:
+    """Writes a solver file in one piece (:func:`..checkpoint.save`), in the network's dtype.
+
+    Args:
+        path: The file to make or replace.
+        solver: The network.
+        base: The base model it was trained for.
+        training: A JSON-able summary of its training, or None.
+        role: How the network is used, one of :data:`ROLES`.
+
+    Raises:
+        DeepInvError: A base model with other latent channels than the network's, an unknown role, or what
+            :func:`..checkpoint.save` refuses.
+    """
+    if base.channels != solver.config.channels:
+        raise DeepInvError(
+            f"The solver works on {solver.config.channels} latent channels but its base model is said to have "
+            f"{base.channels}: give the base model that it was trained for."
+        )
+    metadata = {
+        **checkpoint.header(KIND),
+        "role": _known_role(role, "This solver"),
+        "network": solver.config.to_dict(),
+        "base": asdict(base),
+        "sigma": SIGMA_CONVENTION,
+        "training": None if training is None else dict(training),
+    }
+    checkpoint.save(path, solver.state_dict(), metadata)
+
+
+def load_solver(path: str | os.PathLike[str], *, expect: BaseInfo | None = None) -> LoadedSolver:
+    """Reads a solver file.
+
+    Args:
+        path: The file.
+        expect: The base model it is to be used with; None to take any.
+
+    Returns:
+        The solver and what the file says of it.
+
+    Raises:
+        DeepInvError: The file is for another base model (the message says what differs), or it is damaged, of another
+            kind, or from a newer version.
+    """
+    name = Path(path).name
+    metadata = checkpoint.read_metadata(path, kind=KIND)  # refuse before the tensors are read
+    role = _known_role(metadata.get("role"), repr(name))
+    base = _read_base(metadata.get("base"), name)
+    if metadata.get("sigma") != SIGMA_CONVENTION:
+        raise DeepInvError(
+            f"{name!r} uses the sigma convention {metadata.get('sigma')!r:.120}: {SIGMA_CONVENTION!r} is accepted; "
+            "update the pack."
+        )
+    training = metadata.get("training")
+    if training is not None and not isinstance(training, dict):
+        raise DeepInvError(f"{name!r}: its training summary is no object but {training!r:.60}; save the file again.")
+    if expect is not None:
+        _refuse_other_base(base, expect, name)
+    try:
+        config = SolverConfig.from_dict(metadata.get("network") or {})
+    except DeepInvError as error:
+        raise DeepInvError(f"{name!r} can't be used. {error}") from error
+    if config.channels != base.channels:
+        raise DeepInvError(
+            f"{name!r}: its network has {config.channels} channels, its base model {base.channels}; save it again."
+        )
+    return LoadedSolver(_read_network(path, config, name), config, base, training, role)
+
+
+def _read_network(path: str | os.PathLike[str], config: SolverConfig, name: str) -> DeepInvSolver:
+    from .network import DeepInvSolver
+
+    with torch.device("meta"):
+        solver = DeepInvSolver(config)
+    tensors, _ = checkpoint.load(path, kind=KIND)
+    expected = {key: tensor.shape for key, tensor in solver.state_dict().items()}
+    refuse_differences({key: tensor.shape for key, tensor in tensors.items()}, expected, repr(name))
+    dtypes = {tensor.dtype for tensor in tensors.values()}
+    if len(dtypes) != 1 or not next(iter(dtypes)).is_floating_point:
+        raise DeepInvError(f"{name!r} mixes {sorted(map(str, dtypes))}: one float dtype is accepted; save it again.")
+    solver.load_state_dict(tensors, assign=True)
+    return solver.requires_grad_(True).eval()
+
+
+def _known_role(role: object, subject: str) -> str:
+    if not isinstance(role, str) or role not in ROLES:
+        raise DeepInvError(f"{subject} has the role {role!r:.60}: {', '.join(ROLES)} is accepted; update the pack.")
+    return role
+
+
+def _read_base(values: object, name: str) -> BaseInfo:
+    if not isinstance(values, dict) or set(values) != {"family", "channels", "fingerprint"}:
+        raise DeepInvError(f"{name!r} doesn't say which base model it is for; save it again with this pack.")
+    try:
+        return BaseInfo(**values)
+    except DeepInvError as error:
+        raise DeepInvError(f"{name!r} can't be used. {error}") from error
+
+
+def _refuse_other_base(base: BaseInfo, expect: BaseInfo, name: str) -> None:
+    """Says the first of family, channels and fingerprint that differs; each explains those after it."""
+    if base.family != expect.family:
+        seen, wanted, what = repr(base.family)[:60], repr(expect.family), "family"
+    elif base.channels != expect.channels:
+        seen, wanted, what = str(base.channels), str(expect.channels), "number of latent channels"
+    elif base.fingerprint != expect.fingerprint:
+        seen, wanted, what = repr(base.fingerprint)[:60], repr(expect.fingerprint), "fingerprint (parameter shapes)"
+    else:
+        return
+    raise DeepInvError(
+        f"{name!r} is for another model: the base model's {what} is {wanted} but the solver was trained for {seen}; "
+        "load the model it was trained for, or train a solver for this one."
+    )

@@ -1,0 +1,206 @@
+"""The real front end in headless Chromium, driven with Playwright.
+
+    python tests/comfyui/browser.py API.json OUT.json [PICTURE.png]
+
+makes a UI-format workflow, its nodes arranged, from one in API format (and a picture of it). Chromium is the one that
+the environment variable CHROMIUM names, else the one on the PATH, else Playwright's own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from playwright.sync_api import ConsoleMessage, Page, Playwright, sync_playwright
+
+if not __package__:  # run as a script: make `tests` importable
+    sys.path[0] = str(Path(__file__).absolute().parents[2])
+
+from tests.comfyui import environment, layout
+from tests.comfyui.server import ComfyServer
+
+CHROMIUM_NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome", "msedge")
+WINDOW = {"width": 1920, "height": 1080}
+FRONT_END_READY = "() => window.app?.graph && window.LiteGraph?.registered_node_types?.KSampler"
+ALL_NODES = """() => {
+    const graphs = [app.graph, ...(app.graph.subgraphs?.values() ?? [])];
+    return graphs.flatMap(graph => graph.nodes);
+}"""
+SEE_EVERYTHING = """() => {
+    const boxes = app.graph.nodes.map(node => node.getBounding());
+    const left = Math.min(...boxes.map(b => b[0])), top = Math.min(...boxes.map(b => b[1]));
+    const right = Math.max(...boxes.map(b => b[0] + b[2])), bottom = Math.max(...boxes.map(b => b[1] + b[3]));
+    const view = app.canvas.canvas.getBoundingClientRect(), room = 90;
+    const scale = Math.min(1, (view.width - 2 * room) / (right - left), (view.height - 2 * room) / (bottom - top));
+    app.canvas.ds.scale = scale;
+    app.canvas.ds.offset[0] = (view.width / scale - left - right) / 2;
+    app.canvas.ds.offset[1] = (view.height / scale - top - bottom) / 2;
+    app.canvas.setDirty(true, true);
+}"""
+
+
+class FrontEnd:
+    """ComfyUI's web page, loaded and ready; `errors` collects what went wrong in it."""
+
+    def __init__(self, page: Page, server: ComfyServer) -> None:
+        self.page = page
+        self.server = server
+        self.errors: list[str] = []
+        page.on("console", self._note_console)
+        page.on("pageerror", lambda error: self.errors.append(f"uncaught: {error}"))
+
+    def open(self) -> FrontEnd:
+        """Load the page, without the dialog that greets new users."""
+        self.page.request.post(f"{self.server.url}/settings/Comfy.TutorialCompleted", data="true")
+        self.page.goto(self.server.url)
+        self.page.wait_for_function(FRONT_END_READY, timeout=60_000)
+        self.page.wait_for_load_state("networkidle")
+        return self
+
+    def load_workflow(self, workflow: dict[str, Any], name: str) -> None:
+        """Open a UI-format workflow."""
+        self.page.evaluate("([workflow, name]) => app.loadGraphData(workflow, true, true, name)", [workflow, name])
+        self.show_all()
+
+    def load_api(self, prompt: dict[str, Any], name: str) -> None:
+        """Open an API-format workflow."""
+        self.page.evaluate("([prompt, name]) => app.loadApiJson(prompt, name)", [prompt, name])
+        self.show_all()
+
+    def show_all(self) -> None:
+        """Zoom so that every node is in view."""
+        self.page.evaluate(SEE_EVERYTHING)
+        self.page.wait_for_timeout(500)
+
+    def serialize(self) -> dict[str, Any]:
+        """The opened workflow in UI format."""
+        return self.page.evaluate("() => JSON.parse(JSON.stringify(app.graph.serialize()))")
+
+    def node_types(self) -> list[str]:
+        """Types of the nodes in the opened workflow, subgraphs included."""
+        return self.page.evaluate(f"() => ({ALL_NODES})().map(node => node.type)")
+
+    def missing_node_types(self) -> list[str]:
+        """Those types that the front end does not know."""
+        known = self.page.evaluate("() => Object.keys(LiteGraph.registered_node_types)")
+        return sorted(set(self.node_types()) - set(known))
+
+    def run(self, timeout: float = 300) -> dict[str, Any]:
+        """Press Run's keys (Ctrl+Enter), wait for the end and return the history entry.
+
+        Raises:
+            AssertionError: the server refused the workflow, or it did not end in time.
+        """
+        is_prompt = lambda reply: reply.url.endswith("/prompt") and reply.request.method == "POST"  # noqa: E731
+        with self.page.expect_response(is_prompt, timeout=30_000) as reply:
+            self.page.keyboard.press("Control+Enter")
+        answer = reply.value.json()
+        assert reply.value.ok and not answer.get("node_errors"), f"refused: {json.dumps(answer)[:2000]}"
+        address = f"{self.server.url}/history/{answer['prompt_id']}"
+        end = time.monotonic() + timeout
+        while not (history := self.page.request.get(address).json()):
+            assert time.monotonic() < end, f"not finished within {timeout:.0f} s\n{self.server.log[-3000:]}"
+            self.page.wait_for_timeout(250)
+        return next(iter(history.values()))
+
+    def wait_for_pictures(self, outputs: dict[str, dict[str, Any]]) -> list[str]:
+        """Wait until the page shows the picture of every node that has one; returns those nodes' ids."""
+        with_pictures = [node_id for node_id, output in outputs.items() if output.get("images")]
+        shown = "id => app.graph.getNodeById(id)?.imgs?.some(image => image.complete && image.naturalWidth > 0)"
+        for node_id in with_pictures:
+            if ":" not in node_id:  # a node inside a subgraph is not on the canvas
+                self.page.wait_for_function(shown, arg=int(node_id), timeout=30_000)
+        return with_pictures
+
+    def screenshot(self, file: Path) -> None:
+        """Save what the window shows."""
+        file.parent.mkdir(parents=True, exist_ok=True)
+        self.page.screenshot(path=file)
+
+    def our_errors(self, mark: str = "deepinv") -> list[str]:
+        """Errors that name this pack, its files or its nodes."""
+        return [error for error in self.errors if mark in error.lower()]
+
+    def _note_console(self, message: ConsoleMessage) -> None:
+        """Keep the console's errors, with the address of the script that wrote them."""
+        if message.type == "error":
+            self.errors.append(f"{message.text} ({message.location.get('url', '')})")
+
+
+@contextmanager
+def open_front_end(server: ComfyServer) -> Iterator[FrontEnd]:
+    """ComfyUI's web page in a browser that closes with the `with` block."""
+    with sync_playwright() as playwright:
+        arguments = ["--no-sandbox"] if sys.platform == "linux" else []
+        browser = playwright.chromium.launch(executable_path=find_chromium(playwright), args=arguments)
+        try:
+            yield FrontEnd(browser.new_page(viewport=WINDOW), server).open()
+        finally:
+            browser.close()
+
+
+def find_chromium(playwright: Playwright) -> str:
+    """Path of a Chromium.
+
+    Raises:
+        EnvironmentProblem: there is none.
+    """
+    if named := os.environ.get("CHROMIUM"):
+        return named
+    if found := next(filter(None, map(shutil.which, CHROMIUM_NAMES)), None):
+        return found
+    if Path(playwright.chromium.executable_path).is_file():
+        return playwright.chromium.executable_path
+    raise environment.EnvironmentProblem(
+        "The browser tests need Chromium. Install it (Debian: apt-get install chromium; anywhere: "
+        "python -m playwright install chromium) or set CHROMIUM to its path."
+    )
+
+
+def to_ui_format(front_end: FrontEnd, prompt: dict[str, Any], name: str) -> dict[str, Any]:
+    """UI-format workflow of an API-format one, with its nodes arranged; the page shows it afterwards.
+
+    Raises:
+        ValueError: the workflow has nodes that this ComfyUI does not know.
+    """
+    front_end.load_api(prompt, name)
+    if missing := front_end.missing_node_types():
+        raise ValueError(f"this ComfyUI has no {', '.join(missing)}: is the pack that brings them loaded?")
+    workflow = front_end.serialize()
+    layout.arrange(workflow)
+    front_end.load_workflow(workflow, name)
+    return front_end.serialize()
+
+
+def main() -> int:
+    """Command line: API format in, UI format out."""
+    parser = argparse.ArgumentParser(description="Make a UI-format workflow from one in API format.")
+    parser.add_argument("api", type=Path, help="API-format JSON")
+    parser.add_argument("out", type=Path, help="UI-format JSON to write")
+    parser.add_argument("picture", type=Path, nargs="?", help="also save a screenshot of it here")
+    arguments = parser.parse_args()
+    prompt = json.loads(arguments.api.read_text(encoding="utf-8"))
+    installation = environment.main_installation()
+    with (
+        tempfile.TemporaryDirectory() as base,
+        ComfyServer(installation, Path(base)) as server,
+        open_front_end(server) as front_end,
+    ):
+        workflow = to_ui_format(front_end, prompt, arguments.out.stem)
+        if arguments.picture:
+            front_end.screenshot(arguments.picture)
+    arguments.out.write_text(json.dumps(workflow, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
