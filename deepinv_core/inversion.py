@@ -54,6 +54,15 @@ class Inversion:
         """Number of steps N."""
         return len(self.sigmas) - 1
 
+    def to(self, device: torch.device | str) -> Inversion:
+        """The same record with its tensors on a device."""
+        return replace(
+            self,
+            noise=self.noise.to(device),
+            carried={name: value.to(device) for name, value in self.carried.items()},
+            residual=None if self.residual is None else self.residual.to(device),
+        )
+
     def residuals(self) -> list[float]:
         """Mean residual over the batch of each step, image first; empty where not measured."""
         return [] if self.residual is None else self.residual.double().mean(1).tolist()

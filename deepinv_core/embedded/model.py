@@ -30,6 +30,12 @@ def weights_path(name: str) -> Path:
     return path
 
 
+def solver_file(kind: str) -> str | None:
+    """Path of the solver shipped for an embedded model, None where there is none."""
+    path = Path(str(resources.files(__package__))) / "weights" / f"solver_{kind}.safetensors"
+    return str(path) if path.is_file() else None
+
+
 def prompt_row(name: str) -> int:
     """Row of a class name in the prompt table; the empty prompt is the last.
 
@@ -64,7 +70,6 @@ def load_embedded(kind: str = "sd3") -> BaseModel:
     build: Any = diffusers.SD3Transformer2DModel if kind == "sd3" else diffusers.FluxTransformer2DModel
     transformer = _filled(build(**KINDS[kind]), checkpoint.load_weights(weights_path(kind)))
     vae = _filled(diffusers.AutoencoderTiny(**VAE_CONFIG), _diffusers_names(checkpoint.load_weights(weights_path("vae"))))
-    solver = Path(str(resources.files(__package__))) / "weights" / f"solver_{kind}.safetensors"
     return BaseModel(
         name=f"demo-{kind}",
         info=base_info(transformer),
@@ -74,7 +79,7 @@ def load_embedded(kind: str = "sd3") -> BaseModel:
         shift=0.0,
         condition=encode_prompt,
         grid=lambda steps, latent: uniform_grid(steps),
-        solver_path=str(solver) if solver.is_file() else None,
+        solver_path=solver_file(kind),
         image_size=IMAGE_SIZE,
     )
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from .config import PRESETS, SolverConfig, preset
-from .file import BaseInfo, LoadedSolver, fingerprint, load_solver, save_solver
+from .file import BaseInfo, LoadedSolver, fingerprint, load_solver, require_base, save_solver
 from .released import from_released
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ __all__ = [
     "from_released",
     "load_solver",
     "preset",
+    "require_base",
     "save_solver",
 ]
 

@@ -144,7 +144,7 @@ def load_solver(path: str | os.PathLike[str], *, expect: BaseInfo | None = None)
     if training is not None and not isinstance(training, dict):
         raise DeepInvError(f"{name!r}: its training summary is no object but {training!r:.60}; save the file again.")
     if expect is not None:
-        _refuse_other_base(base, expect, name)
+        require_base(base, expect, name)
     try:
         config = SolverConfig.from_dict(metadata.get("network") or {})
     except DeepInvError as error:
@@ -186,8 +186,17 @@ def _read_base(values: object, name: str) -> BaseInfo:
         raise DeepInvError(f"{name!r} can't be used. {error}") from error
 
 
-def _refuse_other_base(base: BaseInfo, expect: BaseInfo, name: str) -> None:
-    """Says the first of family, channels and fingerprint that differs; each explains those after it."""
+def require_base(base: BaseInfo, expect: BaseInfo, name: str) -> None:
+    """Refuses a base model the solver was not trained for.
+
+    Args:
+        base: What the solver was trained for.
+        expect: The base model at hand.
+        name: The solver, for the message.
+
+    Raises:
+        DeepInvError: They differ; the first of family, channels and fingerprint is named, as it explains the rest.
+    """
     if base.family != expect.family:
         seen, wanted, what = repr(base.family)[:60], repr(expect.family), "family"
     elif base.channels != expect.channels:

@@ -22,11 +22,12 @@ from typing import Any
 
 from playwright.sync_api import ConsoleMessage, Page, Playwright, sync_playwright
 
-if not __package__:  # run as a script: make `tests` importable
+if not __package__:  # run as a script: make the relative imports work (PEP 366)
     sys.path[0] = str(Path(__file__).absolute().parents[2])
+    __package__ = "tests.comfyui"
 
-from tests.comfyui import environment, layout
-from tests.comfyui.server import ComfyServer
+from . import environment, layout
+from .server import ComfyServer
 
 CHROMIUM_NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome", "msedge")
 WINDOW = {"width": 1920, "height": 1080}
@@ -55,6 +56,7 @@ class FrontEnd:
         self.page = page
         self.server = server
         self.errors: list[str] = []
+        page.add_init_script("localStorage.setItem('vueNodesBannerDismissed', 'true')")
         page.on("console", self._note_console)
         page.on("pageerror", lambda error: self.errors.append(f"uncaught: {error}"))
 
@@ -176,6 +178,7 @@ def to_ui_format(front_end: FrontEnd, prompt: dict[str, Any], name: str) -> dict
     if missing := front_end.missing_node_types():
         raise ValueError(f"this ComfyUI has no {', '.join(missing)}: is the pack that brings them loaded?")
     workflow = front_end.serialize()
+    layout.make_room_for_pictures(workflow)
     layout.arrange(workflow)
     front_end.load_workflow(workflow, name)
     return front_end.serialize()

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from tests.comfyui import environment
-from tests.comfyui.environment import ROOT, Installation
-from tests.comfyui.server import ComfyServer
+from . import environment
+from .environment import ROOT, Installation
+from .server import ComfyServer
 
 SOURCES = environment.sources()
 

@@ -8,6 +8,15 @@ from typing import Any
 MARGIN_X, MARGIN_Y = 80, 60
 TITLE_HEIGHT = 30
 ORIGIN = (60, 80)
+PICTURE_NODES = ("PreviewImage", "SaveImage", "LoadImage", "LoadImageMask")
+PICTURE_SIZE = (300, 340)
+
+
+def make_room_for_pictures(workflow: dict[str, Any]) -> None:
+    """Enlarge the nodes that will show a picture, which they do only once the workflow has run."""
+    for node in workflow["nodes"]:
+        if node["type"] in PICTURE_NODES:
+            node["size"] = [max(have, need) for have, need in zip(node["size"], PICTURE_SIZE, strict=True)]
 
 
 def arrange(workflow: dict[str, Any]) -> None:

@@ -23,8 +23,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 
-from tests.comfyui import environment
-from tests.comfyui.environment import HERE, ROOT, Installation
+from . import environment
+from .environment import HERE, ROOT, Installation
 
 logger = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ import threading
 import pytest
 from PIL import Image
 
-from tests.comfyui.environment import ROOT
+from .environment import ROOT
 
 
 def picture_prompt(width=48):

@@ -1,0 +1,85 @@
+"""DeepInv Demo Model and Demo Prompt: the models that come with the pack."""
+
+from __future__ import annotations
+
+from comfy_api.latest import io
+
+from ..deepinv_core import checkpoint
+from ..deepinv_core.embedded.model import encode_prompt, solver_file, weights_path
+from ..deepinv_core.embedded.spec import CLASSES, FLUX_CONFIG, LATENT_GAIN, SD3_CONFIG
+from . import adapter
+from .types import CATEGORY, Solver, schema_extras
+
+LAYOUTS = {"SD3": ("sd3", SD3_CONFIG, 1.0), "FLUX": ("flux", FLUX_CONFIG, None)}
+"""Menu entry to file, configuration, and schedule shift (both models were trained for 1; FLUX-schnell's is 1 already)."""
+
+EMPTY = "(empty)"
+
+
+class DeepInvDemoModel(io.ComfyNode):
+    """The node."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """Inputs and outputs; ids are frozen."""
+        return io.Schema(
+            node_id="DeepInvDemoModel",
+            display_name="DeepInv Demo Model",
+            category=CATEGORY,
+            description="A small real model of 64 px photographs that comes with this pack and runs on any CPU: "
+            "try a workflow before you download anything, then put your own loader in its place.",
+            inputs=[
+                io.Combo.Input(
+                    "layout",
+                    options=list(LAYOUTS),
+                    default="SD3",
+                    tooltip="Two models trained on the same photographs, one built like SD3, one like FLUX.",
+                )
+            ],
+            outputs=[
+                io.Model.Output(display_name="model", tooltip="Knows ten classes; prompt it with DeepInv Demo Prompt."),
+                io.Vae.Output(display_name="vae", tooltip="Its VAE: 16 channels, factor 8, sides in multiples of 16."),
+                Solver.Output(display_name="solver", tooltip="The solver trained for it; empty where none is shipped yet."),
+            ],
+            **schema_extras(search_aliases=["deepinv test model", "tiny model"]),
+        )
+
+    @classmethod
+    def execute(cls, layout: str) -> io.NodeOutput:
+        """Load through ComfyUI's own loaders."""
+        name, config, shift = LAYOUTS[layout]
+        weights = checkpoint.load_weights(weights_path(name))
+        model = adapter.load_flow_model(weights, heads=config["num_attention_heads"], shift=shift)
+        vae = adapter.load_tiny_vae(checkpoint.load_weights(weights_path("vae")), model, LATENT_GAIN)
+        shipped = solver_file(name)
+        return io.NodeOutput(model, vae, adapter.load_solver_handle(shipped) if shipped else None)
+
+
+class DeepInvDemoPrompt(io.ComfyNode):
+    """The node."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """Inputs and outputs; ids are frozen."""
+        return io.Schema(
+            node_id="DeepInvDemoPrompt",
+            display_name="DeepInv Demo Prompt",
+            category=CATEGORY,
+            description="A prompt for DeepInv Demo Model: one of its ten classes, or the empty prompt.",
+            inputs=[
+                io.Combo.Input(
+                    "prompt",
+                    options=[EMPTY, *CLASSES],
+                    default=EMPTY,
+                    tooltip="The empty prompt inverts and reconstructs; a class steers the picture towards it.",
+                )
+            ],
+            outputs=[io.Conditioning.Output(display_name="conditioning", tooltip="Takes the place of a text encoder.")],
+            **schema_extras(search_aliases=["class prompt"]),
+        )
+
+    @classmethod
+    def execute(cls, prompt: str) -> io.NodeOutput:
+        """Encode."""
+        encoded = encode_prompt("" if prompt == EMPTY else prompt)
+        return io.NodeOutput([[encoded.context, {"pooled_output": encoded.pooled}]])

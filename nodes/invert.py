@@ -1,0 +1,219 @@
+"""DeepInv Invert: a photo's latent to the noise that gives it back."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from comfy_api.latest import io
+
+from ..deepinv_core.inversion import Inversion
+from ..deepinv_core.methods import BEST_TRAINING_FREE, METHODS, Method, Options, make_method
+from . import adapter
+from .types import ADVANCED, CATEGORY, InversionType, Solver, schema_extras
+
+AUTO = "auto"
+
+
+def method_menu() -> str:
+    """The method list with its costs, for the tooltip."""
+    lines = [f"auto: deepinv where a solver is connected, else {BEST_TRAINING_FREE}."]
+    lines += [f"{name}: {info.title}, {info.cost} evaluations, {info.kept}" for name, info in METHODS.items()]
+    return "\n".join(lines)
+
+
+class DeepInvInvert(io.ComfyNode):
+    """The node."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """Inputs and outputs; ids are frozen."""
+        return io.Schema(
+            node_id="DeepInvInvert",
+            display_name="DeepInv Invert",
+            category=CATEGORY,
+            description="Finds the noise that this model would have turned into your photo. "
+            "Connect noise, sigmas and sampler to SamplerCustomAdvanced to get the photo back, or another one by prompt.",
+            inputs=[
+                io.Model.Input("model", tooltip="Any image model ComfyUI has loaded; LoRAs and patches count. Not changed."),
+                io.Latent.Input("latent", tooltip="The photo, encoded by the VAE that belongs to the model."),
+                io.Conditioning.Input(
+                    "conditioning",
+                    tooltip="The prompt to invert under. Leave its text empty: the noise then carries the whole photo.",
+                ),
+                io.Int.Input(
+                    "steps",
+                    default=16,
+                    min=1,
+                    max=1000,
+                    tooltip="More steps give the photo back more exactly and take longer. "
+                    "16 is good with auto; 4 to 8 already work with anderson. Not used where sigmas is connected.",
+                ),
+                io.Combo.Input(
+                    "method",
+                    options=[AUTO, *METHODS],
+                    default=AUTO,
+                    tooltip="How each step's noise is found. Cost for N steps with K refine steps, and what the way back "
+                    "needs besides the noise:\n" + method_menu(),
+                ),
+                Solver.Input(
+                    "solver", optional=True, tooltip="A solver trained for this model; auto and deepinv use it."
+                ),
+                io.Sigmas.Input(
+                    "sigmas",
+                    optional=True,
+                    tooltip="Your own noise levels instead of steps and scheduler, in either direction. "
+                    "Ending below the highest one keeps more of the photo when you edit.",
+                ),
+                io.Conditioning.Input(
+                    "negative", optional=True, tooltip="Only read where cfg is not 1: what guidance moves away from."
+                ),
+                io.Combo.Input(
+                    "scheduler",
+                    options=adapter.SCHEDULERS,
+                    default="simple",
+                    optional=True,
+                    tooltip="Spacing of the noise levels. Model and shift are taken from the model; simple suits flow models.",
+                    **ADVANCED,
+                ),
+                io.Float.Input(
+                    "cfg",
+                    default=1.0,
+                    min=0.0,
+                    max=30.0,
+                    step=0.1,
+                    optional=True,
+                    tooltip="Guidance while inverting. 1 inverts best and costs half; guide on the way back instead.",
+                    **ADVANCED,
+                ),
+                io.Int.Input(
+                    "refine",
+                    default=-1,
+                    min=-1,
+                    max=50,
+                    optional=True,
+                    tooltip="K, evaluations a step that improve the first guess: each makes the photo come back more "
+                    "exactly and costs another N evaluations. -1 takes the method's own number.",
+                    **ADVANCED,
+                ),
+                io.Float.Input(
+                    "tolerance",
+                    default=0.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.0001,
+                    round=False,
+                    optional=True,
+                    tooltip="Stop refining a step once its relative residual is this small, saving time on easy steps. "
+                    "0 always does all K.",
+                    **ADVANCED,
+                ),
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=0xFFFFFFFFFFFFFFFF,
+                    optional=True,
+                    control_after_generate=False,
+                    tooltip="Only for rf_inversion: which noise it pulls towards.",
+                    **ADVANCED,
+                ),
+                io.Boolean.Input(
+                    "keep_trajectory",
+                    default=False,
+                    optional=True,
+                    tooltip="Keep every intermediate latent in the inversion; takes N + 1 times the memory.",
+                    **ADVANCED,
+                ),
+                io.Boolean.Input(
+                    "measure_residual",
+                    default=False,
+                    optional=True,
+                    tooltip="Spend N more evaluations to measure how exactly each step can be undone; shown in the report.",
+                    **ADVANCED,
+                ),
+            ],
+            outputs=[
+                io.Noise.Output(display_name="noise", tooltip="For SamplerCustomAdvanced's noise input."),
+                io.Sigmas.Output(display_name="sigmas", tooltip="The same noise levels, for the way back."),
+                io.Sampler.Output(display_name="sampler", tooltip="The way back that matches the method."),
+                InversionType.Output(display_name="inversion", tooltip="Noise, levels, method and figures in one."),
+                io.String.Output(display_name="report", tooltip="What was done and what it cost."),
+            ],
+            **schema_extras(search_aliases=["inversion", "unsample", "ddim inversion", "noise from image", "renoise"]),
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        model: Any,
+        latent: dict[str, Any],
+        conditioning: adapter.Conditioning,
+        steps: int,
+        method: str,
+        solver: adapter.SolverHandle | None = None,
+        sigmas: Any = None,
+        negative: adapter.Conditioning | None = None,
+        scheduler: str = "simple",
+        cfg: float = 1.0,
+        refine: int = -1,
+        tolerance: float = 0.0,
+        seed: int = 0,
+        keep_trajectory: bool = False,
+        measure_residual: bool = False,
+    ) -> io.NodeOutput:
+        """Invert."""
+        if solver is not None:
+            solver.check(model)
+        chosen = method if method != AUTO else ("deepinv" if solver is not None else BEST_TRAINING_FREE)
+        uses_solver = chosen == "deepinv" and solver is not None
+        options = Options(refine=None if refine < 0 else refine, tolerance=tolerance, seed=seed)
+
+        def build() -> Method:
+            return make_method(chosen, options, solver=solver.bound(conditioning) if uses_solver else None)
+
+        if not uses_solver:
+            build()  # refuse a wrong combination before anything runs
+        levels = adapter.schedule(model, scheduler, steps) if sigmas is None else adapter.descending(sigmas)
+        began = time.perf_counter()
+        inversion = adapter.run_inversion(
+            model,
+            latent["samples"],
+            levels,
+            conditioning,
+            negative,
+            cfg,
+            build,
+            solver=solver if uses_solver else None,
+            keep_trajectory=keep_trajectory,
+            measure_residual=measure_residual,
+        )
+        report = describe(inversion, time.perf_counter() - began, chosen_by_us=method == AUTO, has_solver=uses_solver)
+        noise = adapter.InvertedNoise(model, inversion, float(levels[0]))
+        return io.NodeOutput(noise, levels, adapter.ReconstructionSampler(inversion), inversion, report)
+
+
+def describe(inversion: Inversion, seconds: float, *, chosen_by_us: bool, has_solver: bool) -> str:
+    """The report: method, cost, what the way back needs, residual, and how noise-like the noise is."""
+    info = METHODS[inversion.method]
+    k = f", K = {inversion.options.refine}" if info.refine is not None else ""
+    lines = [f"{inversion.method} ({info.title}{k}), {inversion.steps} steps, {inversion.nfe} base evaluations, {seconds:.1f} s"]
+    if chosen_by_us and not has_solver:
+        lines.append("no solver is connected: this is the best method that needs no training")
+    lines.append(f"way back: {WAY_BACK[inversion.kept]}")
+    residuals = inversion.residuals()
+    if residuals:
+        extra = f" ({inversion.nfe_residual} more evaluations)" if inversion.nfe_residual else " (one update before the result)"
+        lines.append(f"residual: mean {sum(residuals) / len(residuals):.2e}, largest {max(residuals):.2e}{extra}")
+    lines.append(f"noise: standard deviation {float(inversion.noise.std()):.3f} (a perfect noise has 1)")
+    return "\n".join(lines)
+
+
+WAY_BACK = {
+    "pure": "the noise alone",
+    "+z_0": "reads the clean latent too, so this is no pure inversion",
+    "+pair": "reads the last two latents",
+    "exact": "reads the whole trajectory, so it is exact by construction",
+}
+
+
