@@ -60,11 +60,7 @@ def run_workflow(
         WorkflowError: unreachable server, refused workflow, failed node, interruption, or `timeout` seconds passed.
     """
     client_id = uuid.uuid4().hex
-
-    def start() -> str:
-        return submit(server, prompt, client_id)
-
-    prompt_id, outputs = _run_to_end(server, client_id, start, timeout, on_event)
+    prompt_id, outputs = _run_to_end(server, client_id, prompt, timeout, on_event)
     images = [] if output is None else fetch_images(server, outputs, output)
     return Result(prompt_id, outputs, images, texts_of(outputs))
 
@@ -104,7 +100,7 @@ def wait(
     Raises:
         WorkflowError: the workflow failed, was interrupted, or took longer than `timeout`.
     """
-    return _run_to_end(server, client_id, lambda: prompt_id, timeout, on_event)[1]
+    return _run_to_end(server, client_id, prompt_id, timeout, on_event)[1]
 
 
 def fetch_images(server: str, outputs: dict[str, dict[str, Any]], folder: Path) -> list[Path]:
@@ -215,11 +211,11 @@ def _base_url(server: str) -> str:
 
 
 def _run_to_end(
-    server: str, client_id: str, start: Callable[[], str], timeout: float | None, on_event: Event | None
+    server: str, client_id: str, work: dict[str, Any] | str, timeout: float | None, on_event: Event | None
 ) -> tuple[str, dict[str, dict[str, Any]]]:
-    """Prompt id and outputs of the workflow that `start` queues, with connection errors in our words."""
+    """Prompt id and outputs of a workflow to queue, or of a queued one given by its id; errors in our words."""
     try:
-        return asyncio.run(_follow(server, client_id, start, timeout, on_event))
+        return asyncio.run(_follow(server, client_id, work, timeout, on_event))
     except (aiohttp.ClientConnectorError, aiohttp.InvalidURL) as error:
         raise _unreachable(server, error) from error
     except (aiohttp.ClientError, OSError) as error:
@@ -227,14 +223,14 @@ def _run_to_end(
 
 
 async def _follow(
-    server: str, client_id: str, start: Callable[[], str], timeout: float | None, on_event: Event | None
+    server: str, client_id: str, work: dict[str, Any] | str, timeout: float | None, on_event: Event | None
 ) -> tuple[str, dict[str, dict[str, Any]]]:
-    """Connect, start, and pass events on until the history holds the workflow: events can get lost, it cannot."""
+    """Connect, queue, and pass events on until the history holds the workflow: events can get lost, it cannot."""
     deadline = None if timeout is None else time.monotonic() + timeout
     url = f"{_base_url(server)}/ws?clientId={client_id}"
     async with aiohttp.ClientSession() as session, session.ws_connect(url, max_msg_size=0) as socket:
-        prompt_id = await asyncio.to_thread(start)
-        look = True
+        look = isinstance(work, str)  # it may have ended already; a new one's end will come as an event
+        prompt_id = work if isinstance(work, str) else await asyncio.to_thread(submit, server, work, client_id)
         try:
             while True:
                 if look and (entry := await asyncio.to_thread(_history_entry, server, prompt_id)):

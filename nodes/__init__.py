@@ -11,10 +11,7 @@ from .solvers import DeepInvLoadSolver
 class DeepInvExtension(ComfyExtension):
     """What ComfyUI asks the pack for."""
 
-    async def on_load(self) -> None:
-        """Make models/deepinv known before the nodes' menus are built."""
-        register_folders()
-
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        """Every node of the pack."""
+        """Every node of the pack; models/deepinv is made known before their menus are built."""
+        register_folders()  # not in on_load, which ComfyUI 0.3.75 never calls
         return [DeepInvInvert, DeepInvLoadSolver, DeepInvDemoModel, DeepInvDemoPrompt]

@@ -355,7 +355,7 @@ class SolverHandle:
 
 def solver_names() -> list[str]:
     """Solver files in ``models/deepinv``."""
-    return folder_paths.get_filename_list(SOLVER_FOLDER)
+    return [name for name in folder_paths.get_filename_list(SOLVER_FOLDER) if name.endswith(".safetensors")]
 
 
 def solver_path(name: str) -> str:

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from . import environment
-from .environment import ROOT, Installation
-from .server import ComfyServer
+from .environment import HERE, ROOT, Installation
+from .server import PACK_NAME, ComfyServer
 
 SOURCES = environment.sources()
 
@@ -58,7 +58,8 @@ def comfyui(request: pytest.FixtureRequest) -> Installation:
 @pytest.fixture(scope="session")
 def server(comfyui: Installation, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComfyServer]:
     """A running server with the pack in it."""
-    with ComfyServer(comfyui, tmp_path_factory.mktemp(f"comfyui-{comfyui.version}-")) as running:
+    packs = {PACK_NAME: ROOT, "deepinv_probe": HERE / "probe_pack"}
+    with ComfyServer(comfyui, tmp_path_factory.mktemp(f"comfyui-{comfyui.version}-"), packs) as running:
         yield running
 
 

@@ -63,6 +63,12 @@ def test_unknown_node_is_noticed(front_end):
     assert front_end.missing_node_types() == ["NoSuchNode"]
 
 
+def test_error_of_ours_is_noticed_and_others_are_not(front_end):
+    front_end.page.evaluate("() => { console.error('DeepInvEdit broke'); console.error('something else'); }")
+    front_end.page.wait_for_timeout(100)
+    assert [error.split(" (")[0] for error in front_end.our_errors()] == ["DeepInvEdit broke"]
+
+
 def test_api_format_becomes_a_workflow_that_opens_and_runs(front_end, server, tmp_path):
     workflow = to_ui_format(front_end, CORE_PROMPT, "core")
     columns = {node["type"]: node["pos"][0] for node in workflow["nodes"]}

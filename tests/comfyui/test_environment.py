@@ -1,0 +1,73 @@
+"""What gives the tests a real ComfyUI: it finds the right one, and it never fails silently."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+
+import pytest
+
+from . import environment
+from .server import ComfyServer, ServerFailed
+
+
+def test_comfyui_path_comes_first(comfyui, monkeypatch):
+    monkeypatch.setenv("COMFYUI_PATH", str(comfyui.path))
+    assert environment.main_installation() == comfyui
+
+
+def test_folder_that_is_no_comfyui_is_refused(monkeypatch, tmp_path):
+    monkeypatch.setenv("COMFYUI_PATH", str(tmp_path))
+    with pytest.raises(environment.EnvironmentProblem, match=r"COMFYUI_PATH: .* is not a ComfyUI folder.*main\.py"):
+        environment.main_installation()
+
+
+def test_comfyui_around_the_pack_is_found(comfyui, monkeypatch, tmp_path):
+    around, tests = tmp_path / "ComfyUI", tmp_path / "ComfyUI" / "custom_nodes" / "pack" / "tests" / "comfyui"
+    tests.mkdir(parents=True)
+    for name in ("main.py", "comfyui_version.py", "requirements.txt"):
+        shutil.copy(comfyui.path / name, around)
+    for file in (environment.HERE / "environment.py", *environment.HERE.glob("requirements*.txt")):
+        shutil.copy(file, tests)
+    for variable in ("COMFYUI_PATH", "COMFYUI_PATHS"):
+        monkeypatch.delenv(variable, raising=False)
+    found = subprocess.run([sys.executable, tests / "environment.py"], capture_output=True, text=True)
+    assert found.stdout == f"ComfyUI {comfyui.version} in {around}\n", found.stderr
+
+
+def test_download_that_is_not_the_tested_file_is_refused_and_leaves_nothing(monkeypatch, tmp_path):
+    monkeypatch.delenv("COMFYUI_PATH", raising=False)
+    monkeypatch.setenv("DEEPINV_CACHE", str(tmp_path))
+    monkeypatch.setattr(environment, "BUNDLE_SHA256", "0" * 64)
+    with pytest.raises(environment.EnvironmentProblem, match="has SHA-256 ca88"):
+        environment._cached("comfyui", environment._unpack_bundle)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_pack_that_cannot_be_imported_fails_the_server(comfyui, tmp_path):
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    (broken / "__init__.py").write_text("import no_such_module_of_ours\n")
+    server = ComfyServer(comfyui, tmp_path / "base", {"broken": broken})
+    with pytest.raises(ServerFailed, match=r"could not import a pack: .*broken[\s\S]*no_such_module_of_ours"):
+        server.start()
+    assert not server.is_running()
+
+
+def test_server_that_ends_at_once_is_reported_with_its_log(comfyui, tmp_path):
+    server = ComfyServer(comfyui, tmp_path / "base", {}, ["--no-such-option"])
+    with pytest.raises(ServerFailed, match=r"ended while starting[\s\S]*--no-such-option"):
+        server.start()
+
+
+def test_server_without_packs_serves_and_stops(comfyui, tmp_path):
+    with ComfyServer(comfyui, tmp_path / "base", {}) as server:
+        with urllib.request.urlopen(f"{server.url}/object_info/KSampler", timeout=20) as reply:
+            assert reply.status == 200
+        url = server.url
+    assert not server.is_running()
+    with pytest.raises(urllib.error.URLError):
+        urllib.request.urlopen(f"{url}/system_stats", timeout=5)

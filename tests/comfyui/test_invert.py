@@ -1,0 +1,303 @@
+"""DeepInv Invert in a real ComfyUI, against the core on the same weights through diffusers."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import FluxTransformer2DModel, SD3Transformer2DModel
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from comfyui_deepinv.deepinv_core.adapters.transformer import Conditioning, TransformerVelocity
+from comfyui_deepinv.deepinv_core.embedded.model import load_embedded
+from comfyui_deepinv.deepinv_core.embedded.spec import SD3_CONFIG
+from comfyui_deepinv.deepinv_core.images import to_tensor
+from comfyui_deepinv.deepinv_core.inversion import invert, reconstruct
+from comfyui_deepinv.deepinv_core.methods import METHODS, Options, make_method
+from comfyui_deepinv.deepinv_core.metrics import psnr
+
+from .conftest import Client
+from .environment import ROOT
+from .server import ComfyServer
+
+NAMES = itertools.count()
+
+TINY_SD3 = {**SD3_CONFIG, "num_layers": 2, "num_attention_heads": 2, "caption_projection_dim": 128}
+TINY_SD35 = {**TINY_SD3, "dual_attention_layers": (0,)}
+TINY_FLUX = {
+    "in_channels": 64,
+    "num_layers": 1,
+    "num_single_layers": 1,
+    "attention_head_dim": 128,
+    "num_attention_heads": 1,
+    "joint_attention_dim": 48,
+    "pooled_projection_dim": 32,
+    "axes_dims_rope": (16, 56, 56),
+}
+KINDS: dict[str, tuple[type, dict[str, Any], int]] = {
+    "sd3": (SD3Transformer2DModel, TINY_SD3, 2),
+    "sd35_medium": (SD3Transformer2DModel, TINY_SD35, 2),
+    "flux_schnell": (FluxTransformer2DModel, {**TINY_FLUX, "guidance_embeds": False}, 1),
+    "flux_dev": (FluxTransformer2DModel, {**TINY_FLUX, "guidance_embeds": True}, 1),
+}
+GUIDANCE = 2.5
+
+
+class Tiny:
+    """A tiny random model on both sides: diffusers here, ComfyUI's loader in the server."""
+
+    def __init__(self, kind: str, server: ComfyServer, *, batch: int = 1, size: tuple[int, int] = (8, 8)) -> None:
+        build, config, self.heads = KINDS[kind]
+        torch.manual_seed(0)
+        self.kind, self.server = kind, server
+        self.transformer = build(**config).eval().requires_grad_(False)
+        for parameter in self.transformer.parameters():  # diffusers zero-initialises much: make every path count
+            parameter.add_(0.04 * torch.randn_like(parameter))
+        self.latent = torch.randn(batch, 16, *size)
+        self.context = torch.randn(1, 5, config["joint_attention_dim"])
+        self.pooled = torch.randn(1, config["pooled_projection_dim"])
+        self.folder = server.base / "models" / "probe"
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.name = f"{kind}{next(NAMES)}"
+        save_file(self.transformer.state_dict(), self.folder / f"{self.name}.safetensors")
+        inputs = {"latent": self.latent, "context": self.context, "pooled": self.pooled}
+        save_file(inputs, self.folder / f"{self.name}_inputs.safetensors")
+
+    def graph(self, method: str = "anderson", **invert_inputs: Any) -> dict[str, Any]:
+        """Invert, come back, save both."""
+        guidance = GUIDANCE if self.kind == "flux_dev" else 0.0
+        return {
+            "model": node("ProbeModel", name=self.name, heads=self.heads),
+            "inputs": node("ProbeInputs", name=f"{self.name}_inputs", guidance=guidance),
+            "invert": node(
+                "DeepInvInvert",
+                **{"model": ["model", 0], "latent": ["inputs", 0], "conditioning": ["inputs", 1], "steps": 6}
+                | {"method": method, **invert_inputs},
+            ),
+            "guider": node("BasicGuider", model=["model", 0], conditioning=["inputs", 1]),
+            "back": node(
+                "SamplerCustomAdvanced",
+                noise=["invert", 0],
+                guider=["guider", 0],
+                sampler=["invert", 2],
+                sigmas=["invert", 1],
+                latent_image=["inputs", 0],
+            ),
+            "save": node("ProbeSave", name=self.name, model=["model", 0], inversion=["invert", 3], latent=["back", 0]),
+            "report": node("PreviewAny", source=["invert", 4]),
+        }
+
+    def result(self) -> dict[str, torch.Tensor]:
+        """What ProbeSave left."""
+        return load_file(self.server.base / "output" / f"{self.name}.safetensors")
+
+    def in_model_space(self, raw: torch.Tensor) -> torch.Tensor:
+        """ComfyUI's process_latent_in."""
+        scale, shift = (1.5305, 0.0609) if self.kind.startswith("sd3") else (0.3611, 0.1159)
+        return (raw - shift) * scale
+
+    def core(self, saved: dict[str, torch.Tensor], method: str, **options: Any) -> tuple[Any, torch.Tensor]:
+        """The core's own inversion and way back, on the grid the server used."""
+        prompt = Conditioning(self.context, self.pooled, GUIDANCE)
+        velocity = TransformerVelocity(self.transformer, prompt, sigma_min=float(saved["sigma_min"]))
+        inversion = invert(
+            velocity, self.in_model_space(self.latent), saved["sigmas"], make_method(method, Options(**options))
+        )
+        return inversion, reconstruct(velocity, inversion).latent
+
+
+def node(class_type: str, **inputs: Any) -> dict[str, Any]:
+    return {"class_type": class_type, "inputs": inputs}
+
+
+def relative(a: torch.Tensor, b: torch.Tensor) -> float:
+    return float((a - b).norm() / b.norm())
+
+
+@pytest.fixture(autouse=True)
+def log_stays_clean(server: ComfyServer):
+    """No test may leave an exception of ours in the server's log."""
+    before = len(server.log)
+    yield
+    new = server.log[before:]
+    ours = [part for part in new.split("Traceback")[1:] if "DeepInvError" not in part and "Interrupt" not in part]
+    assert not ours, new
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("method", ["anderson", "uni_inv"])
+def test_noise_and_round_trip_equal_the_core_s(kind: str, method: str, server: ComfyServer, client: Client) -> None:
+    tiny = Tiny(kind, server)
+    client.run(tiny.graph(method))
+    saved = tiny.result()
+    inversion, back = tiny.core(saved, method)
+    assert saved["noise"].dtype == torch.float32
+    assert relative(saved["noise"], inversion.noise) < 1e-3
+    assert relative(tiny.in_model_space(saved["latent"]), back) < 1e-3
+    assert int(saved["nfe"]) == inversion.nfe
+    assert relative(saved["noise"], tiny.in_model_space(tiny.latent)) > 0.1  # it did invert something
+
+
+@pytest.mark.parametrize("method", [m for m in METHODS if m not in ("deepinv", "anderson", "uni_inv")])
+def test_every_method_equals_the_core_s(method: str, server: ComfyServer, client: Client) -> None:
+    tiny = Tiny("sd3", server)
+    client.run(tiny.graph(method))
+    saved = tiny.result()
+    inversion, back = tiny.core(saved, method)
+    assert relative(saved["noise"], inversion.noise) < 1e-3
+    assert relative(tiny.in_model_space(saved["latent"]), back) < 1e-3
+
+
+@pytest.mark.parametrize(("batch", "size"), [(3, (8, 8)), (1, (6, 14)), (2, (12, 4))])
+def test_batch_and_aspect_ratio(batch: int, size: tuple[int, int], server: ComfyServer, client: Client) -> None:
+    tiny = Tiny("sd3", server, batch=batch, size=size)
+    client.run(tiny.graph())
+    saved = tiny.result()
+    assert saved["noise"].shape == (batch, 16, *size)
+    assert relative(saved["noise"], tiny.core(saved, "anderson")[0].noise) < 1e-3
+
+
+def test_converged_inversion_comes_back(server: ComfyServer, client: Client) -> None:
+    tiny = Tiny("sd3", server)
+    client.run(tiny.graph("anderson", refine=15, steps=12))
+    saved = tiny.result()
+    assert relative(saved["latent"], tiny.latent) < 1e-3
+
+
+def test_core_euler_takes_the_noise_too(server: ComfyServer, client: Client) -> None:
+    """The NOISE object is plain ComfyUI: the built-in euler sampler comes back from it, from sigma 1 and below."""
+    for sigma_start in (1.0, 0.7):
+        tiny = Tiny("sd3", server)
+        graph = tiny.graph("anderson", refine=15)
+        graph["euler"] = node("KSamplerSelect", sampler_name="euler")
+        graph["back"]["inputs"]["sampler"] = ["euler", 0]
+        if sigma_start < 1:
+            levels = {"model": ["model", 0], "scheduler": "simple", "steps": 5, "denoise": 0.5}
+            graph["levels"] = node("BasicScheduler", **levels)
+            graph["invert"]["inputs"]["sigmas"] = ["levels", 0]
+        client.run(graph)
+        saved = tiny.result()
+        assert (float(saved["sigmas"][-1]) < 1) == (sigma_start < 1)
+        assert relative(saved["latent"], tiny.latent) < 2e-3
+
+
+def test_lora_patched_model_is_inverted_as_patched(server: ComfyServer, client: Client) -> None:
+    tiny = Tiny("sd3", server)
+    torch.manual_seed(5)
+    up, down = torch.randn(128, 4) * 0.3, torch.randn(4, 128) * 0.3
+    loras = server.base / "models" / "loras"
+    loras.mkdir(exist_ok=True)
+    key = "diffusion_model.joint_blocks.0.x_block.attn.proj"
+    save_file({f"{key}.lora_up.weight": up, f"{key}.lora_down.weight": down}, loras / f"{tiny.name}.safetensors")
+    graph = tiny.graph()
+    graph["lora"] = node(
+        "LoraLoaderModelOnly", model=["model", 0], lora_name=f"{tiny.name}.safetensors", strength_model=1.0
+    )
+    for name in ("invert", "guider"):
+        graph[name]["inputs"]["model"] = ["lora", 0]
+    client.run(graph)
+    saved = tiny.result()
+    plain = tiny.core(saved, "anderson")[0].noise
+    tiny.transformer.transformer_blocks[0].attn.to_out[0].weight += up @ down
+    patched = tiny.core(saved, "anderson")[0].noise
+    assert relative(saved["noise"], patched) < 1e-3 < relative(plain, patched)
+
+
+@pytest.mark.parametrize("kind", ["sd3", "flux_dev"])
+def test_the_users_model_is_untouched(kind: str, server: ComfyServer, client: Client) -> None:
+    tiny = Tiny(kind, server)
+    graph = tiny.graph()
+    graph["before"] = node("ProbeDigest", model=["model", 0])
+    graph["invert"]["inputs"]["steps"] = 5
+    first = client.run(
+        {"model": graph["model"], "before": graph["before"], "show": node("PreviewAny", source=["before", 0])}
+    )
+    graph["after"] = node("ProbeDigest", model=["model", 0], after=["back", 0])
+    graph["show"] = node("PreviewAny", source=["after", 0])
+    second = client.run(graph)
+    assert first.texts and first.texts[0] in second.texts
+
+
+def test_interrupt_leaves_the_server_usable(server: ComfyServer, client: Client) -> None:
+    tiny = Tiny("sd3", server)
+    long = tiny.graph("renoise", steps=1000, refine=40)
+    seen = threading.Event()
+
+    def stop_when_it_runs(kind: str, data: dict[str, Any]) -> None:
+        if kind == "progress" and data.get("value", 0) >= 3 and not seen.is_set():
+            seen.set()
+            client.post("/interrupt", {})
+
+    began = time.monotonic()
+    with pytest.raises(client.module.WorkflowError, match="interrupted"):
+        client.module.run_workflow(server.address, long, timeout=120, on_event=stop_when_it_runs)
+    assert seen.is_set() and time.monotonic() - began < 60
+    client.run(tiny.graph())
+    assert relative(tiny.result()["noise"], tiny.core(tiny.result(), "anderson")[0].noise) < 1e-3
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"method": "deepinv"}, "needs a trained solver"),
+        ({"cfg": 3.0}, "no negative conditioning"),
+        ({"method": "euler", "refine": 2}, "takes no refine steps"),
+    ],
+)
+def test_unsuitable_input_is_refused_with_a_sentence(
+    change: dict[str, Any], message: str, server: ComfyServer, client: Client
+) -> None:
+    tiny = Tiny("sd3", server)
+    with pytest.raises(client.module.WorkflowError, match=message):
+        client.run(tiny.graph(**change))
+
+
+def test_a_latent_of_another_model_is_refused(server: ComfyServer, client: Client) -> None:
+    tiny = Tiny("sd3", server)
+    graph = tiny.graph()
+    graph["other"] = node("EmptyLatentImage", width=64, height=64, batch_size=1)  # four channels
+    graph["invert"]["inputs"]["latent"] = ["other", 0]
+    with pytest.raises(client.module.WorkflowError, match="4 channels, this model takes 16"):
+        client.run(graph)
+
+
+def test_sigmas_of_another_run_are_refused_on_the_way_back(server: ComfyServer, client: Client) -> None:
+    tiny = Tiny("sd3", server)
+    graph = tiny.graph()
+    graph["levels"] = node("BasicScheduler", model=["model", 0], scheduler="simple", steps=4, denoise=1.0)
+    graph["back"]["inputs"]["sigmas"] = ["levels", 0]
+    with pytest.raises(client.module.WorkflowError, match="connect DeepInv Invert's sigmas output"):
+        client.run(graph)
+
+
+@pytest.mark.parametrize("layout", ["SD3", "FLUX"])
+def test_the_shipped_workflow_gives_the_photo_back(
+    layout: str, server: ComfyServer, client: Client, tmp_path: Path
+) -> None:
+    graph = json.loads((ROOT / "examples" / "invert_and_reconstruct_api.json").read_text())
+    graph["3"]["inputs"]["layout"] = layout
+    result = client.run(graph, tmp_path)
+    picture = Image.open(result.images[0]).convert("RGB").resize((128, 64), Image.Resampling.NEAREST)
+    both = to_tensor(picture)
+    photo, back = both[..., :64], both[..., 64:]
+    model = load_embedded(layout.lower())
+    ceiling = model.decode(model.encode(photo))
+    assert float(psnr(back, ceiling)) > 40  # the inversion adds nothing to the VAE's own error
+    assert float(psnr(back, photo)) > float(psnr(ceiling, photo)) - 0.1
+    assert any("base evaluations" in text for text in result.texts)
+
+
+def test_more_steps_come_back_better(server: ComfyServer, client: Client) -> None:
+    errors = []
+    for steps in (4, 16, 48):
+        tiny = Tiny("sd3", server)
+        client.run(tiny.graph("euler", steps=steps))
+        errors.append(relative(tiny.result()["latent"], tiny.latent))
+    assert errors[0] > 2 * errors[1] > 4 * errors[2] > 0

@@ -1,0 +1,59 @@
+"""The one test command: lint, format, types, a real ComfyUI, and every test.
+
+    python tests/run.py [pytest's arguments]
+
+Runs everything even when something has failed, and ends with a summary; the exit status is 1 if anything failed.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import sysconfig
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).absolute().parents[1]
+SCRIPTS = Path(sysconfig.get_path("scripts"))
+
+
+def steps(pytest_arguments: list[str]) -> dict[str, list[str]]:
+    """Each step's name and command line.
+
+    pytest is started by its script, not with `-m`, which would put this folder on sys.path, where its `nodes` would
+    hide ComfyUI's.
+    """
+    return {
+        "lint": [sys.executable, "-m", "ruff", "check", "."],
+        "format": [sys.executable, "-m", "ruff", "format", "--check", "."],
+        "types": [sys.executable, "-m", "mypy"],
+        "ComfyUI": [sys.executable, str(Path("tests", "comfyui", "environment.py")), "--install"],
+        "tests": [str(SCRIPTS / "pytest"), *pytest_arguments],
+    }
+
+
+def run(command: list[str]) -> bool:
+    """Run one command line in the repository's folder; returns whether it succeeded."""
+    sys.stdout.write(f"\n$ {subprocess.list2cmdline(command)}\n")
+    sys.stdout.flush()
+    try:
+        return subprocess.run(command, cwd=ROOT, stdin=subprocess.DEVNULL).returncode == 0
+    except FileNotFoundError:
+        sys.stdout.write(f'{command[0]} is missing: pip install -e ".[test]" -c constraints.txt\n')
+        return False
+
+
+def main(pytest_arguments: list[str]) -> int:
+    """Run all steps; returns the exit status."""
+    lines, failed = [], False
+    for name, command in steps(pytest_arguments).items():
+        start = time.monotonic()
+        succeeded = run(command)
+        failed = failed or not succeeded
+        lines.append(f"{'ok    ' if succeeded else 'FAILED'} {name} ({time.monotonic() - start:.0f} s)")
+    sys.stdout.write("\n" + "\n".join(lines) + "\n")
+    return int(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
