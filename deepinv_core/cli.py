@@ -32,7 +32,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="deepinv", description="Recover the noise behind a photo, and the photo from the noise.")
     commands = parser.add_subparsers(dest="command", required=True)
 
-    demo = commands.add_parser("demo", help="every method on the shipped photographs and model; no network, no arguments")
+    demo = commands.add_parser(
+        "demo", help="every method on the shipped photographs and model; no network, no arguments"
+    )
     demo.add_argument("--model", choices=list(DEMO_MODELS), default="demo", help="which embedded model (default demo)")
     demo.add_argument("--steps", type=int, default=16, help="steps of every method (default 16)")
     demo.add_argument("--output", type=Path, default=Path("demo_output"), help="folder to write (default demo_output)")
@@ -48,8 +50,12 @@ def build_parser() -> argparse.ArgumentParser:
     invert.add_argument("--method", help="see below (default: deepinv if a solver is at hand, else anderson)")
     invert.add_argument("--steps", type=int, default=16, help="steps N (default 16)")
     invert.add_argument("--refine", type=int, help="K, evaluations a step after the guess (defaults below)")
-    invert.add_argument("--tolerance", type=float, default=0.0, help="stop iterating at this relative residual (default: never)")
-    invert.add_argument("--solver", type=Path, help="a trained solver's .safetensors (default: the one shipped for the model)")
+    invert.add_argument(
+        "--tolerance", type=float, default=0.0, help="stop iterating at this relative residual (default: never)"
+    )
+    invert.add_argument(
+        "--solver", type=Path, help="a trained solver's .safetensors (default: the one shipped for the model)"
+    )
     invert.add_argument("--seed", type=int, default=0, help="RF-Inversion's noise (default 0)")
     invert.add_argument("--keep-trajectory", action="store_true", help="store every latent in inversion.safetensors")
     invert.add_argument("--output", type=Path, required=True, help="folder to write")
@@ -58,8 +64,12 @@ def build_parser() -> argparse.ArgumentParser:
     back = commands.add_parser("reconstruct", help="sample an inversion.safetensors back, under a prompt if given")
     back.add_argument("file", type=Path, help="inversion.safetensors")
     _model_option(back, default=None)
-    back.add_argument("--prompt", default="", help="edit towards this prompt (default: the empty one, the photo itself)")
-    back.add_argument("--cfg", type=float, default=1.0, help="guidance; other than 1 costs two evaluations a step (default 1)")
+    back.add_argument(
+        "--prompt", default="", help="edit towards this prompt (default: the empty one, the photo itself)"
+    )
+    back.add_argument(
+        "--cfg", type=float, default=1.0, help="guidance; other than 1 costs two evaluations a step (default 1)"
+    )
     back.add_argument("--output", type=Path, required=True, help="PNG to write")
     back.add_argument("--json", action="store_true", help="print the report as JSON")
     return parser
@@ -107,7 +117,9 @@ def _demo(args: argparse.Namespace) -> None:
 
     report = run_demo(args.output, kind=DEMO_MODELS[args.model], steps=args.steps, progress=progress_bar)
     write_json(args.output / "report.json", report)
-    sys.stdout.write(f"\n{report['model']}, photos {', '.join(report['photos'])}; pure unless 'kept' says otherwise\n\n")
+    sys.stdout.write(
+        f"\n{report['model']}, photos {', '.join(report['photos'])}; pure unless 'kept' says otherwise\n\n"
+    )
     sys.stdout.write(table(report) + "\n\n")
     ceiling = report["runs"][0]["psnr_vae"]
     sys.stdout.write(f"* the default method. VAE ceiling: {ceiling:.2f} dB PSNR. NFE: inversion + way back.\n")
@@ -148,7 +160,8 @@ def _invert(args: argparse.Namespace) -> None:
         return
     sys.stdout.write(
         f"{report['method']} on {model.name}: {report['nfe_inversion']} base evaluations in {report['seconds']} s, "
-        f"latent SNR {report['latent_snr_db']:.1f} dB, PSNR {report['psnr']:.2f} dB (VAE ceiling {report['psnr_vae']:.2f})\n"
+        f"latent SNR {report['latent_snr_db']:.1f} dB, PSNR {report['psnr']:.2f} dB "
+        f"(VAE ceiling {report['psnr_vae']:.2f})\n"
         f"wrote {args.output}: inversion.safetensors, reconstruction.png, report.json\n"
     )
 

@@ -37,7 +37,9 @@ def load_photo(path: str | Path, *, side: int | None = None) -> tuple[torch.Tens
         with Image.open(path) as opened:
             image = ImageOps.exif_transpose(opened).convert("RGB")
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise DeepInvError(f"{path} is not an image that can be read ({error}): give a PNG, JPEG or WebP file") from error
+        raise DeepInvError(
+            f"{path} is not an image that can be read ({error}): give a PNG, JPEG or WebP file"
+        ) from error
     size = f"{image.width}x{image.height}"
     if side is not None:
         image = ImageOps.fit(image, (side, side), Image.Resampling.LANCZOS)

@@ -11,12 +11,11 @@ from typing import Any
 import torch
 
 from .adapters.base_model import BaseModel
-from .errors import DeepInvError
 from .integrator import Callback
 from .inversion import Inversion, invert, latent_snr, reconstruct, with_residual
-from .metrics import compare
 from .methods import BEST_TRAINING_FREE, Method, Options, make_method
 from .methods.deepinv import Solver, bind
+from .metrics import compare
 from .solver import load_solver
 
 

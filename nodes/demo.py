@@ -11,7 +11,7 @@ from . import adapter
 from .types import CATEGORY, Solver, schema_extras
 
 LAYOUTS = {"SD3": ("sd3", SD3_CONFIG, 1.0), "FLUX": ("flux", FLUX_CONFIG, None)}
-"""Menu entry to file, configuration, and schedule shift (both models were trained for 1; FLUX-schnell's is 1 already)."""
+"""Menu entry to file, configuration, and schedule shift: both were trained for 1, which is FLUX-schnell's own."""
 
 EMPTY = "(empty)"
 
@@ -39,7 +39,9 @@ class DeepInvDemoModel(io.ComfyNode):
             outputs=[
                 io.Model.Output(display_name="model", tooltip="Knows ten classes; prompt it with DeepInv Demo Prompt."),
                 io.Vae.Output(display_name="vae", tooltip="Its VAE: 16 channels, factor 8, sides in multiples of 16."),
-                Solver.Output(display_name="solver", tooltip="The solver trained for it; empty where none is shipped yet."),
+                Solver.Output(
+                    display_name="solver", tooltip="The solver trained for it; empty where none is shipped yet."
+                ),
             ],
             **schema_extras(search_aliases=["deepinv test model", "tiny model"]),
         )

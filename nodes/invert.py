@@ -33,9 +33,11 @@ class DeepInvInvert(io.ComfyNode):
             display_name="DeepInv Invert",
             category=CATEGORY,
             description="Finds the noise that this model would have turned into your photo. "
-            "Connect noise, sigmas and sampler to SamplerCustomAdvanced to get the photo back, or another one by prompt.",
+            "Connect noise, sigmas and sampler to SamplerCustomAdvanced and the photo comes back, or an edit of it.",
             inputs=[
-                io.Model.Input("model", tooltip="Any image model ComfyUI has loaded; LoRAs and patches count. Not changed."),
+                io.Model.Input(
+                    "model", tooltip="Any image model ComfyUI has loaded; LoRAs and patches count. Not changed."
+                ),
                 io.Latent.Input("latent", tooltip="The photo, encoded by the VAE that belongs to the model."),
                 io.Conditioning.Input(
                     "conditioning",
@@ -53,8 +55,8 @@ class DeepInvInvert(io.ComfyNode):
                     "method",
                     options=[AUTO, *METHODS],
                     default=AUTO,
-                    tooltip="How each step's noise is found. Cost for N steps with K refine steps, and what the way back "
-                    "needs besides the noise:\n" + method_menu(),
+                    tooltip="How each step's noise is found. Cost for N steps with K refine steps, and what the way "
+                    "back needs besides the noise:\n" + method_menu(),
                 ),
                 Solver.Input(
                     "solver", optional=True, tooltip="A solver trained for this model; auto and deepinv use it."
@@ -73,7 +75,7 @@ class DeepInvInvert(io.ComfyNode):
                     options=adapter.SCHEDULERS,
                     default="simple",
                     optional=True,
-                    tooltip="Spacing of the noise levels. Model and shift are taken from the model; simple suits flow models.",
+                    tooltip="Spacing of the noise levels; the shift is the model's own. simple suits flow models.",
                     **ADVANCED,
                 ),
                 io.Float.Input(
@@ -129,7 +131,7 @@ class DeepInvInvert(io.ComfyNode):
                     "measure_residual",
                     default=False,
                     optional=True,
-                    tooltip="Spend N more evaluations to measure how exactly each step can be undone; shown in the report.",
+                    tooltip="Spend N more evaluations to measure how exactly each step can be undone; see the report.",
                     **ADVANCED,
                 ),
             ],
@@ -166,13 +168,13 @@ class DeepInvInvert(io.ComfyNode):
         if solver is not None:
             solver.check(model)
         chosen = method if method != AUTO else ("deepinv" if solver is not None else BEST_TRAINING_FREE)
-        uses_solver = chosen == "deepinv" and solver is not None
+        used = solver if chosen == "deepinv" else None
         options = Options(refine=None if refine < 0 else refine, tolerance=tolerance, seed=seed)
 
         def build() -> Method:
-            return make_method(chosen, options, solver=solver.bound(conditioning) if uses_solver else None)
+            return make_method(chosen, options, solver=used.bound(conditioning) if used else None)
 
-        if not uses_solver:
+        if used is None:
             build()  # refuse a wrong combination before anything runs
         levels = adapter.schedule(model, scheduler, steps) if sigmas is None else adapter.descending(sigmas)
         began = time.perf_counter()
@@ -184,26 +186,33 @@ class DeepInvInvert(io.ComfyNode):
             negative,
             cfg,
             build,
-            solver=solver if uses_solver else None,
+            solver=used,
             keep_trajectory=keep_trajectory,
             measure_residual=measure_residual,
         )
-        report = describe(inversion, time.perf_counter() - began, chosen_by_us=method == AUTO, has_solver=uses_solver)
+        report = describe(inversion, time.perf_counter() - began, chosen_by_us=method == AUTO)
         noise = adapter.InvertedNoise(model, inversion, float(levels[0]))
         return io.NodeOutput(noise, levels, adapter.ReconstructionSampler(inversion), inversion, report)
 
 
-def describe(inversion: Inversion, seconds: float, *, chosen_by_us: bool, has_solver: bool) -> str:
+def describe(inversion: Inversion, seconds: float, *, chosen_by_us: bool) -> str:
     """The report: method, cost, what the way back needs, residual, and how noise-like the noise is."""
     info = METHODS[inversion.method]
     k = f", K = {inversion.options.refine}" if info.refine is not None else ""
-    lines = [f"{inversion.method} ({info.title}{k}), {inversion.steps} steps, {inversion.nfe} base evaluations, {seconds:.1f} s"]
-    if chosen_by_us and not has_solver:
+    lines = [
+        f"{inversion.method} ({info.title}{k}), {inversion.steps} steps, {inversion.nfe} base evaluations, "
+        f"{seconds:.1f} s"
+    ]
+    if chosen_by_us and inversion.method == BEST_TRAINING_FREE:
         lines.append("no solver is connected: this is the best method that needs no training")
     lines.append(f"way back: {WAY_BACK[inversion.kept]}")
     residuals = inversion.residuals()
     if residuals:
-        extra = f" ({inversion.nfe_residual} more evaluations)" if inversion.nfe_residual else " (one update before the result)"
+        extra = (
+            f" ({inversion.nfe_residual} more evaluations)"
+            if inversion.nfe_residual
+            else " (one update before the result)"
+        )
         lines.append(f"residual: mean {sum(residuals) / len(residuals):.2e}, largest {max(residuals):.2e}{extra}")
     lines.append(f"noise: standard deviation {float(inversion.noise.std()):.3f} (a perfect noise has 1)")
     return "\n".join(lines)
@@ -215,5 +224,3 @@ WAY_BACK = {
     "+pair": "reads the last two latents",
     "exact": "reads the whole trajectory, so it is exact by construction",
 }
-
-

@@ -25,7 +25,7 @@ class DeepInvLoadSolver(io.ComfyNode):
                 io.Combo.Input(
                     "solver_name",
                     options=adapter.solver_names(),
-                    tooltip="A .safetensors file in models/deepinv. It works with the base model it was trained for only.",
+                    tooltip="A .safetensors file in models/deepinv; it works with the base model it was trained for.",
                 )
             ],
             outputs=[Solver.Output(display_name="solver", tooltip="For DeepInv Invert's solver input.")],

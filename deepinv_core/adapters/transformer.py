@@ -90,7 +90,11 @@ class TransformerVelocity:
             for part, n in (("context", 2), ("pooled", 1))
         )
         time = torch.full((len(batch),), sigma, device=z.device, dtype=torch.float32)
-        v = self._sd3(batch, context, pooled, time) if self.family == "sd3" else self._flux(batch, context, pooled, time)
+        v = (
+            self._sd3(batch, context, pooled, time)
+            if self.family == "sd3"
+            else self._flux(batch, context, pooled, time)
+        )
         if self.cost == 1:
             return v
         conditional, unconditional = v.chunk(2)

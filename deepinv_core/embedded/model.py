@@ -69,7 +69,9 @@ def load_embedded(kind: str = "sd3") -> BaseModel:
 
     build: Any = diffusers.SD3Transformer2DModel if kind == "sd3" else diffusers.FluxTransformer2DModel
     transformer = _filled(build(**KINDS[kind]), checkpoint.load_weights(weights_path(kind)))
-    vae = _filled(diffusers.AutoencoderTiny(**VAE_CONFIG), _diffusers_names(checkpoint.load_weights(weights_path("vae"))))
+    vae = _filled(
+        diffusers.AutoencoderTiny(**VAE_CONFIG), _diffusers_names(checkpoint.load_weights(weights_path("vae")))
+    )
     return BaseModel(
         name=f"demo-{kind}",
         info=base_info(transformer),

@@ -11,10 +11,6 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import FluxTransformer2DModel, SD3Transformer2DModel
-from PIL import Image
-from safetensors.torch import load_file, save_file
-
 from comfyui_deepinv.deepinv_core.adapters.transformer import Conditioning, TransformerVelocity
 from comfyui_deepinv.deepinv_core.embedded.model import load_embedded
 from comfyui_deepinv.deepinv_core.embedded.spec import SD3_CONFIG
@@ -22,6 +18,9 @@ from comfyui_deepinv.deepinv_core.images import to_tensor
 from comfyui_deepinv.deepinv_core.inversion import invert, reconstruct
 from comfyui_deepinv.deepinv_core.methods import METHODS, Options, make_method
 from comfyui_deepinv.deepinv_core.metrics import psnr
+from diffusers import FluxTransformer2DModel, SD3Transformer2DModel
+from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from .conftest import Client
 from .environment import ROOT

@@ -96,7 +96,8 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)
     train, test = load_split(args.data, "train"), load_split(args.data, "test")
-    classifier = Classifier().to(memory_format=torch.channels_last)
+    classifier = Classifier()
+    classifier.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = torch.optim.SGD(classifier.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4, nesterov=True)
     total = args.epochs * (len(train.labels) // args.batch)
     step, began = 0, time.monotonic()

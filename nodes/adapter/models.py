@@ -1,0 +1,147 @@
+"""Models and solvers under ComfyUI's management."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import comfy.model_detection
+import comfy.model_management
+import comfy.model_patcher
+import comfy.model_sampling
+import comfy.sd
+import folder_paths
+import torch
+
+from ...deepinv_core.adapters.transformer import describe_geometry
+from ...deepinv_core.errors import DeepInvError
+from ...deepinv_core.methods.deepinv import Solver, bind
+from ...deepinv_core.solver import BaseInfo, LoadedSolver, load_solver, require_base
+
+SOLVER_FOLDER = "deepinv"
+
+Conditioning = list[list[Any]]
+"""ComfyUI's CONDITIONING: ``[[tokens [1, T, W], {"pooled_output": [1, P], ...}], ...]``."""
+
+
+def register_folders() -> None:
+    """Make ``models/deepinv`` known to ComfyUI."""
+    folder_paths.add_model_folder_path(SOLVER_FOLDER, str(Path(folder_paths.models_dir) / SOLVER_FOLDER))
+
+
+def model_info(model: Any) -> BaseInfo:
+    """The identity of a MODEL, the same as the diffusers adapter gives the same architecture."""
+    base = model.model
+    config, channels = base.model_config.unet_config, base.latent_format.latent_channels
+    if config.get("image_model") == "flux":
+        return describe_geometry(
+            "flux",
+            channels=channels,
+            hidden=config["hidden_size"],
+            depth=(config["depth"], config["depth_single_blocks"]),
+            context=config["context_in_dim"],
+            pooled=config["vec_in_dim"] or 0,
+        )
+    if "context_embedder_config" in config:
+        return describe_geometry(
+            "sd3",
+            channels=channels,
+            hidden=64 * config["depth"],
+            depth=(config["depth"], 0),
+            context=config["context_embedder_config"]["params"]["in_features"],
+            pooled=config.get("adm_in_channels") or 0,
+        )
+    sizes = sorted(value for value in config.values() if isinstance(value, int) and not isinstance(value, bool))
+    return describe_geometry(type(base).__name__.lower(), channels=channels, hidden=0, depth=sizes, context=0, pooled=0)
+
+
+class _Managed(torch.nn.Module):
+    """A network as ComfyUI's patcher wants it: a module whose ``device`` it may set."""
+
+    def __init__(self, network: torch.nn.Module) -> None:
+        super().__init__()
+        self.network = network
+        self.device = torch.device("cpu")
+
+
+class SolverHandle:
+    """DEEPINV_SOLVER: a loaded solver under ComfyUI's model management."""
+
+    def __init__(self, loaded: LoadedSolver, name: str) -> None:
+        self.loaded, self.name = loaded, name
+        self.patcher = comfy.model_patcher.ModelPatcher(
+            _Managed(loaded.solver.eval().requires_grad_(False)),
+            load_device=comfy.model_management.get_torch_device(),
+            offload_device=comfy.model_management.unet_offload_device(),
+        )
+
+    def check(self, model: Any) -> None:
+        """Refuse a model the solver was not trained for, saying what differs."""
+        require_base(self.loaded.base, model_info(model), self.name)
+
+    def bound(self, conditioning: Conditioning) -> Solver:
+        """The solver under a prompt, as the step rule calls it; on its device once the sampler runs."""
+        tokens, extras = conditioning[0]
+        device = self.patcher.load_device
+        pooled = extras.get("pooled_output")
+        return bind(self.loaded.solver, tokens.to(device), None if pooled is None else pooled.to(device))
+
+
+def solver_names() -> list[str]:
+    """Solver files in ``models/deepinv``."""
+    return [name for name in folder_paths.get_filename_list(SOLVER_FOLDER) if name.endswith(".safetensors")]
+
+
+def solver_path(name: str) -> str:
+    """Path of a solver file by its name in the menu.
+
+    Raises:
+        DeepInvError: it is gone.
+    """
+    path = folder_paths.get_full_path(SOLVER_FOLDER, name)
+    if path is None:
+        raise DeepInvError(f"there is no solver {name!r} in models/{SOLVER_FOLDER}: put its .safetensors file there")
+    return path
+
+
+def load_solver_handle(path: str | Path) -> SolverHandle:
+    """Read a solver file for use in a graph."""
+    return SolverHandle(load_solver(path), Path(path).name)
+
+
+def load_flow_model(state: dict[str, torch.Tensor], *, heads: int, shift: float | None) -> Any:
+    """A diffusion model from weights, through ComfyUI's own loader.
+
+    Args:
+        state: diffusers' parameter names, which the loader converts.
+        heads: attention heads. ComfyUI up to 0.3.75 takes every FLUX to have 24; there the configuration is
+            corrected before ComfyUI builds the model from it.
+        shift: the schedule's shift to sample with, None to leave the model's own.
+    """
+    converted = comfy.model_detection.convert_diffusers_mmdit(dict(state), "")
+    config = comfy.model_detection.model_config_from_unet(converted, "")
+    if config.unet_config.get("num_heads", heads) == heads:
+        model = comfy.sd.load_diffusion_model_state_dict(converted)
+    else:
+        config.unet_config["num_heads"] = heads
+        config.set_inference_dtype(torch.float32, None)
+        base = config.get_model(converted, "")
+        base.load_model_weights(converted, "")
+        management = comfy.model_management
+        model = comfy.model_patcher.ModelPatcher(base, management.get_torch_device(), management.unet_offload_device())
+    if shift is not None:
+
+        class Sampling(comfy.model_sampling.ModelSamplingDiscreteFlow, comfy.model_sampling.CONST):
+            pass
+
+        sampling = Sampling(model.model.model_config)
+        sampling.set_parameters(shift=shift, multiplier=1000)
+        model.add_object_patch("model_sampling", sampling)
+    return model
+
+
+def load_tiny_vae(state: dict[str, torch.Tensor], model: Any, gain: float) -> Any:
+    """A TAESD-shaped VAE whose raw latents are ``gain`` times the model's, as ComfyUI's VAE for that model."""
+    latent_format = model.model.latent_format
+    scale = torch.tensor(latent_format.scale_factor * gain)
+    return comfy.sd.VAE(sd={**state, "vae_scale": scale, "vae_shift": torch.tensor(latent_format.shift_factor)})

@@ -1,0 +1,75 @@
+"""Sigma in ComfyUI's terms and the core's, and a guider as the core's velocity."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import comfy.model_sampling
+import comfy.samplers
+import torch
+
+from ...deepinv_core.integrator import Callback, Progress
+from ...deepinv_core.schedule import custom_grid
+
+SCHEDULERS: list[str] = list(comfy.samplers.SCHEDULER_NAMES)
+
+
+def is_flow(model_sampling: Any) -> bool:
+    """Whether the model's sigma is the flow time already; else it is k-diffusion's, in [0, inf)."""
+    return isinstance(model_sampling, comfy.model_sampling.CONST)
+
+
+def to_flow_time(model_sampling: Any, sigmas: torch.Tensor) -> torch.Tensor:
+    """ComfyUI's sigmas to flow time, float64 on the CPU: themselves for flow models, else ``s / (1 + s)``."""
+    values = sigmas.double().cpu()
+    return values if is_flow(model_sampling) else values / (1 + values)
+
+
+def checked_grid(model_sampling: Any, sigmas: torch.Tensor) -> torch.Tensor:
+    """ComfyUI's SIGMAS as the core's ascending grid, refused with a sentence where unusable."""
+    most = to_flow_time(model_sampling, torch.as_tensor(float(model_sampling.sigma_max)))
+    return custom_grid(to_flow_time(model_sampling, sigmas), sigma_max=max(1.0, float(most)))
+
+
+def descending(sigmas: torch.Tensor) -> torch.Tensor:
+    """ComfyUI's direction, whichever way the SIGMAS came."""
+    return sigmas.flip(0) if len(sigmas) > 1 and sigmas[0] < sigmas[-1] else sigmas
+
+
+def schedule(model: Any, scheduler: str, steps: int) -> torch.Tensor:
+    """The sigmas ComfyUI would sample this model with: its own schedule and shift, descending ``[N + 1]``."""
+    return comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), scheduler, steps).cpu()
+
+
+class GuiderVelocity:
+    """A guider in mid-run as the core's velocity: ``v = (z - denoised) / sigma``.
+
+    For noise-prediction models ``sigma_k = sigma / (1 - sigma)`` and ``x = z * (1 + sigma_k)`` first (method.md).
+    """
+
+    def __init__(self, guider: Any, denoise: Callable[..., torch.Tensor], extra_args: dict[str, Any]) -> None:
+        sampling = guider.inner_model.model_sampling
+        self._denoise, self._extra_args = denoise, extra_args
+        self._flow = is_flow(sampling)
+        self.sigma_min = float(to_flow_time(sampling, torch.as_tensor(float(sampling.sigma_min))))
+        self.cost = 1 if math.isclose(getattr(guider, "cfg", 1.0), 1.0) else 2
+
+    def __call__(self, z: torch.Tensor, sigma: float) -> torch.Tensor:
+        """Velocity at ``z [B, C, ...]``; one guider call."""
+        own = sigma if self._flow else sigma / (1 - sigma)
+        x = z if self._flow else z * (1 + own)
+        denoised = self._denoise(x, torch.full((len(x),), own, device=x.device, dtype=x.dtype), **self._extra_args)
+        return (z - denoised) / sigma
+
+
+def preview(callback: Callable[..., None] | None) -> Callback | None:
+    """ComfyUI's sampler callback (progress bar, preview of the denoised estimate, interrupt) as the core's."""
+    if callback is None:
+        return None
+
+    def report(progress: Progress) -> None:
+        callback(progress.done - 1, progress.denoised, progress.z, progress.total)
+
+    return report

@@ -1,0 +1,86 @@
+"""The rules of the house that a reader relies on: who imports whom, and what importing costs."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+ROOT = Path(__file__).absolute().parents[2]
+PACKAGES = ("deepinv_core", "nodes", "training")
+
+
+def sources(folder: str) -> list[Path]:
+    found = sorted((ROOT / folder).rglob("*.py"))
+    assert found, folder
+    return found
+
+
+def imported(path: Path) -> set[str]:
+    """Absolute first names and relative targets, ``.nodes`` for ``from ...nodes import x``."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names.add((node.module or "").split(".")[0] if not node.level else f".{(node.module or '').split('.')[0]}")
+    return names
+
+
+@pytest.mark.parametrize("path", sources("deepinv_core"), ids=lambda p: str(p.relative_to(ROOT)))
+def test_the_core_knows_neither_comfyui_nor_the_layers_above(path: Path) -> None:
+    assert not imported(path) & {"comfy", "comfy_api", "comfy_extras", "folder_paths", "nodes", ".nodes", ".training"}
+
+
+@pytest.mark.parametrize("path", sources("training"), ids=lambda p: str(p.relative_to(ROOT)))
+def test_training_does_not_use_the_nodes(path: Path) -> None:
+    assert not imported(path) & {"comfy", "comfy_api", "folder_paths", ".nodes"}
+
+
+def test_only_the_adapter_imports_comfyui_s_inside() -> None:
+    inside = {"comfy", "folder_paths", "latent_preview"}
+    assert {path.parent.name for path in sources("nodes") if imported(path) & inside} == {"adapter"}
+
+
+@pytest.mark.parametrize("folder", PACKAGES)
+def test_nothing_dangerous_runs_in_the_pack(folder: str) -> None:
+    """No pickle, eval, subprocess or download at node run time; inside the pack only relative imports."""
+    for path in sources(folder):
+        names = imported(path)
+        assert not names & {"pickle", "subprocess", "requests", "urllib", "comfyui_deepinv", "deepinv_core"}, path
+        calls = [
+            n.func.id
+            for n in ast.walk(ast.parse(path.read_text()))
+            if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)
+        ]
+        assert not set(calls) & {"eval", "exec", "__import__", "print"}, path
+
+
+def test_importing_the_core_does_not_import_diffusers() -> None:
+    modules = ["inversion", "methods", "solver", "runs", "cli", "embedded.model", "adapters.folder", "metrics"]
+    code = "import sys\n" + "".join(f"import comfyui_deepinv.deepinv_core.{name}\n" for name in modules)
+    code += "heavy = {'diffusers', 'transformers', 'torchmetrics', 'matplotlib'} & set(sys.modules)\n"
+    code += "assert not heavy, heavy"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_every_package_is_declared_for_ordinary_installs() -> None:
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    inits = [path for folder in PACKAGES for path in (ROOT / folder).rglob("__init__.py")]
+    found = {"comfyui_deepinv", *(".".join(("comfyui_deepinv", *p.parent.relative_to(ROOT).parts)) for p in inits)}
+    assert set(settings["packages"]) == found
+
+
+def test_files_stay_readable() -> None:
+    """A guide, not a law: no file above 400 lines."""
+    long = {p.name: n for f in PACKAGES for p in sources(f) if (n := len(p.read_text().splitlines())) > 400}
+    assert not long
