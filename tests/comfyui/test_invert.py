@@ -102,13 +102,14 @@ class Tiny:
         scale, shift = (1.5305, 0.0609) if self.kind.startswith("sd3") else (0.3611, 0.1159)
         return (raw - shift) * scale
 
-    def core(self, saved: dict[str, torch.Tensor], method: str, **options: Any) -> tuple[Any, torch.Tensor]:
+    def core(
+        self, saved: dict[str, torch.Tensor], method: str, solver: Any = None, **options: Any
+    ) -> tuple[Any, torch.Tensor]:
         """The core's own inversion and way back, on the grid the server used."""
         prompt = Conditioning(self.context, self.pooled, GUIDANCE)
         velocity = TransformerVelocity(self.transformer, prompt, sigma_min=float(saved["sigma_min"]))
-        inversion = invert(
-            velocity, self.in_model_space(self.latent), saved["sigmas"], make_method(method, Options(**options))
-        )
+        chosen = make_method(method, Options(**options), solver=solver)
+        inversion = invert(velocity, self.in_model_space(self.latent), saved["sigmas"], chosen)
         return inversion, reconstruct(velocity, inversion).latent
 
 

@@ -1,0 +1,104 @@
+"""A solver file in a graph: loaded from models/deepinv, used by DeepInv Invert, refused where it does not belong."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from comfyui_deepinv.deepinv_core.adapters.transformer import base_info, describe_geometry
+from comfyui_deepinv.deepinv_core.methods.deepinv import bind
+from comfyui_deepinv.deepinv_core.solver import BaseInfo, DeepInvSolver, preset, save_solver
+
+from .conftest import Client
+from .server import ComfyServer
+from .test_invert import Tiny, node, relative
+
+
+def write_solver(tiny: Tiny, base: BaseInfo, *, seed: int = 0) -> tuple[str, DeepInvSolver]:
+    """A random solver in models/deepinv; its name in the menu, and the network."""
+    torch.manual_seed(seed)
+    widths = {"context_width": tiny.context.shape[-1], "pooled_width": tiny.pooled.shape[-1]}
+    network = DeepInvSolver(preset("tiny", channels=16, **widths)).eval()
+    torch.nn.init.normal_(network.proj_out.weight, std=0.05)
+    name = f"{tiny.name}.safetensors"
+    save_solver(tiny.server.base / "models" / "deepinv" / name, network, base=base, training=None)
+    return name, network
+
+
+def with_solver(tiny: Tiny, name: str, method: str = "auto", **inputs: object) -> dict:
+    graph = tiny.graph(method, solver=["solver", 0], **inputs)
+    graph["solver"] = node("DeepInvLoadSolver", solver_name=name)
+    return graph
+
+
+@pytest.mark.parametrize("kind", ["sd3", "flux_schnell"])
+@pytest.mark.parametrize("refine", [0, 2])
+def test_it_corrects_as_the_core_does(kind: str, refine: int, server: ComfyServer, client: Client) -> None:
+    tiny = Tiny(kind, server, batch=2)
+    name, network = write_solver(tiny, base_info(tiny.transformer))
+    client.run(with_solver(tiny, name, refine=refine))
+    saved = tiny.result()
+    solver = bind(network, tiny.context, tiny.pooled)
+    inversion, back = tiny.core(saved, "deepinv", solver=solver, refine=refine)
+    assert relative(saved["noise"], inversion.noise) < 1e-3
+    assert relative(tiny.in_model_space(saved["latent"]), back) < 1e-3
+    assert int(saved["nfe"]) == 6 * (1 + refine)
+    plain, _ = tiny.core(saved, "euler")
+    assert relative(plain.noise, inversion.noise) > 1e-2 or refine  # the solver did something
+
+
+def test_a_solver_for_another_model_is_refused(server: ComfyServer, client: Client) -> None:
+    tiny = Tiny("sd3", server)
+    other = describe_geometry("sd3", channels=16, hidden=1536, depth=(24, 0), context=4096, pooled=2048)
+    name, _ = write_solver(tiny, other)
+    with pytest.raises(client.module.WorkflowError, match="is for another model: the base model's fingerprint"):
+        client.run(with_solver(tiny, name))
+
+
+def test_the_model_is_untouched_and_another_method_ignores_the_solver(server: ComfyServer, client: Client) -> None:
+    tiny = Tiny("sd3", server)
+    name, _ = write_solver(tiny, base_info(tiny.transformer))
+    graph = with_solver(tiny, name)
+    first = client.run(
+        {
+            "model": graph["model"],
+            "before": node("ProbeDigest", model=["model", 0]),
+            "show": node("PreviewAny", source=["before", 0]),
+        }
+    )
+    graph["after"] = node("ProbeDigest", model=["model", 0], after=["back", 0])
+    graph["show"] = node("PreviewAny", source=["after", 0])
+    assert first.texts and first.texts[0] in client.run(graph).texts
+    client.run(with_solver(tiny, name, "euler"))
+    assert relative(tiny.result()["noise"], tiny.core(tiny.result(), "euler")[0].noise) < 1e-3
+
+
+def test_a_changed_file_is_noticed(server: ComfyServer, client: Client) -> None:
+    tiny = Tiny("sd3", server)
+    name, _ = write_solver(tiny, base_info(tiny.transformer))
+    graph = with_solver(tiny, name)
+    client.run(graph)
+    before = tiny.result()["noise"]
+    write_solver(tiny, base_info(tiny.transformer), seed=1)
+    client.run(graph)
+    assert relative(tiny.result()["noise"], before) > 1e-3
+
+
+def test_a_damaged_file_is_refused(server: ComfyServer, client: Client) -> None:
+    tiny = Tiny("sd3", server)
+    name, _ = write_solver(tiny, base_info(tiny.transformer))
+    path = Path(server.base / "models" / "deepinv" / name)
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(client.module.WorkflowError, match="DeepInvError"):
+        client.run(with_solver(tiny, name))
+
+
+def test_the_same_model_has_one_identity_on_both_sides(server: ComfyServer, client: Client) -> None:
+    """Covered by loading at all: a solver saved with diffusers' identity is accepted by ComfyUI's model."""
+    for kind in ("sd35_medium", "flux_dev"):
+        tiny = Tiny(kind, server)
+        name, _ = write_solver(tiny, base_info(tiny.transformer))
+        client.run(with_solver(tiny, name))
+        assert int(tiny.result()["nfe"]) == 6
