@@ -17,16 +17,14 @@ from .integrator import Callback
 from .inversion import invert, reconstruct
 from .methods import METHODS, Options, make_method
 from .runs import Run, bound_solver, choose_method, run
-from .schedule import custom_grid, uniform_grid
+from .schedule import uniform_grid
 
-PHOTOS = {"chelsea": "dog", "rocket": "ship", "coffee": "frog", "astronaut": "cat"}
+PHOTOS = {"chelsea": "dog", "rocket": "ship", "coffee": "frog", "astronaut": "horse"}
 """scikit-image's photographs, none seen in training, and the class each is edited to."""
 
-EDIT_CFG = 2.5
-EDIT_STRENGTH = 0.8
-"""The edit inverts up to this sigma only: above it little of the photo is left."""
+EDIT_CFG = 4.0
 
-SHEET_TITLES = ("source", "inverted noise", "reconstruction", "difference x5", "edit by class")
+SHEET_TITLES = ("source", "the VAE's best", "inverted noise", "reconstruction", "difference x5", "edit by class")
 
 
 def run_demo(
@@ -75,22 +73,20 @@ def _both_ways(callback: Callback | None) -> Callable[[str], Callback | None]:
 
 
 def edit_by_class(model: BaseModel, photos: torch.Tensor, grid: torch.Tensor) -> torch.Tensor:
-    """Each photo inverted under the empty prompt up to :data:`EDIT_STRENGTH`, and sampled back under its class."""
-    partial = custom_grid(grid[grid <= EDIT_STRENGTH])
-    inversions = [
-        invert(model.velocity(""), model.encode(photo[None]), partial, make_method("anderson")) for photo in photos
-    ]
-    backs = [
-        reconstruct(model.velocity(target, cfg=EDIT_CFG), inversion).latent
-        for target, inversion in zip(PHOTOS.values(), inversions, strict=True)
-    ]
+    """Each photo inverted under the empty prompt, and sampled back under the class it is to become."""
+    backs = []
+    for photo, target in zip(photos, PHOTOS.values(), strict=True):
+        inversion = invert(model.velocity(""), model.encode(photo[None]), grid, make_method("anderson"))
+        backs.append(reconstruct(model.velocity(target, cfg=EDIT_CFG), inversion).latent)
     return model.decode(torch.cat(backs))
 
 
 def _sheet(photos: torch.Tensor, best: Run, edits: torch.Tensor) -> Any:
     rows = [
-        (photo, noise_picture(noise), back, difference_picture(photo, back), edit)
-        for photo, noise, back, edit in zip(photos, best.inversion.noise, best.images, edits, strict=True)
+        (photo, ceiling, noise_picture(noise), back, difference_picture(photo, back), edit)
+        for photo, ceiling, noise, back, edit in zip(
+            photos, best.ceiling, best.inversion.noise, best.images, edits, strict=True
+        )
     ]
     return contact_sheet(rows, SHEET_TITLES)
 

@@ -64,10 +64,13 @@ def run(command: list[str]) -> bool:
     sys.stdout.write(f"\n$ {subprocess.list2cmdline(command)}\n")
     sys.stdout.flush()
     try:
-        return subprocess.run(command, cwd=ROOT, stdin=subprocess.DEVNULL).returncode == 0
+        status = subprocess.run(command, cwd=ROOT, stdin=subprocess.DEVNULL).returncode
     except FileNotFoundError:
         sys.stdout.write(f'{command[0]} is missing: pip install -e ".[test]" -c constraints.txt\n')
         return False
+    if status < 0:
+        sys.stdout.write(f"{command[0]} was ended by signal {-status}\n")
+    return status == 0
 
 
 if __name__ == "__main__":

@@ -181,7 +181,7 @@ def to_ui_format(front_end: FrontEnd, prompt: dict[str, Any], name: str) -> dict
     if missing := front_end.missing_node_types():
         raise ValueError(f"this ComfyUI has no {', '.join(missing)}: is the pack that brings them loaded?")
     workflow = front_end.serialize()
-    layout.make_room_for_pictures(workflow)
+    layout.make_room(workflow)
     layout.arrange(workflow)
     front_end.load_workflow(workflow, name)
     return front_end.serialize()

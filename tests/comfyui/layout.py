@@ -8,15 +8,21 @@ from typing import Any
 MARGIN_X, MARGIN_Y = 80, 60
 TITLE_HEIGHT = 30
 ORIGIN = (60, 80)
-PICTURE_NODES = ("PreviewImage", "SaveImage", "LoadImage", "LoadImageMask")
 PICTURE_SIZE = (300, 340)
+ROOM = {
+    "PreviewImage": PICTURE_SIZE,
+    "SaveImage": PICTURE_SIZE,
+    "LoadImage": PICTURE_SIZE,
+    "LoadImageMask": PICTURE_SIZE,
+    "PreviewAny": (340, 220),
+}
 
 
-def make_room_for_pictures(workflow: dict[str, Any]) -> None:
-    """Enlarge the nodes that will show a picture, which they do only once the workflow has run."""
+def make_room(workflow: dict[str, Any]) -> None:
+    """Enlarge the nodes that will show a picture or a text, which they do only once the workflow has run."""
     for node in workflow["nodes"]:
-        if node["type"] in PICTURE_NODES:
-            node["size"] = [max(have, need) for have, need in zip(node["size"], PICTURE_SIZE, strict=True)]
+        room = ROOM.get(node["type"], (0, 0))
+        node["size"] = [max(have, need) for have, need in zip(node["size"], room, strict=True)]
 
 
 def arrange(workflow: dict[str, Any]) -> None:

@@ -9,8 +9,11 @@ only when the compiled half really did not load, let the Python halves be import
 
 from __future__ import annotations
 
+import os
 import runpy
 import sys
+import threading
+import time
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
@@ -73,11 +76,24 @@ def install_repairs() -> None:
     sys.meta_path.insert(0, AfterImport())
 
 
+def end_with(parent: int) -> None:
+    """End this process soon after its parent has ended, however that ended."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 def main(argv: list[str]) -> None:
     """Run the ComfyUI whose main.py is the first argument with the arguments that follow."""
     if not argv or not Path(argv[0]).is_file():
         raise SystemExit("usage: run_comfyui.py COMFYUI/main.py [ComfyUI's arguments]")
     install_repairs()
+    if parent := os.environ.get("END_WITH_PARENT"):
+        end_with(int(parent))
     main_py = Path(argv[0]).resolve()
     sys.path[0] = str(main_py.parent)
     sys.argv = [str(main_py), *argv[1:]]

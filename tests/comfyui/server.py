@@ -182,6 +182,8 @@ def _server_environment() -> dict[str, str]:
     """Environment of the server: offline, and able to see the packages that are tied to torch's build."""
     variables = {**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONUTF8": "1", "HF_HUB_OFFLINE": "1"}
     variables.pop("PYTHONPATH", None)
+    if sys.platform != "win32":  # there a process keeps its parent's id when the parent ends
+        variables["END_WITH_PARENT"] = str(os.getpid())
     if extras := environment.torch_extras():
         variables["PYTHONPATH"] = str(extras)
     return variables

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+import time
 import urllib.error
 import urllib.request
 
@@ -71,3 +72,24 @@ def test_server_without_packs_serves_and_stops(comfyui, tmp_path):
     assert not server.is_running()
     with pytest.raises(urllib.error.URLError):
         urllib.request.urlopen(f"{url}/system_stats", timeout=5)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows tells a process nothing about its parent's end")
+def test_server_ends_with_a_killed_test_run(tmp_path):
+    program = (
+        "import os, pathlib, signal, sys\n"
+        "from tests.comfyui import environment, server\n"
+        "running = server.ComfyServer(environment.main_installation(), pathlib.Path(sys.argv[1]), {}).start()\n"
+        "print(running.url, flush=True)\n"
+        "os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    killed = subprocess.run(
+        [sys.executable, "-c", program, tmp_path], cwd=environment.ROOT, capture_output=True, text=True, timeout=180
+    )
+    url = killed.stdout.strip()
+    assert url, killed.stderr
+    end = time.monotonic() + 20
+    with pytest.raises(urllib.error.URLError):
+        while time.monotonic() < end:
+            urllib.request.urlopen(f"{url}/system_stats", timeout=5).close()
+            time.sleep(0.5)

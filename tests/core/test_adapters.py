@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers import FluxTransformer2DModel, SD3Transformer2DModel
+
 from comfyui_deepinv.deepinv_core.adapters.transformer import (
     Conditioning,
     TransformerVelocity,
@@ -18,7 +20,6 @@ from comfyui_deepinv.deepinv_core.errors import DeepInvError
 from comfyui_deepinv.deepinv_core.inversion import invert, reconstruct
 from comfyui_deepinv.deepinv_core.methods import Options, make_method
 from comfyui_deepinv.deepinv_core.schedule import uniform_grid
-from diffusers import FluxTransformer2DModel, SD3Transformer2DModel
 
 SMALL_SD3 = {**SD3_CONFIG, "num_layers": 2, "num_attention_heads": 2, "caption_projection_dim": 128}
 

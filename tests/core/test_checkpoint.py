@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from comfyui_deepinv.deepinv_core import checkpoint
-from comfyui_deepinv.deepinv_core.errors import DeepInvError
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
+from comfyui_deepinv.deepinv_core import checkpoint
+from comfyui_deepinv.deepinv_core.errors import DeepInvError
 
 FUZZ = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 

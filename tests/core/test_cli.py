@@ -9,13 +9,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
+
 from comfyui_deepinv.deepinv_core import cli
 from comfyui_deepinv.deepinv_core.adapters.transformer import describe_geometry
 from comfyui_deepinv.deepinv_core.embedded.model import load_embedded
 from comfyui_deepinv.deepinv_core.images import load_photo
 from comfyui_deepinv.deepinv_core.inversion import load_inversion
 from comfyui_deepinv.deepinv_core.solver import DeepInvSolver, preset, save_solver
-from PIL import Image
 
 PHOTO = Path(cli.__file__).parent / "embedded" / "photos" / "coffee.png"
 KEYS = {

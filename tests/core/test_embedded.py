@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+
 from comfyui_deepinv.deepinv_core.demo import PHOTOS
 from comfyui_deepinv.deepinv_core.embedded import model as embedded
 from comfyui_deepinv.deepinv_core.embedded.spec import CLASSES, VAE_CONFIG
@@ -17,7 +19,6 @@ from comfyui_deepinv.deepinv_core.inversion import invert, latent_snr, reconstru
 from comfyui_deepinv.deepinv_core.methods import Options, make_method
 from comfyui_deepinv.deepinv_core.metrics import psnr
 from comfyui_deepinv.deepinv_core.schedule import uniform_grid
-from PIL import Image
 
 KINDS = ("sd3", "flux")
 
@@ -111,10 +112,11 @@ def a_dataset(folder: Path) -> Path:
 
 
 def test_training_scripts_run_and_their_files_fit_the_package(tmp_path: Path, monkeypatch) -> None:
-    from comfyui_deepinv.deepinv_core.embedded.spec import SD3_CONFIG
-    from comfyui_deepinv.training.embedded import flow_model, vae
     from diffusers import AutoencoderTiny, SD3Transformer2DModel
     from safetensors.torch import load_file
+
+    from comfyui_deepinv.deepinv_core.embedded.spec import SD3_CONFIG
+    from comfyui_deepinv.training.embedded import flow_model, vae
 
     archive = a_dataset(tmp_path)
     monkeypatch.setattr("sys.argv", ["vae", str(archive), str(tmp_path / "vae"), "--steps", "2", "--batch", "2"])
@@ -135,9 +137,10 @@ def test_training_scripts_run_and_their_files_fit_the_package(tmp_path: Path, mo
 
 
 def test_constructed_encoder_is_its_formula() -> None:
+    from diffusers import AutoencoderTiny
+
     from comfyui_deepinv.deepinv_core.embedded.spec import LATENT_GAIN
     from comfyui_deepinv.training.embedded.vae import construct_encoder, encode
-    from diffusers import AutoencoderTiny
 
     torch.manual_seed(0)
     weight, bias = 0.2 * torch.randn(16, 48), torch.randn(16)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from comfyui_deepinv.deepinv_core import checkpoint
 from comfyui_deepinv.deepinv_core.errors import DeepInvError
 from comfyui_deepinv.deepinv_core.inversion import invert, load_inversion, reconstruct, save_inversion, with_residual

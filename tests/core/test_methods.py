@@ -7,6 +7,9 @@ from itertools import pairwise
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from comfyui_deepinv.deepinv_core.errors import DeepInvError
 from comfyui_deepinv.deepinv_core.integrator import integrate
 from comfyui_deepinv.deepinv_core.inversion import Inversion, invert, latent_snr, reconstruct, with_residual
@@ -14,8 +17,6 @@ from comfyui_deepinv.deepinv_core.methods import METHODS, Method, Options, make_
 from comfyui_deepinv.deepinv_core.methods.explicit import Euler
 from comfyui_deepinv.deepinv_core.methods.implicit import Anderson, Implicit, LastVelocity, Picard, TargetEuler
 from comfyui_deepinv.deepinv_core.schedule import custom_grid, uniform_grid
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from .problems import GaussianMixture
 

@@ -11,15 +11,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from comfyui_deepinv.deepinv_core import checkpoint
-from comfyui_deepinv.deepinv_core.errors import DeepInvError
-from comfyui_deepinv.deepinv_core.lpips import ALEXNET_FILE, Lpips, load_lpips, lpips_available, save_lpips
-from comfyui_deepinv.deepinv_core.metrics import compare, perceptual, psnr, ssim
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 from torchmetrics.functional import image as reference
 from torchmetrics.functional.image import lpips as reference_lpips
+
+from comfyui_deepinv.deepinv_core import checkpoint
+from comfyui_deepinv.deepinv_core.errors import DeepInvError
+from comfyui_deepinv.deepinv_core.lpips import ALEXNET_FILE, Lpips, load_lpips, lpips_available, save_lpips
+from comfyui_deepinv.deepinv_core.metrics import compare, perceptual, psnr, ssim
 
 from .lpips_weights import _ArrayUnpickler, lpips_file
 

@@ -6,10 +6,11 @@ import math
 
 import pytest
 import torch
-from comfyui_deepinv.deepinv_core.errors import DeepInvError
-from comfyui_deepinv.deepinv_core.schedule import custom_grid, resolution_grid, shifted_grid, uniform_grid
 from hypothesis import given
 from hypothesis import strategies as st
+
+from comfyui_deepinv.deepinv_core.errors import DeepInvError
+from comfyui_deepinv.deepinv_core.schedule import custom_grid, resolution_grid, shifted_grid, uniform_grid
 
 
 @given(steps=st.integers(1, 200), shift=st.floats(0.2, 12))

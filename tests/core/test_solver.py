@@ -11,6 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from diffusers.models.embeddings import PatchEmbed
+from safetensors.torch import load_file
+from torch.utils.flop_counter import FlopCounterMode
+
 from comfyui_deepinv.deepinv_core import checkpoint
 from comfyui_deepinv.deepinv_core.errors import DeepInvError
 from comfyui_deepinv.deepinv_core.solver import (
@@ -25,9 +29,6 @@ from comfyui_deepinv.deepinv_core.solver import (
     save_solver,
 )
 from comfyui_deepinv.deepinv_core.solver.grids import area_matrix, token_positions
-from diffusers.models.embeddings import PatchEmbed
-from safetensors.torch import load_file
-from torch.utils.flop_counter import FlopCounterMode
 
 REFERENCE = Path(__file__).parents[1] / "data" / "official_solver_small.safetensors"
 SMALL = SolverConfig(

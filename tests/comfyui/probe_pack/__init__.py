@@ -9,8 +9,9 @@ from typing import Any
 import folder_paths
 import torch
 from comfy_api.latest import ComfyExtension, io
-from comfyui_deepinv.nodes import adapter
 from safetensors.torch import load_file, save_file
+
+from comfyui_deepinv.nodes import adapter
 
 AnyType = io.Custom("*")
 InversionType = io.Custom("DEEPINV_INVERSION")
