@@ -14,10 +14,9 @@ from __future__ import annotations
 import json
 import math
 import os
-import secrets
 import stat
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Final
@@ -27,6 +26,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from .atomic import replacing
 from .errors import DeepInvError
 
 FORMAT_VERSION: Final = 1
@@ -92,21 +92,8 @@ def save(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], metadata: 
     target = _target(path)
     text = _metadata_text(metadata, target.name)
     ready = _ready(tensors, target.name)
-    temporary = target.with_name(f".{target.name[:64]}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(target, SafetensorError) as temporary:
         save_file(ready, temporary, metadata={METADATA_KEY: text})
-        with open(temporary, "r+b") as stream:
-            os.fsync(stream.fileno())
-        os.replace(temporary, target)
-    except (OSError, SafetensorError) as error:
-        raise DeepInvError(
-            f"{str(target)!r} could not be written ({_short(error)}): free space on the disk or choose a folder "
-            "and a file that can be written; an older file of this name is unchanged."
-        ) from error
-    finally:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
 
 
 def load(path: str | os.PathLike[str], *, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:

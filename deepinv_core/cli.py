@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import secrets
 import sys
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from .atomic import replacing
 from .errors import DeepInvError
 from .integrator import Callback, Progress
 from .methods import METHODS, Options
@@ -229,15 +228,8 @@ def write_json(path: Path, report: dict[str, Any]) -> None:
     Raises:
         DeepInvError: the file can't be written.
     """
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as temporary:
         temporary.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-        os.replace(temporary, path)
-    except OSError as error:
-        raise DeepInvError(f"{path} could not be written ({error}): free space or choose another --output") from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import secrets
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,6 +9,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageOps, UnidentifiedImageError
 
+from .atomic import replacing
 from .errors import DeepInvError
 
 MAX_PIXELS = 1024 * 1024
@@ -68,15 +67,8 @@ def save_png(image: Image.Image, path: Path) -> None:
     Raises:
         DeepInvError: the file can't be written.
     """
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as temporary:
         image.save(temporary, format="PNG")
-        os.replace(temporary, path)
-    except OSError as error:
-        raise DeepInvError(f"{path} could not be written ({error}): free space or choose another --output") from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def noise_picture(latent: torch.Tensor) -> torch.Tensor:

@@ -8,21 +8,18 @@ Writes ``RUN/classifier.safetensors`` and ``RUN/stats.jsonl``; not shipped, it i
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import math
-import time
 from pathlib import Path
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from ...deepinv_core.embedded.spec import CLASSES
+from ..run_folder import RunFolder
 from .data import Split, load_split, upsample
-
-log = logging.getLogger(__name__)
 
 
 class _Residual(nn.Module):
@@ -92,7 +89,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
-    args.run.mkdir(parents=True, exist_ok=True)
+    folder = RunFolder(args.run)
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)
     train, test = load_split(args.data, "train"), load_split(args.data, "test")
@@ -100,7 +97,7 @@ def main() -> None:
     classifier.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = torch.optim.SGD(classifier.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4, nesterov=True)
     total = args.epochs * (len(train.labels) // args.batch)
-    step, began = 0, time.monotonic()
+    step = 0
     for epoch in range(args.epochs):
         classifier.train()
         for rows in torch.randperm(len(train.labels)).split(args.batch)[: len(train.labels) // args.batch]:
@@ -118,12 +115,8 @@ def main() -> None:
             optimizer.step()
             step += 1
         held_out = split_accuracy(classifier, test)
-        line = {"epoch": epoch + 1, "loss": round(float(loss), 4), "test_accuracy": round(held_out, 4)}
-        line["seconds"] = round(time.monotonic() - began, 1)
-        with (args.run / "stats.jsonl").open("a") as stats:
-            stats.write(json.dumps(line) + "\n")
-        log.info("%s", line)
-        save_file({k: v.contiguous() for k, v in classifier.state_dict().items()}, args.run / "classifier.safetensors")
+        folder.report({"epoch": epoch + 1, "loss": round(float(loss), 4), "test_accuracy": round(held_out, 4)})
+        folder.save_weights("classifier", classifier.state_dict())
 
 
 if __name__ == "__main__":

@@ -12,12 +12,8 @@ Progress goes to ``RUN/stats.jsonl``; ``RUN/model.safetensors`` holds the EMA we
 from __future__ import annotations
 
 import argparse
-import copy
-import json
 import logging
 import math
-import os
-import time
 from pathlib import Path
 
 import torch
@@ -26,6 +22,7 @@ import torch.nn.functional as F
 from diffusers import FluxTransformer2DModel, SD3Transformer2DModel
 from safetensors.torch import load_file, save_file
 
+from ...deepinv_core.atomic import replacing
 from ...deepinv_core.embedded.spec import (
     CLASSES,
     CONTEXT_TOKENS,
@@ -34,6 +31,7 @@ from ...deepinv_core.embedded.spec import (
     POOLED_WIDTH,
     SD3_CONFIG,
 )
+from ..run_folder import RunFolder, Trainee
 from .data import Split, load_split, upsample
 from .vae import encode, patch_transform
 
@@ -136,7 +134,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
-    args.run.mkdir(parents=True, exist_ok=True)
+    folder = RunFolder(args.run)
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)
 
@@ -144,79 +142,44 @@ def main() -> None:
     cache = args.data.parent / "latents.safetensors"
     if not cache.exists():
         transform = patch_transform(train)
-        both = {"train": latents_of(train, transform), "test": latents_of(test, transform)}
-        save_file(both, cache.with_suffix(f".tmp{os.getpid()}"))
-        os.replace(cache.with_suffix(f".tmp{os.getpid()}"), cache)
+        with replacing(cache) as temporary:
+            save_file({"train": latents_of(train, transform), "test": latents_of(test, transform)}, temporary)
     latents = load_file(cache)
-    log.info(
-        "latents: std %.3f, per channel %s", latents["test"].float().std(), latents["test"].float().std((0, 1, 3, 4))
-    )
     chosen = torch.Generator().manual_seed(7)  # the splits are sorted by class: check on a random part of each
     rows_train = torch.randperm(len(train.labels), generator=chosen)[:4000]
     rows_test = torch.randperm(len(test.labels), generator=chosen)[:4000]
     prompts = make_prompts()
-    save_file(prompts, args.run / "prompts.safetensors")
+    folder.save_weights("prompts", prompts)
 
     model = Velocity(args.kind)
-    average = copy.deepcopy(model).requires_grad_(False)
     log.info("%s: %.2f M parameters", args.kind, sum(p.numel() for p in model.parameters()) / 1e6)
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, weight_decay=0.01, betas=(0.9, 0.99), fused=True)
-    start, state_file = 0, args.run / "state.pt"
-    if state_file.exists():
-        state = torch.load(state_file, weights_only=True)
-        model.load_state_dict(state["model"])
-        average.load_state_dict(state["average"])
-        optimizer.load_state_dict(state["optimizer"])
-        start = state["step"]
+    trainee = Trainee(model, optimizer, decay=0.9995)
 
-    began, running = time.monotonic(), 0.0
-    for step in range(start, args.steps):
+    for step in range(trainee.resume(folder), args.steps):
         generator = torch.Generator().manual_seed(args.seed * 1_000_003 + step)
         rows = torch.randint(len(train.labels), (args.batch,), generator=generator)
         flip = torch.randint(2, (args.batch,), generator=generator)
         z0 = latents["train"][flip, rows].float()
         dropped = torch.rand(args.batch, generator=generator) < 0.1
         label = torch.where(dropped, NULL_CLASS, train.labels[rows])
-        optimizer.param_groups[0]["lr"] = (
-            args.lr * min(1, (step + 1) / 500) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / args.steps)))
-        )
+        cosine = 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / args.steps))
         loss = flow_loss(model, z0, label, prompts, generator)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        decay = min(0.9995, (step + 1) / (step + 10))
-        with torch.no_grad():
-            torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - decay)
-        running += float(loss.detach())
+        trainee.step(loss, step, args.lr * min(1, (step + 1) / 500) * cosine)
         if (step + 1) % 1000 == 0 or step + 1 == args.steps:
-            line = {
-                "step": step + 1,
-                "images": (step + 1) * args.batch,
-                "loss": round(running / 1000, 5),
-                "train_loss": round(
-                    evaluate(average, latents["train"][0, rows_train], train.labels[rows_train], prompts), 5
-                ),
-                "test_loss": round(
-                    evaluate(average, latents["test"][0, rows_test], test.labels[rows_test], prompts), 5
-                ),
-                "seconds": round(time.monotonic() - began, 1),
-            }
-            running = 0.0
-            with (args.run / "stats.jsonl").open("a") as stats:
-                stats.write(json.dumps(line) + "\n")
-            log.info("%s", line)
-            state = {
-                "model": model.state_dict(),
-                "average": average.state_dict(),
-                "optimizer": optimizer.state_dict(),
-                "step": step + 1,
-            }
-            torch.save(state, args.run / "state.tmp")
-            os.replace(args.run / "state.tmp", state_file)
-            weights = {name: value.half().contiguous() for name, value in average.model.state_dict().items()}
-            save_file(weights, args.run / "model.tmp")
-            os.replace(args.run / "model.tmp", args.run / "model.safetensors")
+            average = trainee.average
+            folder.report(
+                {
+                    "step": step + 1,
+                    "images": (step + 1) * args.batch,
+                    "loss": trainee.mean_loss(),
+                    "train_loss": evaluate(average, latents["train"][0, rows_train], train.labels[rows_train], prompts),
+                    "test_loss": evaluate(average, latents["test"][0, rows_test], test.labels[rows_test], prompts),
+                }
+            )
+            trainee.save(folder, step + 1)
+            weights = {name.removeprefix("model."): value.half() for name, value in average.state_dict().items()}
+            folder.save_weights("model", weights)
 
 
 if __name__ == "__main__":

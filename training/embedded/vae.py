@@ -14,23 +14,18 @@ weights (half precision) in ComfyUI's TAESD names.
 from __future__ import annotations
 
 import argparse
-import copy
-import json
 import logging
 import math
-import os
-import time
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderTiny
-from safetensors.torch import save_file
 
 from ...deepinv_core.embedded.spec import LATENT_CHANNELS, LATENT_GAIN, VAE_CONFIG
+from ...deepinv_core.metrics import psnr
+from ..run_folder import RunFolder, Trainee
 from .data import Split, load_split, upsample
-
-log = logging.getLogger(__name__)
 
 
 def principal_components(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -108,11 +103,6 @@ def to_comfy_names(vae: AutoencoderTiny) -> dict[str, torch.Tensor]:
     return out
 
 
-def psnr(a: torch.Tensor, b: torch.Tensor) -> float:
-    """Mean over images of the PSNR in dB, data range 1."""
-    return float((-10 * (a - b).square().flatten(1).mean(1).clamp_min(1e-12).log10()).mean())
-
-
 def main() -> None:
     """Command line; see the module's docstring."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
@@ -125,7 +115,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
-    args.run.mkdir(parents=True, exist_ok=True)
+    folder = RunFolder(args.run)
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)
 
@@ -134,19 +124,11 @@ def main() -> None:
     transform = patch_transform(train)
     construct_encoder(vae, *transform)
     decoder = vae.decoder.to(memory_format=torch.channels_last)
-    average = copy.deepcopy(decoder)
     optimizer = torch.optim.AdamW(decoder.parameters(), lr=args.lr, weight_decay=1e-4, fused=True)
-    start, state_file = 0, args.run / "state.pt"
-    if state_file.exists():
-        state = torch.load(state_file, weights_only=True)
-        decoder.load_state_dict(state["decoder"])
-        average.load_state_dict(state["average"])
-        optimizer.load_state_dict(state["optimizer"])
-        start = state["step"]
+    trainee = Trainee(decoder, optimizer, decay=0.999)
     check = upsample(test.images[torch.randperm(len(test.images), generator=torch.Generator().manual_seed(1))[:256]])
 
-    began, running = time.monotonic(), 0.0
-    for step in range(start, args.steps):
+    for step in range(trainee.resume(folder), args.steps):
         generator = torch.Generator().manual_seed(args.seed * 1_000_003 + step)
         rows = torch.randint(len(train.images), (args.batch,), generator=generator)
         images = upsample(train.images[rows])
@@ -154,46 +136,20 @@ def main() -> None:
             images = images.flip(-1)
         if torch.rand((), generator=generator) < 0.5:
             images = images.transpose(-1, -2)
-        lr = args.lr * min(1, (step + 1) / 200) * 0.5 * (1 + math.cos(math.pi * step / args.steps))
-        optimizer.param_groups[0]["lr"] = lr
         latent = encode(images, *transform) * LATENT_GAIN
         with torch.autocast("cpu", torch.bfloat16):
             decoded = decoder(latent.contiguous(memory_format=torch.channels_last))
         loss = F.mse_loss(decoded.float(), images * 2 - 1)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(decoder.parameters(), 1.0)
-        optimizer.step()
-        decay = min(0.999, (step + 1) / (step + 10))
-        with torch.no_grad():
-            torch._foreach_lerp_(list(average.parameters()), list(decoder.parameters()), 1 - decay)
-        running += float(loss.detach())
+        trainee.step(loss, step, args.lr * min(1, (step + 1) / 200) * 0.5 * (1 + math.cos(math.pi * step / args.steps)))
         if (step + 1) % 500 == 0 or step + 1 == args.steps:
             with torch.no_grad():
-                ceiling = psnr((average(encode(check, *transform) * LATENT_GAIN).clamp(-1, 1) + 1) / 2, check)
-            line = {
-                "step": step + 1,
-                "images": (step + 1) * args.batch,
-                "loss": running / 500,
-                "test_psnr": round(ceiling, 3),
-                "seconds": round(time.monotonic() - began, 1),
-            }
-            running = 0.0
-            with (args.run / "stats.jsonl").open("a") as stats:
-                stats.write(json.dumps(line) + "\n")
-            log.info("%s", line)
-            state = {
-                "decoder": decoder.state_dict(),
-                "average": average.state_dict(),
-                "optimizer": optimizer.state_dict(),
-                "step": step + 1,
-            }
-            torch.save(state, args.run / "state.tmp")
-            os.replace(args.run / "state.tmp", state_file)
-            final = copy.deepcopy(vae)
-            final.decoder.load_state_dict(average.state_dict())
-            save_file(to_comfy_names(final), args.run / "vae.tmp")
-            os.replace(args.run / "vae.tmp", args.run / "vae.safetensors")
+                decoded = trainee.average(encode(check, *transform) * LATENT_GAIN)
+            ceiling = float(psnr((decoded.clamp(-1, 1) + 1) / 2, check).mean())
+            counts = {"step": step + 1, "images": (step + 1) * args.batch}
+            folder.report({**counts, "loss": trainee.mean_loss(), "test_psnr": round(ceiling, 3)})
+            trainee.save(folder, step + 1)
+            vae.decoder = trainee.average
+            folder.save_weights("vae", to_comfy_names(vae))
 
 
 if __name__ == "__main__":

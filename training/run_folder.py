@@ -1,0 +1,95 @@
+"""A training run's folder, and the model, average and optimizer that live in it."""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+from ..deepinv_core.atomic import replacing
+
+log = logging.getLogger(__name__)
+
+
+class RunFolder:
+    """``stats.jsonl``, ``state.pt`` and weights in one folder; every file is whole at any moment."""
+
+    def __init__(self, path: Path) -> None:
+        path.mkdir(parents=True, exist_ok=True)
+        self._path = path
+        self._began = time.monotonic()
+
+    def report(self, line: dict[str, Any]) -> None:
+        """Append one line of figures, with the seconds since this process began, and log it."""
+        line = {**line, "seconds": round(time.monotonic() - self._began, 1)}
+        with (self._path / "stats.jsonl").open("a") as stats:
+            stats.write(json.dumps(line) + "\n")
+        log.info("%s", line)
+
+    def load_state(self) -> dict[str, Any] | None:
+        """The state to resume from, None at the start. Tensors and plain values only: no code is run."""
+        file = self._path / "state.pt"
+        return torch.load(file, weights_only=True) if file.exists() else None
+
+    def save_state(self, state: dict[str, Any]) -> None:
+        """Replace the state."""
+        with replacing(self._path / "state.pt") as temporary:
+            torch.save(state, temporary)
+
+    def save_weights(self, name: str, weights: dict[str, torch.Tensor]) -> None:
+        """Replace ``NAME.safetensors``."""
+        with replacing(self._path / f"{name}.safetensors") as temporary:
+            save_file({key: value.contiguous() for key, value in weights.items()}, temporary)
+
+
+class Trainee:
+    """A model with its exponential moving average and optimizer, stepped and saved together.
+
+    Attributes:
+        model: what is trained.
+        average: its moving average, what is shipped.
+    """
+
+    def __init__(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer, *, decay: float) -> None:
+        self.model, self._optimizer, self._decay = model, optimizer, decay
+        self.average = copy.deepcopy(model).requires_grad_(False)
+        self._losses: list[float] = []
+
+    def step(self, loss: torch.Tensor, number: int, lr: float) -> None:
+        """One update, gradients clipped to norm 1; the average's decay is warmed up over the first steps."""
+        for group in self._optimizer.param_groups:
+            group["lr"] = lr
+        self._optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self._optimizer.step()
+        weight = 1 - min(self._decay, (number + 1) / (number + 10))
+        with torch.no_grad():
+            torch._foreach_lerp_(list(self.average.parameters()), list(self.model.parameters()), weight)
+        self._losses.append(float(loss.detach()))
+
+    def mean_loss(self) -> float:
+        """Mean training loss since the last call."""
+        losses, self._losses = self._losses, []
+        return round(sum(losses) / len(losses), 6)
+
+    def save(self, folder: RunFolder, done: int) -> None:
+        """Save everything after ``done`` steps."""
+        parts: dict[str, Any] = {"model": self.model, "average": self.average, "optimizer": self._optimizer}
+        folder.save_state({"step": done, **{name: part.state_dict() for name, part in parts.items()}})
+
+    def resume(self, folder: RunFolder) -> int:
+        """Load what :meth:`save` left; returns the steps done, 0 at the start."""
+        state = folder.load_state()
+        if state is None:
+            return 0
+        self.model.load_state_dict(state["model"])
+        self.average.load_state_dict(state["average"])
+        self._optimizer.load_state_dict(state["optimizer"])
+        return int(state["step"])
