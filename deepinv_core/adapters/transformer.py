@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
@@ -41,12 +40,40 @@ def family_of(transformer: torch.nn.Module) -> str:
     return FAMILIES[name]
 
 
-class TransformerVelocity:
-    """``v(z, sigma)`` of a frozen transformer under one prompt, with classifier-free guidance if asked.
+def predict(
+    transformer: torch.nn.Module,
+    z: torch.Tensor,
+    sigma: torch.Tensor,
+    context: torch.Tensor,
+    pooled: torch.Tensor,
+    guidance: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """One forward pass, with gradient where it is asked for: the velocity in the network's dtype.
 
-    Both models predict ``eps - z_0`` themselves, so nothing is divided by sigma. SD3's timestep is
+    Both families predict ``eps - z_0`` themselves, so nothing is divided by sigma. SD3's timestep is
     ``1000*sigma``; FLUX takes sigma and packs 2x2 latent patches into tokens with (0, row, column) ids.
+
+    Args:
+        transformer: diffusers' ``SD3Transformer2DModel`` or ``FluxTransformer2DModel``.
+        z: ``[B, C, H, W]``, H and W even.
+        sigma: ``[B]``.
+        context: ``[B, T, W]``.
+        pooled: ``[B, P]``.
+        guidance: ``[B]``, for a FLUX with a guidance input.
     """
+    if family_of(transformer) == "sd3":
+        return transformer(z, context, pooled, sigma * 1000, return_dict=False)[0]
+    b, c, h, w = z.shape
+    tokens = z.view(b, c, h // 2, 2, w // 2, 2).permute(0, 2, 4, 1, 3, 5).reshape(b, h * w // 4, c * 4)
+    rows, columns = torch.meshgrid(torch.arange(h // 2), torch.arange(w // 2), indexing="ij")
+    image_ids = torch.stack([torch.zeros_like(rows), rows, columns], -1).view(-1, 3).to(z)
+    text_ids = torch.zeros(context.shape[1], 3).to(z)
+    v = transformer(tokens, context, pooled, sigma, image_ids, text_ids, guidance, return_dict=False)[0]
+    return v.view(b, h // 2, w // 2, c, 2, 2).permute(0, 3, 1, 4, 2, 5).reshape(b, c, h, w)
+
+
+class TransformerVelocity:
+    """``v(z, sigma)`` of a frozen transformer under one prompt, with classifier-free guidance if asked."""
 
     def __init__(
         self,
@@ -69,10 +96,11 @@ class TransformerVelocity:
         Raises:
             DeepInvError: an unknown architecture, or guidance without a negative prompt.
         """
-        self.family = family_of(transformer)
         if cfg != 1 and negative is None:
             raise DeepInvError(f"cfg is {cfg} but there is no negative prompt: give one, or set cfg to 1")
+        flux = family_of(transformer) == "flux"
         self._transformer = transformer
+        self._takes_guidance = flux and bool(transformer.config["guidance_embeds"])  # type: ignore[index]
         self._prompts = (positive,) if cfg == 1 or negative is None else (positive, negative)
         self._cfg = cfg
         self.sigma_min = sigma_min
@@ -90,41 +118,12 @@ class TransformerVelocity:
             for part, n in (("context", 2), ("pooled", 1))
         )
         time = torch.full((len(batch),), sigma, device=z.device, dtype=torch.float32)
-        v = (
-            self._sd3(batch, context, pooled, time)
-            if self.family == "sd3"
-            else self._flux(batch, context, pooled, time)
-        )
+        guidance = torch.full_like(time, self._prompts[0].guidance) if self._takes_guidance else None
+        v = predict(self._transformer, batch, time, context, pooled, guidance)
         if self.cost == 1:
             return v
         conditional, unconditional = v.chunk(2)
         return torch.lerp(unconditional, conditional, self._cfg)
-
-    def _sd3(self, z: torch.Tensor, context: torch.Tensor, pooled: torch.Tensor, time: torch.Tensor) -> torch.Tensor:
-        return self._transformer(z, context, pooled, time * 1000, return_dict=False)[0]
-
-    def _flux(self, z: torch.Tensor, context: torch.Tensor, pooled: torch.Tensor, time: torch.Tensor) -> torch.Tensor:
-        b, c, h, w = z.shape
-        tokens = z.view(b, c, h // 2, 2, w // 2, 2).permute(0, 2, 4, 1, 3, 5).reshape(b, h * w // 4, c * 4)
-        rows, columns = torch.meshgrid(torch.arange(h // 2), torch.arange(w // 2), indexing="ij")
-        image_ids = torch.stack([torch.zeros_like(rows), rows, columns], -1).view(-1, 3).to(z)
-        guidance = None
-        if self._config("guidance_embeds"):
-            guidance = torch.full_like(time, self._prompts[0].guidance)
-        v = self._transformer(
-            tokens,
-            context,
-            pooled,
-            time,
-            image_ids,
-            torch.zeros(context.shape[1], 3).to(z),
-            guidance,
-            return_dict=False,
-        )[0]
-        return v.view(b, h // 2, w // 2, c, 2, 2).permute(0, 3, 1, 4, 2, 5).reshape(b, c, h, w)
-
-    def _config(self, name: str) -> Any:
-        return self._transformer.config[name]  # type: ignore[index]
 
 
 def describe_geometry(

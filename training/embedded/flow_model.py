@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from diffusers import FluxTransformer2DModel, SD3Transformer2DModel
 from safetensors.torch import load_file, save_file
 
+from ...deepinv_core.adapters.transformer import predict
 from ...deepinv_core.atomic import replacing
 from ...deepinv_core.embedded.spec import (
     CLASSES,
@@ -49,31 +50,6 @@ def make_prompts(seed: int = 0) -> dict[str, torch.Tensor]:
     context = torch.randn(NULL_CLASS + 1, CONTEXT_TOKENS, CONTEXT_WIDTH, generator=generator)
     pooled = torch.randn(NULL_CLASS + 1, POOLED_WIDTH, generator=generator)
     return {"context": context.half(), "pooled": pooled.half()}
-
-
-class Velocity(nn.Module):
-    """Either layout behind one call, ``(z, sigma, context, pooled) -> v``; float32 outside the blocks."""
-
-    def __init__(self, kind: str) -> None:
-        super().__init__()
-        self.kind = kind
-        self.model = SD3Transformer2DModel(**SD3_CONFIG) if kind == "sd3" else FluxTransformer2DModel(**FLUX_CONFIG)
-
-    def forward(
-        self, z: torch.Tensor, sigma: torch.Tensor, context: torch.Tensor, pooled: torch.Tensor
-    ) -> torch.Tensor:
-        """``z [B, 16, H, W]``, ``sigma [B]``, ``context [B, T, 64]``, ``pooled [B, 64]`` to ``v`` like ``z``."""
-        if self.kind == "sd3":
-            return self.model(z, context, pooled, sigma * 1000, return_dict=False)[0].float()
-        b, c, h, w = z.shape
-        packed = z.view(b, c, h // 2, 2, w // 2, 2).permute(0, 2, 4, 1, 3, 5).reshape(b, h * w // 4, c * 4)
-        image_ids = torch.zeros(h // 2, w // 2, 3)
-        image_ids[..., 1] += torch.arange(h // 2)[:, None]
-        image_ids[..., 2] += torch.arange(w // 2)
-        text_ids = torch.zeros(context.shape[1], 3)
-        out = self.model(packed, context, pooled, sigma, image_ids.view(-1, 3), text_ids, return_dict=False)[0]
-        out = out.view(b, h // 2, w // 2, c, 2, 2).permute(0, 3, 1, 4, 2, 5)
-        return out.reshape(b, c, h, w).float()
 
 
 @torch.no_grad()
@@ -106,8 +82,9 @@ def flow_loss(
     noise = torch.randn(z0.shape, generator=generator)
     s = sigma.view(-1, 1, 1, 1)
     with torch.autocast("cpu", torch.bfloat16):
-        v = model((1 - s) * z0 + s * noise, sigma, prompts["context"][label].float(), prompts["pooled"][label].float())
-    return F.mse_loss(v, noise - z0)
+        context, pooled = prompts["context"][label].float(), prompts["pooled"][label].float()
+        v = predict(model, (1 - s) * z0 + s * noise, sigma, context, pooled)
+    return F.mse_loss(v.float(), noise - z0)
 
 
 @torch.no_grad()
@@ -151,7 +128,9 @@ def main() -> None:
     prompts = make_prompts()
     folder.save_weights("prompts", prompts)
 
-    model = Velocity(args.kind)
+    model: nn.Module = (
+        SD3Transformer2DModel(**SD3_CONFIG) if args.kind == "sd3" else FluxTransformer2DModel(**FLUX_CONFIG)
+    )
     log.info("%s: %.2f M parameters", args.kind, sum(p.numel() for p in model.parameters()) / 1e6)
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, weight_decay=0.01, betas=(0.9, 0.99), fused=True)
     trainee = Trainee(model, optimizer, decay=0.9995)
@@ -178,8 +157,7 @@ def main() -> None:
                 }
             )
             trainee.save(folder, step + 1)
-            weights = {name.removeprefix("model."): value.half() for name, value in average.state_dict().items()}
-            folder.save_weights("model", weights)
+            folder.save_weights("model", {name: value.half() for name, value in average.state_dict().items()})
 
 
 if __name__ == "__main__":
