@@ -1,4 +1,4 @@
-"""The ``deepinv`` command: demo, invert, reconstruct.
+"""The ``deepinv`` command: demo, invert, reconstruct, convert, inspect.
 
 Bad input gets one line on stderr and exit status 2.
 """
@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from . import cli_solver
 from .atomic import replacing
 from .errors import DeepInvError
 from .integrator import Callback, Progress
@@ -71,6 +72,8 @@ def build_parser() -> argparse.ArgumentParser:
     )
     back.add_argument("--output", type=Path, required=True, help="PNG to write")
     back.add_argument("--json", action="store_true", help="print the report as JSON")
+
+    cli_solver.add_commands(commands)
     return parser
 
 
@@ -100,6 +103,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             "demo": _demo,
             "invert": _invert,
             "reconstruct": _reconstruct,
+            "convert": cli_solver.convert,
+            "inspect": cli_solver.inspect,
         }
         commands[args.command](args)
     except DeepInvError as error:

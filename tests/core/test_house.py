@@ -35,6 +35,15 @@ def imported(path: Path) -> set[str]:
     return names
 
 
+def import_parts(path: Path) -> set[str]:
+    """Every name in every import, ``{"a", "b", "c"}`` for ``from ..a.b import c``."""
+    names: list[str] = []
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            names += [alias.name for alias in node.names] + [getattr(node, "module", None) or ""]
+    return {part for name in names for part in name.split(".")}
+
+
 @pytest.mark.parametrize("path", sources("deepinv_core"), ids=lambda p: str(p.relative_to(ROOT)))
 def test_the_core_knows_neither_comfyui_nor_the_layers_above(path: Path) -> None:
     assert not imported(path) & {"comfy", "comfy_api", "comfy_extras", "folder_paths", "nodes", ".nodes", ".training"}
@@ -52,7 +61,10 @@ def test_only_the_adapter_imports_comfyui_s_inside() -> None:
 
 @pytest.mark.parametrize("folder", PACKAGES)
 def test_nothing_dangerous_runs_in_the_pack(folder: str) -> None:
-    """No pickle, eval, subprocess or download at node run time; inside the pack only relative imports."""
+    """No pickle, eval, subprocess or download at node run time; inside the pack only relative imports.
+
+    One file may take a pickle apart, without unpickling it: the offline converter's reader of released checkpoints.
+    """
     for path in sources(folder):
         names = imported(path)
         assert not names & {"pickle", "subprocess", "requests", "urllib", "comfyui_deepinv", "deepinv_core"}, path
@@ -62,6 +74,21 @@ def test_nothing_dangerous_runs_in_the_pack(folder: str) -> None:
             if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)
         ]
         assert not set(calls) & {"eval", "exec", "__import__", "print"}, path
+        assert "pickletools" not in names or path == ROOT / "deepinv_core" / "solver" / "pickled.py", path
+
+
+def test_only_the_command_line_converts_checkpoints() -> None:
+    """The converter is imported by ``deepinv convert`` when it runs, by no node, no training and nothing at import."""
+    core = ROOT / "deepinv_core"
+    for module, user in (("convert", core / "cli_solver.py"), ("pickled", core / "solver" / "convert.py")):
+        users = {path for folder in PACKAGES for path in sources(folder) if module in import_parts(path)}
+        assert users == {user}
+    code = "import sys\n" + "".join(
+        f"import comfyui_deepinv.deepinv_core.{name}\n" for name in ("cli", "solver", "solver.file", "runs")
+    )
+    code += "assert not {name for name in sys.modules if name.endswith(('solver.convert', 'solver.pickled'))}"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_importing_the_core_does_not_import_diffusers() -> None:
