@@ -1,0 +1,131 @@
+"""Images in a folder: found, sized, grouped into aspect-ratio buckets, and read for one."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from ..deepinv_core.errors import DeepInvError
+from ..deepinv_core.images import to_tensor
+
+SUFFIXES: Final = frozenset({".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif"})
+"""File names taken for images, in any case."""
+
+MAX_ASPECT: Final = 4
+"""No bucket is longer than this many times its other side; longer images lose their ends to the centre crop."""
+
+_EXIF_ORIENTATION: Final = 0x0112
+
+Size = tuple[int, int]
+"""Height and width in pixels."""
+
+
+def buckets(sizes: Sequence[Size], side: int, multiple: int = 16) -> list[Size]:
+    """The bucket of each image: the one nearest to its aspect ratio.
+
+    The buckets are, for each height, the largest width whose area is at most ``side * side``, and the largest square;
+    all sides are multiples of ``multiple``, no aspect is beyond :data:`MAX_ASPECT`.
+
+    Args:
+        sizes: height and width of each image in pixels.
+        side: side in pixels of the square whose area no bucket exceeds.
+        multiple: what both sides of a bucket are multiples of, in pixels.
+
+    Returns:
+        Height and width of each image's bucket in pixels; of two equally near ones the larger, then the less high.
+
+    Raises:
+        DeepInvError: a side smaller than ``multiple``, or an image without pixels.
+    """
+    if multiple < 1 or side < multiple:
+        raise DeepInvError(f"side {side} can't hold a bucket: choose at least {max(multiple, 1)} pixels")
+    choices = _choices(side, multiple)
+    nearest: dict[Size, Size] = {}
+    for size in sizes:
+        if min(size) < 1:
+            raise DeepInvError(f"an image of {size[1]}x{size[0]} pixels has no aspect: leave it out")
+        if size not in nearest:
+            nearest[size] = min(choices, key=lambda choice: _distance(size, choice))
+    return [nearest[size] for size in sizes]
+
+
+def _choices(side: int, multiple: int) -> list[Size]:
+    square = side // multiple * multiple
+    heights = range(multiple, MAX_ASPECT * side + 1, multiple)
+    fitting = {(height, side * side // height // multiple * multiple) for height in heights} | {(square, square)}
+    return sorted(size for size in fitting if 0 < max(size) <= MAX_ASPECT * min(size))
+
+
+def _distance(size: Size, choice: Size) -> tuple[float, int, int]:
+    """Ratio of the two aspects, at least 1; integers up to one division, so the same on every machine."""
+    low, high = sorted((size[0] * choice[1], size[1] * choice[0]))
+    return high / low, -choice[0] * choice[1], choice[0]
+
+
+def find_images(folder: Path) -> dict[str, Path]:
+    """The image files of a folder and its sub-folders, by their suffix; hidden ones are left out.
+
+    Args:
+        folder: where to look; links to folders aren't followed.
+
+    Returns:
+        Name relative to ``folder`` with forward slashes, to path; sorted by name.
+
+    Raises:
+        DeepInvError: not a folder, or no image in it.
+    """
+    if not folder.is_dir():
+        raise DeepInvError(f"{str(folder)!r} is no folder: give a folder of images")
+    found: dict[str, Path] = {}
+    for root, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for file in files:
+            path = Path(root, file)
+            if path.suffix.lower() in SUFFIXES and not file.startswith("."):
+                found[path.relative_to(folder).as_posix()] = path
+    if not found:
+        raise DeepInvError(
+            f"{str(folder)!r} holds no image: {', '.join(sorted(SUFFIXES))} are accepted; choose another folder"
+        )
+    return dict(sorted(found.items()))
+
+
+def image_size(path: Path) -> Size:
+    """Height and width in pixels as the image is shown, from the file's head; DeepInvError if it can't be read."""
+    try:
+        with Image.open(path) as image:
+            turned = image.getexif().get(_EXIF_ORIENTATION) in (5, 6, 7, 8)
+            return (image.width, image.height) if turned else (image.height, image.width)
+    except Exception as error:  # Pillow's decoders raise nearly anything on damaged bytes
+        raise _unreadable(path, error) from error
+
+
+def read_image(path: Path, bucket: Size) -> Tensor:
+    """Read an image the way the paper's protocol has it: centre crop to the bucket's aspect, then a plain resize.
+
+    Args:
+        path: any image Pillow reads; its EXIF orientation is applied, transparency is dropped.
+        bucket: height and width to make, in pixels.
+
+    Returns:
+        Float ``[1, 3, H, W]`` in [0, 1].
+
+    Raises:
+        DeepInvError: no image that can be read.
+    """
+    try:
+        with Image.open(path) as opened:
+            image = ImageOps.exif_transpose(opened).convert("RGB")
+        return to_tensor(ImageOps.fit(image, (bucket[1], bucket[0]), Image.Resampling.LANCZOS))
+    except Exception as error:  # as above
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: Exception) -> DeepInvError:
+    reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+    return DeepInvError(f"{path.name!r} is no image that can be read ({reason}): replace or remove it")
