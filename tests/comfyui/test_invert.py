@@ -226,6 +226,27 @@ def test_the_users_model_is_untouched(kind: str, server: ComfyServer, client: Cl
     assert first.texts and first.texts[0] in second.texts
 
 
+def test_a_noise_mask_keeps_the_rest_of_the_photo(server: ComfyServer, client: Client) -> None:
+    """Outside the latent's mask the photo comes back exactly, under any prompt; inside, the prompt changes it."""
+    tiny = Tiny("sd3", server)
+    graph = tiny.graph()
+    torch.manual_seed(9)
+    other = {"latent": tiny.latent, "context": 3 * torch.randn(1, 5, 64), "pooled": 3 * torch.randn(1, 64)}
+    save_file(other, tiny.folder / f"{tiny.name}_other.safetensors")
+    graph["other"] = node("ProbeInputs", name=f"{tiny.name}_other", guidance=0.0)
+    graph["guider"]["inputs"]["conditioning"] = ["other", 1]
+    graph["nothing"] = node("SolidMask", value=0.0, width=64, height=64)
+    graph["half"] = node("SolidMask", value=1.0, width=32, height=64)
+    mask = {"destination": ["nothing", 0], "source": ["half", 0], "x": 32, "y": 0, "operation": "add"}
+    graph["mask"] = node("MaskComposite", **mask)
+    graph["masked"] = node("SetLatentNoiseMask", samples=["inputs", 0], mask=["mask", 0])
+    graph["back"]["inputs"]["latent_image"] = ["masked", 0]
+    client.run(graph)
+    saved = tiny.result()["latent"]
+    assert relative(saved[..., :4], tiny.latent[..., :4]) < 1e-5
+    assert relative(saved[..., 4:], tiny.latent[..., 4:]) > 0.05
+
+
 def test_interrupt_leaves_the_server_usable(server: ComfyServer, client: Client) -> None:
     tiny = Tiny("sd3", server)
     long = tiny.graph("renoise", steps=1000, refine=40)
