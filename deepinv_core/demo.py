@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from .adapters.base_model import BaseModel
 from .embedded.model import load_embedded
 from .images import contact_sheet, difference_picture, load_photo, noise_picture, save_png
 from .integrator import Callback
-from .inversion import invert, reconstruct
+from .inversion import Inversion, reconstruct
 from .methods import METHODS, Options, make_method
 from .runs import Run, bound_solver, choose_method, run
 from .schedule import uniform_grid
@@ -53,18 +54,17 @@ def run_demo(
         if name != "deepinv" or solver is not None:
             method = make_method(name, solver=solver)
             runs[name] = run(model, photos, method, grid, progress=_both_ways(progress(name)))
-    best = choose_method(None, Options(), solver)
-    runs["best"] = run(model, photos, best, grid, progress=_both_ways(progress("best")))
-    edits = edit_by_class(model, photos, grid)
-    save_png(_sheet(photos, runs["best"], edits), output / "contact_sheet.png")
+    best = choose_method(None, Options(), solver).id
+    edits = edit_by_class(model, runs["anderson"].inversion)
+    save_png(_sheet(photos, runs[best], edits), output / "contact_sheet.png")
     return {
         "model": model.name,
         "photos": list(PHOTOS),
         "edits": PHOTOS,
         "edit_method": "anderson",
-        "best": f"{best.id}, K = {best.options.refine}",
+        "best": best,
         "seconds_total": round(time.perf_counter() - began, 1),
-        "runs": [dict(result.report, name=name) for name, result in runs.items()],
+        "runs": [result.report for result in runs.values()],
     }
 
 
@@ -72,12 +72,11 @@ def _both_ways(callback: Callback | None) -> Callable[[str], Callback | None]:
     return lambda stage: callback
 
 
-def edit_by_class(model: BaseModel, photos: torch.Tensor, grid: torch.Tensor) -> torch.Tensor:
-    """Each photo inverted under the empty prompt, and sampled back under the class it is to become."""
+def edit_by_class(model: BaseModel, inversion: Inversion) -> torch.Tensor:
+    """Each photo of an inversion sampled back under the class it is to become; ``[B, 3, 64, 64]`` in [0, 1]."""
     backs = []
-    for photo, target in zip(photos, PHOTOS.values(), strict=True):
-        inversion = invert(model.velocity(""), model.encode(photo[None]), grid, make_method("anderson"))
-        backs.append(reconstruct(model.velocity(target, cfg=EDIT_CFG), inversion).latent)
+    for noise, target in zip(inversion.noise.split(1), PHOTOS.values(), strict=True):
+        backs.append(reconstruct(model.velocity(target, cfg=EDIT_CFG), replace(inversion, noise=noise)).latent)
     return model.decode(torch.cat(backs))
 
 
@@ -97,7 +96,7 @@ def table(report: dict[str, Any]) -> str:
     rows = [head]
     for entry in report["runs"]:
         residual = sum(entry["residual"]) / len(entry["residual"])
-        name = entry["method"] if entry["name"] != "best" else f"{report['best']} *"
+        name = entry["method"] + (" *" if entry["method"] == report["best"] else "")
         rows.append(
             (
                 name,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from ..deepinv_core import checkpoint
-from ..deepinv_core.embedded.model import encode_prompt, solver_file, weights_path
+from ..deepinv_core.embedded.model import load_prompts, solver_file, weights_path
 from ..deepinv_core.embedded.spec import CLASSES, FLUX_CONFIG, LATENT_GAIN, SD3_CONFIG
 from . import adapter
 from .types import CATEGORY, Solver, schema_extras
@@ -83,5 +83,5 @@ class DeepInvDemoPrompt(io.ComfyNode):
     @classmethod
     def execute(cls, prompt: str) -> io.NodeOutput:
         """Encode."""
-        encoded = encode_prompt("" if prompt == EMPTY else prompt)
+        encoded = load_prompts()("" if prompt == EMPTY else prompt)
         return io.NodeOutput([[encoded.context, {"pooled_output": encoded.pooled}]])

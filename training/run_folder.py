@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import copy
 import json
 import logging
@@ -15,6 +16,27 @@ from safetensors.torch import save_file
 from ..deepinv_core.atomic import replacing
 
 log = logging.getLogger(__name__)
+
+
+def run_parser(doc: str | None, *, kinds: tuple[str, ...] = ()) -> argparse.ArgumentParser:
+    """A training script's parser: what is trained if there is a choice, the data, the run's folder, a seed, threads."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    if kinds:
+        parser.add_argument("kind", choices=kinds)
+    parser.add_argument("data", type=Path, help="the photographs")
+    parser.add_argument("run", type=Path, help="folder of the run, resumed where it holds one")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=1)
+    return parser
+
+
+def begin(parser: argparse.ArgumentParser) -> tuple[argparse.Namespace, RunFolder]:
+    """Read the arguments, start logging, set threads and seed, and open the run's folder."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(args.seed)
+    return args, RunFolder(args.run)
 
 
 class RunFolder:

@@ -65,9 +65,10 @@ def predict(
         return transformer(z, context, pooled, sigma * 1000, return_dict=False)[0]
     b, c, h, w = z.shape
     tokens = z.view(b, c, h // 2, 2, w // 2, 2).permute(0, 2, 4, 1, 3, 5).reshape(b, h * w // 4, c * 4)
-    rows, columns = torch.meshgrid(torch.arange(h // 2), torch.arange(w // 2), indexing="ij")
-    image_ids = torch.stack([torch.zeros_like(rows), rows, columns], -1).view(-1, 3).to(z)
-    text_ids = torch.zeros(context.shape[1], 3).to(z)
+    sides = (torch.arange(side // 2, device=z.device, dtype=z.dtype) for side in (h, w))
+    rows, columns = torch.meshgrid(*sides, indexing="ij")
+    image_ids = torch.stack([torch.zeros_like(rows), rows, columns], -1).view(-1, 3)
+    text_ids = image_ids.new_zeros(context.shape[1], 3)
     v = transformer(tokens, context, pooled, sigma, image_ids, text_ids, guidance, return_dict=False)[0]
     return v.view(b, h // 2, w // 2, c, 2, 2).permute(0, 3, 1, 4, 2, 5).reshape(b, c, h, w)
 
@@ -101,24 +102,24 @@ class TransformerVelocity:
         flux = family_of(transformer) == "flux"
         self._transformer = transformer
         self._takes_guidance = flux and bool(transformer.config["guidance_embeds"])  # type: ignore[index]
-        self._prompts = (positive,) if cfg == 1 or negative is None else (positive, negative)
-        self._cfg = cfg
+        weight = next(transformer.parameters())
+        prompts = (positive,) if cfg == 1 or negative is None else (positive, negative)
+        self._context = [prompt.context.to(weight) for prompt in prompts]
+        self._pooled = [prompt.pooled.to(weight) for prompt in prompts]
+        self._dtype, self._guidance, self._cfg = weight.dtype, positive.guidance, cfg
         self.sigma_min = sigma_min
-        self.cost = len(self._prompts)
+        self.cost = len(prompts)
 
     @torch.no_grad()
     def __call__(self, z: torch.Tensor, sigma: float) -> torch.Tensor:
         """``z [B, C, H, W]``, H and W even, to a velocity of the same shape, in the network's dtype."""
         if z.ndim != 4 or z.shape[-1] % 2 or z.shape[-2] % 2:
             raise DeepInvError(f"the latent has shape {list(z.shape)}: [B, C, H, W] with even H and W is needed")
-        dtype = next(self._transformer.parameters()).dtype
-        batch = torch.cat([z.to(dtype)] * self.cost)
-        context, pooled = (
-            torch.cat([getattr(p, part).to(batch).expand(len(z), *[-1] * n) for p in self._prompts])
-            for part, n in (("context", 2), ("pooled", 1))
-        )
+        batch = torch.cat([z.to(self._dtype)] * self.cost)
+        context = torch.cat([one.expand(len(z), -1, -1) for one in self._context])
+        pooled = torch.cat([one.expand(len(z), -1) for one in self._pooled])
         time = torch.full((len(batch),), sigma, device=z.device, dtype=torch.float32)
-        guidance = torch.full_like(time, self._prompts[0].guidance) if self._takes_guidance else None
+        guidance = torch.full_like(time, self._guidance) if self._takes_guidance else None
         v = predict(self._transformer, batch, time, context, pooled, guidance)
         if self.cost == 1:
             return v

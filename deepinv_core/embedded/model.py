@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -50,11 +51,15 @@ def prompt_row(name: str) -> int:
     return CLASSES.index(wanted)
 
 
-def encode_prompt(name: str) -> Conditioning:
-    """A class name, or "", as conditioning: context ``[1, 4, 64]`` and pooled ``[1, 64]``, float32."""
+def load_prompts() -> Callable[[str], Conditioning]:
+    """The prompts as a function: a class name, or "", to context ``[1, 4, 64]`` and pooled ``[1, 64]``, float32."""
     table = checkpoint.load_weights(weights_path("prompts"))
-    row = prompt_row(name)
-    return Conditioning(table["context"][row : row + 1].float(), table["pooled"][row : row + 1].float())
+
+    def encode(name: str) -> Conditioning:
+        row = prompt_row(name)
+        return Conditioning(table["context"][row : row + 1].float(), table["pooled"][row : row + 1].float())
+
+    return encode
 
 
 def load_embedded(kind: str = "sd3") -> BaseModel:
@@ -79,7 +84,7 @@ def load_embedded(kind: str = "sd3") -> BaseModel:
         vae=vae,
         scale=1 / LATENT_GAIN,
         shift=0.0,
-        condition=encode_prompt,
+        condition=load_prompts(),
         grid=lambda steps, latent: uniform_grid(steps),
         solver_path=solver_file(kind),
         image_size=IMAGE_SIZE,

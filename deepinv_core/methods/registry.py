@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from ..errors import DeepInvError
@@ -182,7 +182,7 @@ def make_method(method: str, options: Options | None = None, *, solver: Solver |
     k = resolve_refine(method, options.refine)
     if not options.tolerance >= 0:
         raise DeepInvError(f"tolerance is {options.tolerance}: 0 (never stop early) or a positive number is needed")
-    return Method(method, resolved(options, k), info.kept, info.up(options, k, solver), info.back(options))
+    return Method(method, replace(options, refine=k), info.kept, info.up(options, k, solver), info.back(options))
 
 
 def resolve_refine(method: str, refine: int | None) -> int:
@@ -199,11 +199,6 @@ def resolve_refine(method: str, refine: int | None) -> int:
     if refine < least:
         raise DeepInvError(f"refine is {refine}: '{method}' needs at least {least}; its default is {default}")
     return refine
-
-
-def resolved(options: Options, k: int) -> Options:
-    """The options with K filled in, as an inversion records them."""
-    return Options(**{**vars(options), "refine": k})
 
 
 def way_back(method: str, options: Options) -> Rule:

@@ -46,7 +46,7 @@ def schedule(model: Any, scheduler: str, steps: int) -> torch.Tensor:
 class GuiderVelocity:
     """A guider in mid-run as the core's velocity: ``v = (z - denoised) / sigma``.
 
-    For noise-prediction models ``sigma_k = sigma / (1 - sigma)`` and ``x = z * (1 + sigma_k)`` first (method.md).
+    For noise-prediction models ``sigma_k = sigma / (1 - sigma)`` and ``x = z * (1 + sigma_k)`` first.
     """
 
     def __init__(self, guider: Any, denoise: Callable[..., torch.Tensor], extra_args: dict[str, Any]) -> None:

@@ -36,7 +36,7 @@ def test_demo_needs_nothing_and_shows_what_it_promises(tmp_path: Path) -> None:
     assert "anderson" in done.stdout and "VAE ceiling" in done.stdout
     assert "anderson" in done.stderr, "a progress bar for each method"
     report = json.loads((tmp_path / "report.json").read_text())
-    runs = {run["name"]: run for run in report["runs"]}
+    runs = {run["method"]: run for run in report["runs"]}
     assert report["photos"] and all(set(run) >= KEYS for run in runs.values())
     assert runs["anderson"]["latent_snr_db"] > 40
     assert runs["euler"]["latent_snr_db"] < runs["anderson"]["latent_snr_db"] - 15

@@ -46,7 +46,7 @@ def relative(a: torch.Tensor, b: torch.Tensor) -> float:
     return float((a - b).norm() / b.norm())
 
 
-NFE = {  # method.md's table at N = 10: up, back
+NFE = {  # base evaluations at N = 10, by each method's own definition: up, back
     "euler": (10, 10),
     "euler_source": (10, 10),
     "easyinv": (10, 10),
@@ -148,7 +148,7 @@ def test_converged_iterations_invert_euler_exactly() -> None:
 
 
 def test_methods_rank_as_the_field_knows_them() -> None:
-    """Facts of method.md, on this flow: target beats source, iterations and history beat plain Euler."""
+    """Facts known of these methods, on this flow: target beats source, iterations and history beat plain Euler."""
     assert snr("euler", 25) > snr("euler_source", 25)
     assert snr("uni_inv", 25) > snr("euler", 25) + 5
     assert snr("uni_inv_2", 25) > snr("uni_inv", 25) + 5

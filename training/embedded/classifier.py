@@ -1,14 +1,12 @@
 """Train the small classifier that judges the embedded model's samples and edits. It sees photographs only.
 
-    python -m comfyui_deepinv.training.embedded.classifier cifar10_jpeg.zip runs/classifier --epochs 8
+    python -m comfyui_deepinv.training.embedded.classifier cifar10_jpeg.zip runs/classifier --epochs 6
 
 Writes ``RUN/classifier.safetensors`` and ``RUN/stats.jsonl``; not shipped, it is for measuring.
 """
 
 from __future__ import annotations
 
-import argparse
-import logging
 import math
 from pathlib import Path
 
@@ -18,7 +16,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 
 from ...deepinv_core.embedded.spec import CLASSES
-from ..run_folder import RunFolder
+from ..run_folder import begin, run_parser
 from .data import Split, load_split, upsample
 
 
@@ -80,18 +78,10 @@ def split_accuracy(classifier: Classifier, split: Split) -> float:
 
 def main() -> None:
     """Command line; see the module's docstring."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", type=Path)
-    parser.add_argument("run", type=Path)
+    parser = run_parser(__doc__)
     parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--batch", type=int, default=128)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=1)
-    args = parser.parse_args()
-    folder = RunFolder(args.run)
-    torch.set_num_threads(args.threads)
-    torch.manual_seed(args.seed)
+    args, folder = begin(parser)
     train, test = load_split(args.data, "train"), load_split(args.data, "test")
     classifier = Classifier()
     classifier.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -1,7 +1,7 @@
 """Train an embedded rectified-flow model on the latents of the embedded VAE, class names as prompts.
 
-    python -m comfyui_deepinv.training.embedded.flow_model sd3  cifar10_jpeg.zip runs/sd3  --steps 16000
-    python -m comfyui_deepinv.training.embedded.flow_model flux cifar10_jpeg.zip runs/flux --steps 12000
+    python -m comfyui_deepinv.training.embedded.flow_model sd3  cifar10_jpeg.zip runs/sd3  --steps 12000
+    python -m comfyui_deepinv.training.embedded.flow_model flux cifar10_jpeg.zip runs/flux --steps 9000
 
 ``z = (1-s)*z_0 + s*e``, loss ``|v(z, s, c) - (e - z_0)|^2``, sigma logit-normal(0, 1) for three samples
 in four and uniform for the fourth, the class replaced by the empty prompt for one in ten.
@@ -11,10 +11,8 @@ Progress goes to ``RUN/stats.jsonl``; ``RUN/model.safetensors`` holds the EMA we
 
 from __future__ import annotations
 
-import argparse
 import logging
 import math
-from pathlib import Path
 
 import torch
 import torch.nn as nn
@@ -32,7 +30,7 @@ from ...deepinv_core.embedded.spec import (
     POOLED_WIDTH,
     SD3_CONFIG,
 )
-from ..run_folder import RunFolder, Trainee
+from ..run_folder import Trainee, begin, run_parser
 from .data import Split, load_split, upsample
 from .vae import encode, patch_transform
 
@@ -100,20 +98,11 @@ def evaluate(model: nn.Module, latents: torch.Tensor, labels: torch.Tensor, prom
 
 def main() -> None:
     """Command line; see the module's docstring."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("kind", choices=("sd3", "flux"))
-    parser.add_argument("data", type=Path)
-    parser.add_argument("run", type=Path)
+    parser = run_parser(__doc__, kinds=("sd3", "flux"))
     parser.add_argument("--steps", type=int, default=16000)
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--lr", type=float, default=1.5e-3)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=1)
-    args = parser.parse_args()
-    folder = RunFolder(args.run)
-    torch.set_num_threads(args.threads)
-    torch.manual_seed(args.seed)
+    args, folder = begin(parser)
 
     train, test = load_split(args.data, "train"), load_split(args.data, "test")
     cache = args.data.parent / "latents.safetensors"

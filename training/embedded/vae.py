@@ -5,7 +5,7 @@ principal components of the 8x8 patches (after a 2x2 mean), each divided by the 
 variance, so latents exist before any training and stay fixed while the flow models learn on them.
 The decoder is trained against it.
 
-    python -m comfyui_deepinv.training.embedded.vae cifar10_jpeg.zip runs/vae --steps 20000
+    python -m comfyui_deepinv.training.embedded.vae cifar10_jpeg.zip runs/vae --steps 6000
 
 Progress goes to ``RUN/stats.jsonl``; ``RUN/state.pt`` resumes; ``RUN/vae.safetensors`` holds the EMA
 weights (half precision) in ComfyUI's TAESD names.
@@ -13,10 +13,7 @@ weights (half precision) in ComfyUI's TAESD names.
 
 from __future__ import annotations
 
-import argparse
-import logging
 import math
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -24,7 +21,7 @@ from diffusers import AutoencoderTiny
 
 from ...deepinv_core.embedded.spec import LATENT_CHANNELS, LATENT_GAIN, VAE_CONFIG
 from ...deepinv_core.metrics import psnr
-from ..run_folder import RunFolder, Trainee
+from ..run_folder import Trainee, begin, run_parser
 from .data import Split, load_split, upsample
 
 
@@ -105,19 +102,11 @@ def to_comfy_names(vae: AutoencoderTiny) -> dict[str, torch.Tensor]:
 
 def main() -> None:
     """Command line; see the module's docstring."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", type=Path)
-    parser.add_argument("run", type=Path)
+    parser = run_parser(__doc__)
     parser.add_argument("--steps", type=int, default=20000)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--lr", type=float, default=1e-3)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=1)
-    args = parser.parse_args()
-    folder = RunFolder(args.run)
-    torch.set_num_threads(args.threads)
-    torch.manual_seed(args.seed)
+    args, folder = begin(parser)
 
     train, test = load_split(args.data, "train"), load_split(args.data, "test")
     vae = AutoencoderTiny(**VAE_CONFIG)
