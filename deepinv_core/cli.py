@@ -1,4 +1,4 @@
-"""The ``deepinv`` command: demo, invert, reconstruct, convert, inspect.
+"""The ``deepinv`` command: demo, invert, reconstruct, convert, inspect. The layers above may add their own.
 
 Bad input gets one line on stderr and exit status 2.
 """
@@ -14,12 +14,16 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from . import cli_solver
+from .adapters.base_model import BaseModel
 from .atomic import replacing
 from .errors import DeepInvError
 from .integrator import Callback, Progress
-from .methods import METHODS, Options
+from .methods import BEST_TRAINING_FREE, METHODS, Options
 
 DEMO_MODELS = {"demo": "sd3", "demo-flux": "flux"}
+
+AddCommands = Callable[[Any], None]
+"""Adds commands to argparse's sub-parsers, each with ``set_defaults(run=...)``: what it does with its arguments."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -27,14 +31,15 @@ class _Parser(argparse.ArgumentParser):
         raise DeepInvError(f"{message}; see {self.prog} --help")
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """Every command and option."""
+def build_parser(*more: AddCommands) -> argparse.ArgumentParser:
+    """Every command and option, and ``more`` of them."""
     parser = _Parser(prog="deepinv", description="Recover the noise behind a photo, and the photo from the noise.")
     commands = parser.add_subparsers(dest="command", required=True)
 
     demo = commands.add_parser(
         "demo", help="every method on the shipped photographs and model; no network, no arguments"
     )
+    demo.set_defaults(run=_demo)
     demo.add_argument("--model", choices=list(DEMO_MODELS), default="demo", help="which embedded model (default demo)")
     demo.add_argument("--steps", type=int, default=16, help="steps of every method (default 16)")
     demo.add_argument("--output", type=Path, default=Path("demo_output"), help="folder to write (default demo_output)")
@@ -45,9 +50,12 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog=_method_help(),
     )
+    invert.set_defaults(run=_invert)
     invert.add_argument("image", type=Path, help="the photo")
-    _model_option(invert)
-    invert.add_argument("--method", help="see below (default: deepinv if a solver is at hand, else anderson)")
+    model_option(invert)
+    invert.add_argument(
+        "--method", help=f"see below (default: deepinv if a solver is at hand, else {BEST_TRAINING_FREE})"
+    )
     invert.add_argument("--steps", type=int, default=16, help="steps N (default 16)")
     invert.add_argument("--refine", type=int, help="K, evaluations a step after the guess (defaults below)")
     invert.add_argument(
@@ -62,8 +70,9 @@ def build_parser() -> argparse.ArgumentParser:
     invert.add_argument("--json", action="store_true", help="print the report as JSON")
 
     back = commands.add_parser("reconstruct", help="sample an inversion.safetensors back, under a prompt if given")
+    back.set_defaults(run=_reconstruct)
     back.add_argument("file", type=Path, help="inversion.safetensors")
-    _model_option(back, default=None)
+    model_option(back, default=None)
     back.add_argument(
         "--prompt", default="", help="edit towards this prompt (default: the empty one, the photo itself)"
     )
@@ -73,11 +82,13 @@ def build_parser() -> argparse.ArgumentParser:
     back.add_argument("--output", type=Path, required=True, help="PNG to write")
     back.add_argument("--json", action="store_true", help="print the report as JSON")
 
-    cli_solver.add_commands(commands)
+    for add_commands in (cli_solver.add_commands, *more):
+        add_commands(commands)
     return parser
 
 
-def _model_option(parser: argparse.ArgumentParser, default: str | None = "demo") -> None:
+def model_option(parser: argparse.ArgumentParser, default: str | None = "demo") -> None:
+    """``--model``."""
     parser.add_argument(
         "--model",
         default=default,
@@ -90,28 +101,21 @@ def _method_help() -> str:
     lines = ["methods (base evaluations for N steps; K is --refine; kept: what the way back needs beside the noise):"]
     for name, info in METHODS.items():
         k = "" if info.refine is None else f", K = {info.refine} by default"
-        lines.append(f"  {name:<17}{info.title}: {info.cost}{k}; {info.kept}")
+        lines.append(f"  {name:<22}{info.title}: {info.cost}{k}; {info.kept}")
     return "\n".join(lines)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit status."""
+def main(argv: Sequence[str] | None = None, *more: AddCommands) -> int:
+    """Entry point, with ``more`` commands than the core's; returns the exit status."""
     warnings.filterwarnings("ignore", message="Mismatch dtype between input and weight")
     try:
-        args = build_parser().parse_args(argv)
-        commands: dict[str, Callable[[argparse.Namespace], None]] = {
-            "demo": _demo,
-            "invert": _invert,
-            "reconstruct": _reconstruct,
-            "convert": cli_solver.convert,
-            "inspect": cli_solver.inspect,
-        }
-        commands[args.command](args)
+        args = build_parser(*more).parse_args(argv)
+        args.run(args)
     except DeepInvError as error:
         sys.stderr.write(f"deepinv: {' '.join(str(error).split())}\n")
         return 2
-    except KeyboardInterrupt:
-        sys.stderr.write("deepinv: interrupted\n")
+    except KeyboardInterrupt as interrupt:
+        sys.stderr.write(f"deepinv: {str(interrupt) or 'interrupted'}\n")
         return 130
     return 0
 
@@ -146,8 +150,8 @@ def _invert(args: argparse.Namespace) -> None:
         photo, done = load_photo(args.image, side=IMAGE_SIZE)
     else:
         photo, done = load_photo(args.image)
-    model = _load_model(args.model)
-    wants_solver = args.method in (None, "deepinv")
+    model = load_model(args.model)
+    wants_solver = args.method is None or METHODS[args.method].uses_solver
     if args.solver is not None and not wants_solver:
         raise DeepInvError(f"method '{args.method}' uses no solver: leave --solver out, or choose --method deepinv")
     solver = bound_solver(model, args.solver) if wants_solver else None
@@ -187,7 +191,8 @@ def _reconstruct(args: argparse.Namespace) -> None:
         sys.stdout.write(f"{inversion.method}: {nfe} base evaluations; wrote {args.output}\n")
 
 
-def _load_model(name: str, prompts: tuple[str, ...] = ("",)) -> Any:
+def load_model(name: str, prompts: tuple[str, ...] = ("",)) -> BaseModel:
+    """The base model of ``--model``."""
     if name in DEMO_MODELS:
         from .embedded.model import load_embedded
 
@@ -197,9 +202,9 @@ def _load_model(name: str, prompts: tuple[str, ...] = ("",)) -> Any:
     return load_folder(name, prompts=prompts)
 
 
-def _model_for(name: str | None, fingerprint: str, prompts: tuple[str, ...]) -> Any:
+def _model_for(name: str | None, fingerprint: str, prompts: tuple[str, ...]) -> BaseModel:
     for candidate in (name,) if name else DEMO_MODELS:
-        model = _load_model(candidate, prompts)
+        model = load_model(candidate, prompts)
         if model.info.fingerprint == fingerprint:
             return model
     if name:

@@ -28,20 +28,24 @@ HEADS_HELP = (
 
 def add_commands(commands: Any) -> None:
     """Adds both commands' options to the parser's ``commands``."""
-    convert = commands.add_parser("convert", help="make a solver file of a released checkpoint (nothing in it is run)")
-    convert.add_argument("released", type=Path, help="a whole module or state dict of torch.save, or a .safetensors")
-    convert.add_argument("output", type=Path, help="solver file to write, .safetensors")
-    convert.add_argument("--heads", type=int, required=True, metavar="24|1", help=HEADS_HELP)
-    convert.add_argument(
+    converter = commands.add_parser(
+        "convert", help="make a solver file of a released checkpoint (nothing in it is run)"
+    )
+    converter.set_defaults(run=convert)
+    converter.add_argument("released", type=Path, help="a whole module or state dict of torch.save, or a .safetensors")
+    converter.add_argument("output", type=Path, help="solver file to write, .safetensors")
+    converter.add_argument("--heads", type=int, required=True, metavar="24|1", help=HEADS_HELP)
+    converter.add_argument(
         "--base",
         choices=BASES,
         default=BASES[0],
         help=f"base model it was trained for (default {BASES[0]}); recorded in the file. The two have the same sizes, "
         "so the file loads for either, but serves the one it was trained for",
     )
-    inspect = commands.add_parser("inspect", help="what a solver file or an inversion says of itself")
-    inspect.add_argument("file", type=Path, help="a .safetensors of this pack")
-    inspect.add_argument("--json", action="store_true", help="print it as JSON")
+    inspector = commands.add_parser("inspect", help="what a solver file or an inversion says of itself")
+    inspector.set_defaults(run=inspect)
+    inspector.add_argument("file", type=Path, help="a .safetensors of this pack")
+    inspector.add_argument("--json", action="store_true", help="print it as JSON")
 
 
 def convert(args: argparse.Namespace) -> None:
@@ -104,15 +108,19 @@ def _metadata(path: Path) -> tuple[str, dict[str, Any]]:
 
 
 def _solver(name: str, metadata: dict[str, Any], tensors: dict[str, Any]) -> dict[str, Any]:
-    from .solver import BaseInfo, SolverConfig
+    from .solver import BaseInfo
+    from .solver.file import CONFIGS
 
     base = metadata.get("base")
     if not isinstance(base, dict) or set(base) != {"family", "channels", "fingerprint"}:
         raise DeepInvError(f"{name!r} doesn't say which base model it is for; save it again with this pack.")
     BaseInfo(**base)
+    role = metadata.get("role")
+    if not isinstance(role, str) or role not in CONFIGS:
+        raise DeepInvError(f"{name!r} has the role {role!r:.60}: {', '.join(CONFIGS)} are accepted; update the pack.")
     return {
-        "role": metadata.get("role"),
-        "network": SolverConfig.from_dict(metadata.get("network") or {}).to_dict(),
+        "role": role,
+        "network": CONFIGS[role].from_dict(metadata.get("network") or {}).to_dict(),
         "parameters": sum(math.prod(tensor["shape"]) for tensor in tensors.values()),
         "dtype": ", ".join(sorted({tensor["dtype"] for tensor in tensors.values()})),
         "base": base,

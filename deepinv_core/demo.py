@@ -51,7 +51,7 @@ def run_demo(
     model.velocity("")(model.encode(photos), 1.0)  # the first call is slow (memory, kernels): keep it out of the table
     runs = {}
     for name in METHODS:
-        if name != "deepinv" or solver is not None:
+        if solver is not None or not METHODS[name].uses_solver:
             method = make_method(name, solver=solver)
             runs[name] = run(model, photos, method, grid, progress=_both_ways(progress(name)))
     best = choose_method(None, Options(), solver).id

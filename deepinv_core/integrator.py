@@ -83,6 +83,7 @@ class Integration(NamedTuple):
     trajectory: list[torch.Tensor]
 
 
+@torch.no_grad()
 def integrate(
     velocity: Velocity,
     z: torch.Tensor,
@@ -93,7 +94,7 @@ def integrate(
     keep_trajectory: bool = False,
     callback: Callback | None = None,
 ) -> Integration:
-    """Carry ``z`` along ``sigmas`` by ``rule``.
+    """Carry ``z`` along ``sigmas`` by ``rule``, without gradient.
 
     Args:
         velocity: the base model, conditioning bound.

@@ -3,9 +3,14 @@
 from comfy_api.latest import ComfyExtension, io
 
 from .adapter import register_folders
+from .compare import DeepInvCompare
 from .demo import DeepInvDemoModel, DeepInvDemoPrompt
+from .edit import DeepInvEdit, DeepInvFlowEdit
+from .inversions import DeepInvLoadInversion, DeepInvSaveInversion
 from .invert import DeepInvInvert
-from .solvers import DeepInvLoadSolver
+from .sampler import DeepInvInversionSampler
+from .solvers import DeepInvLoadSolver, DeepInvSaveSolver
+from .train import DeepInvTrainSolver
 
 
 class DeepInvExtension(ComfyExtension):
@@ -14,4 +19,17 @@ class DeepInvExtension(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         """Every node of the pack; models/deepinv is made known before their menus are built."""
         register_folders()  # not in on_load, which ComfyUI 0.3.75 never calls
-        return [DeepInvInvert, DeepInvLoadSolver, DeepInvDemoModel, DeepInvDemoPrompt]
+        return [
+            DeepInvInvert,
+            DeepInvEdit,
+            DeepInvFlowEdit,
+            DeepInvCompare,
+            DeepInvSaveInversion,
+            DeepInvLoadInversion,
+            DeepInvInversionSampler,
+            DeepInvTrainSolver,
+            DeepInvLoadSolver,
+            DeepInvSaveSolver,
+            DeepInvDemoModel,
+            DeepInvDemoPrompt,
+        ]

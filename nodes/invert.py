@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from typing import Any
 
 from comfy_api.latest import io
@@ -15,10 +16,12 @@ from .types import ADVANCED, CATEGORY, InversionType, Solver, schema_extras
 AUTO = "auto"
 
 
-def method_menu() -> str:
+def method_menu(names: Iterable[str] = METHODS) -> str:
     """The method list with its costs, for the tooltip."""
     lines = [f"auto: deepinv where a solver is connected, else {BEST_TRAINING_FREE}."]
-    lines += [f"{name}: {info.title}, {info.cost} evaluations, {info.kept}" for name, info in METHODS.items()]
+    lines += [
+        f"{name}: {METHODS[name].title}, {METHODS[name].cost} evaluations, {METHODS[name].kept}" for name in names
+    ]
     return "\n".join(lines)
 
 
@@ -49,7 +52,7 @@ class DeepInvInvert(io.ComfyNode):
                     min=1,
                     max=1000,
                     tooltip="More steps give the photo back more exactly and take longer. "
-                    "16 is good with auto; 4 to 8 already work with anderson. Not used where sigmas is connected.",
+                    "16 is good with auto; with a solver 4 to 8 already work. Not used where sigmas is connected.",
                 ),
                 io.Combo.Input(
                     "method",
@@ -122,9 +125,10 @@ class DeepInvInvert(io.ComfyNode):
                 ),
                 io.Boolean.Input(
                     "keep_trajectory",
-                    default=False,
+                    default=True,
                     optional=True,
-                    tooltip="Keep every intermediate latent in the inversion; takes N + 1 times the memory.",
+                    tooltip="Keep every intermediate latent in the inversion: DeepInv Edit needs them for strength, "
+                    "anchor and mask. Off takes N times less memory and disk.",
                     **ADVANCED,
                 ),
                 io.Boolean.Input(
@@ -161,14 +165,14 @@ class DeepInvInvert(io.ComfyNode):
         refine: int = -1,
         tolerance: float = 0.0,
         seed: int = 0,
-        keep_trajectory: bool = False,
+        keep_trajectory: bool = True,
         measure_residual: bool = False,
     ) -> io.NodeOutput:
         """Invert."""
         if solver is not None:
             solver.check(model)
         chosen = method if method != AUTO else ("deepinv" if solver is not None else BEST_TRAINING_FREE)
-        used = solver if chosen == "deepinv" else None
+        used = solver if METHODS[chosen].uses_solver else None
         options = Options(refine=None if refine < 0 else refine, tolerance=tolerance, seed=seed)
 
         def build() -> Method:

@@ -1,11 +1,13 @@
-"""DeepInv Load Solver."""
+"""DeepInv Load Solver and DeepInv Save Solver."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from comfy_api.latest import io
+from comfy_api.latest import io, ui
 
+from ..deepinv_core.names import safe_name
+from ..deepinv_core.solver import save_solver
 from . import adapter
 from .types import CATEGORY, Solver, schema_extras
 
@@ -42,3 +44,35 @@ class DeepInvLoadSolver(io.ComfyNode):
     def execute(cls, solver_name: str) -> io.NodeOutput:
         """Load."""
         return io.NodeOutput(adapter.load_solver_handle(adapter.solver_path(solver_name)))
+
+
+class DeepInvSaveSolver(io.ComfyNode):
+    """The node."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """Inputs and outputs; ids are frozen."""
+        return io.Schema(
+            node_id="DeepInvSaveSolver",
+            display_name="DeepInv Save Solver",
+            category=CATEGORY,
+            description="Saves a solver to models/deepinv, where DeepInv Load Solver finds it.",
+            is_output_node=True,
+            inputs=[
+                Solver.Input("solver", tooltip="From DeepInv Train Solver."),
+                io.String.Input(
+                    "name",
+                    default="my_solver",
+                    tooltip="Name of the file, without .safetensors. A number is added where the name is taken.",
+                ),
+            ],
+            outputs=[io.String.Output(display_name="file", tooltip="Its name in DeepInv Load Solver's menu.")],
+            **schema_extras(search_aliases=["export solver"]),
+        )
+
+    @classmethod
+    def execute(cls, solver: adapter.SolverHandle, name: str) -> io.NodeOutput:
+        """Save."""
+        path = adapter.new_solver_path(safe_name(name.removesuffix(".safetensors")))
+        save_solver(path, solver.loaded.solver, base=solver.loaded.base, training=solver.loaded.training)
+        return io.NodeOutput(path.name, ui=ui.PreviewText(f"saved as {path.name} in {path.parent}"))

@@ -1,56 +1,106 @@
-"""DeepInv (arXiv 2601.01487): a trained network corrects the noise of target-sigma Euler."""
+"""DeepInv: a trained network gives the step's noise, before the base model is asked or after it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 import torch
 
 from ..flow import CountedVelocity
-from .implicit import Point, TargetEuler
+from ..solver.file import role_of
+from .implicit import Point, TargetEuler, first_known
 
-Solver = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, float], torch.Tensor]
-"""``(velocity e, latent z_i, latent_clean z_0, sigma_{i+1}) -> eps*``: a network with its conditioning bound."""
-
-
-class SolverNetwork(Protocol):
-    """A solver network as :class:`..solver.DeepInvSolver` is called."""
-
-    def __call__(
-        self,
-        *,
-        velocity: torch.Tensor,
-        latent: torch.Tensor,
-        latent_clean: torch.Tensor,
-        sigma: torch.Tensor,
-        context: torch.Tensor | None,
-        pooled: torch.Tensor | None,
-    ) -> torch.Tensor:
-        """All batched, sigma ``[B]`` in [0, 1]."""
-        ...
-
-
-def bind(network: SolverNetwork, context: torch.Tensor | None, pooled: torch.Tensor | None) -> Solver:
-    """A network with its conditioning, context ``[1, T, W]`` and pooled ``[1, P]``, as the step rule calls it."""
-
-    @torch.no_grad()
-    def solver(e: torch.Tensor, z: torch.Tensor, z_0: torch.Tensor, sigma: float) -> torch.Tensor:
-        time = torch.full((len(z),), sigma, device=z.device, dtype=torch.float32)
-        return network(velocity=e, latent=z, latent_clean=z_0, sigma=time, context=context, pooled=pooled)
-
-    return solver
+if TYPE_CHECKING:
+    from ..solver.file import Network
+    from ..solver.network import DeepInvSolver
+    from ..solver.predictor import DeepInvPredictor
 
 
 @dataclass(frozen=True)
 class Corrected:
-    """``eps* = e + g_phi(e, z_i, z_0, sigma_{i+1}, c)`` with ``e = v(z_i, sigma_{i+1}, c)``. One base evaluation."""
+    """The paper (arXiv 2601.01487): ``eps* = e + g_phi(e, z_i, z_0, sigma_{i+1}, c)``, ``e = v(z_i, sigma_{i+1}, c)``.
 
-    solver: Solver
+    One base evaluation a step.
+
+    Attributes:
+        network: the corrector, or what wraps it for distributed training.
+        context: prompt tokens ``[1, T, W]`` or one row a sample; None for a network without them.
+        pooled: pooled prompt ``[1, P]``, as context.
+        evaluations: base evaluations that complete the guess: none.
+    """
+
+    network: DeepInvSolver
+    context: torch.Tensor | None
+    pooled: torch.Tensor | None
+    evaluations: int = 0
     uses_history: bool = False
 
     def __call__(self, v: CountedVelocity, point: Point) -> torch.Tensor:
         """Target-sigma Euler's noise, corrected by the network."""
-        e = TargetEuler()(v, point)
-        return self.solver(e, point.z, point.latent_clean, point.step.sigma_next).to(e.dtype)
+        return self.correct(TargetEuler()(v, point), point)
+
+    def correct(self, e: torch.Tensor, point: Point) -> torch.Tensor:
+        """``eps*`` from an ``e`` that is already there."""
+        time = _times(point, point.step.sigma_next)
+        return self.network(
+            velocity=e,
+            latent=point.z,
+            latent_clean=point.latent_clean,
+            sigma=time,
+            context=self.context,
+            pooled=self.pooled,
+        )
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """Ours: the network guesses from the last velocities, and the base model is evaluated at the predicted point.
+
+    In the first step the velocity known is that of :func:`.implicit.first_known`: one evaluation for the whole walk,
+    and each step needs one more to complete its guess.
+
+    Attributes:
+        network: the predictor, or what wraps it for distributed training.
+        evaluations: base evaluations that complete the guess: one.
+    """
+
+    network: DeepInvPredictor
+    evaluations: int = 1
+    uses_history: bool = False
+
+    def __call__(self, v: CountedVelocity, point: Point) -> torch.Tensor:
+        """A guess; free, but for one evaluation in the first step."""
+        history = point.history or (first_known(v, point.z, point.step),)
+        return self.predict(point._replace(history=history))
+
+    def predict(self, point: Point) -> torch.Tensor:
+        """The guess from the velocities in ``point.history``."""
+        last, slope = point.history[-1], None
+        if len(point.history) > 1:
+            before = point.history[-2]
+            slope = (last.velocity - before.velocity) / (last.sigma - before.sigma)
+        return self.network(
+            last=last.velocity,
+            slope=slope,
+            latent=point.z,
+            latent_clean=point.latent_clean,
+            sigma=_times(point, point.step.sigma_next),
+            sigma_last=_times(point, last.sigma),
+            h=_times(point, point.step.h),
+        )
+
+
+Solver = Corrected | Predicted
+"""A network with its conditioning bound, as the step rule calls it."""
+
+
+def bind(network: Network, context: torch.Tensor | None, pooled: torch.Tensor | None) -> Solver:
+    """A solver network as a guess; a corrector under a prompt, context ``[1, T, W]`` and pooled ``[1, P]``."""
+    if role_of(network.config) == "predictor":
+        return Predicted(network)  # type: ignore[arg-type]
+    return Corrected(network, context, pooled)  # type: ignore[arg-type]
+
+
+def _times(point: Point, value: float) -> torch.Tensor:
+    return torch.full((len(point.z),), value, device=point.z.device, dtype=torch.float32)

@@ -12,18 +12,26 @@ from ..flow import CountedVelocity
 from ..integrator import Advance, Rule, Step
 
 
+def mix(
+    z: torch.Tensor, z_next: torch.Tensor, step: Step, eta: float = 0.9, begin: float = 0.05, length: float = 0.35
+) -> torch.Tensor:
+    """``eta*z_{i+1} + (1-eta)*z_i`` for ``begin*N < i < (begin+length)*N``, else ``z_{i+1}``.
+
+    The values are EasyInv's for SD3.
+    """
+    if begin * step.count < step.index < (begin + length) * step.count:
+        return eta * z_next + (1 - eta) * z
+    return z_next
+
+
 @dataclass(frozen=True)
 class Mixed:
-    """After ``rule``'s step, ``z_{i+1} <- eta*z_{i+1} + (1-eta)*z_i`` for ``start*N < i < (start+length)*N``.
+    """``rule``'s step, then :func:`mix`.
 
-    The values are EasyInv's for SD3. No evaluations of its own; the round trip is not of any order, since
-    the latent is deliberately held back.
+    No evaluations of its own; the round trip is not of any order, since the latent is deliberately held back.
     """
 
     rule: Rule
-    eta: float = 0.9
-    begin: float = 0.05
-    length: float = 0.35
 
     def start(self, z: torch.Tensor, carried: Mapping[str, torch.Tensor]) -> Any:
         """The inner rule's state."""
@@ -32,6 +40,4 @@ class Mixed:
     def step(self, v: CountedVelocity, z: torch.Tensor, step: Step, state: Any) -> Advance:
         """The inner rule's step, then the mix inside the window."""
         advance = self.rule.step(v, z, step, state)
-        if self.begin * step.count < step.index < (self.begin + self.length) * step.count:
-            return advance._replace(z=self.eta * advance.z + (1 - self.eta) * z)
-        return advance
+        return advance._replace(z=mix(z, advance.z, step))

@@ -13,7 +13,9 @@ ReNoise               :class:`TargetEuler`     :class:`Averaged` K = 9, evaluati
 FTEdit                :class:`TargetEuler`     :class:`Averaged` K = 3, the three iterates
 Uni-Inv               :class:`LastVelocity`    :class:`Picard` 1
 extrapolated Uni-Inv  :class:`Extrapolated`    :class:`Picard` 1
-DeepInv               a trained network        :class:`Picard` K (K = 0 is the paper)
+Anderson, ours        :class:`Extrapolated`    :class:`Anderson` K
+DeepInv, the paper    a trained corrector      :class:`Anderson` K (K = 0 is the paper)
+DeepInv, ours         a trained predictor      :class:`Anderson` K + 1
 ====================  =======================  =====================================
 """
 
@@ -21,7 +23,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol
 
 import torch
 
@@ -94,6 +96,36 @@ class Extrapolated:
         before = point.history[-2]
         slope = (last.velocity - before.velocity) / (last.sigma - before.sigma)
         return last.velocity + (point.step.sigma_next - last.sigma) * slope
+
+
+FIRST_SIGMA: Final = 0.2
+"""Where a walk that needs one evaluation to start from makes it: at z_0 and the first target's sigma, but no further.
+
+At the smallest sigma the velocity says little of the noise that is to come, and far from the image's own sigma the
+model is asked for what it never saw. On the embedded model, predictors trained for the same time gave 2 steps back 2.7
+dB worse from the source's sigma than with this limit, and 16 steps 1.4 dB worse; without a limit 2 steps were worse.
+Without training it matters little between 0.1 and 0.32. The first step's residual decides the whole round trip.
+"""
+
+
+def first_known(v: CountedVelocity, z: torch.Tensor, step: Step) -> Known:
+    """The velocity a walk starts from, :data:`FIRST_SIGMA`; one evaluation."""
+    sigma = min(step.sigma_next, max(FIRST_SIGMA, step.sigma))
+    return Known(sigma, v(z, sigma))
+
+
+@dataclass(frozen=True)
+class ExtrapolatedFromFirst:
+    """The same (ours), but the walk's first velocity is that of :func:`first_known`. Free after it.
+
+    Better than :class:`Extrapolated` where iterations follow; without them it is not.
+    """
+
+    uses_history: bool = False
+
+    def __call__(self, v: CountedVelocity, point: Point) -> torch.Tensor:
+        """Guess; one evaluation in the first step."""
+        return Extrapolated()(v, point) if point.history else first_known(v, point.z, point.step).velocity
 
 
 FixedPointMap = Callable[[torch.Tensor], torch.Tensor]

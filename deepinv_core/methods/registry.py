@@ -9,12 +9,21 @@ from typing import Any, Literal
 
 from ..errors import DeepInvError
 from ..integrator import Rule
-from .deepinv import Corrected, Solver
+from .deepinv import Solver
 from .direct_alignment import Aligned
 from .easyinv import Mixed
 from .explicit import Euler
 from .fireflow import ReusedMidpoint
-from .implicit import Anderson, Averaged, Extrapolated, Implicit, LastVelocity, Picard, TargetEuler
+from .implicit import (
+    Anderson,
+    Averaged,
+    Extrapolated,
+    ExtrapolatedFromFirst,
+    Implicit,
+    LastVelocity,
+    Picard,
+    TargetEuler,
+)
 from .leapfrog import Leapfrog, LeapfrogBack
 from .rf_inversion import TowardsImage, TowardsNoise
 from .rf_solver import Midpoint
@@ -55,6 +64,7 @@ class Info:
         up: ``(options, K, solver) -> Rule``.
         back: ``options -> Rule``.
         refine: default K, or None where the method has no iterations.
+        uses_solver: whether it needs a trained solver.
     """
 
     title: str
@@ -63,6 +73,7 @@ class Info:
     up: Callable[[Options, int, Solver | None], Rule]
     back: Callable[[Options], Rule] = field(default=lambda options: Euler())
     refine: int | None = None
+    uses_solver: bool = False
 
 
 def _averaged(k: int, first: int) -> Averaged:
@@ -73,9 +84,10 @@ def _deepinv(options: Options, k: int, solver: Solver | None) -> Rule:
     if solver is None:
         raise DeepInvError(
             "method 'deepinv' needs a trained solver and none was given: load one trained for this model, "
-            "or take 'anderson', the most accurate method that needs no training"
+            "or take 'anderson_extrapolated', the most accurate method that needs no training"
         )
-    return Implicit(Corrected(solver), Picard(k, options.tolerance) if k else None)
+    evaluations = k + solver.evaluations
+    return Implicit(solver, Anderson(evaluations, options.tolerance) if evaluations else None)
 
 
 METHODS: dict[str, Info] = {
@@ -129,15 +141,30 @@ METHODS: dict[str, Info] = {
         lambda o, k, s: Implicit(Extrapolated(), Picard(k, o.tolerance)),
         refine=1,
     ),
+    "anderson_extrapolated": Info(
+        "Anderson from an extrapolated guess",
+        "KN+1",
+        "pure",
+        lambda o, k, s: Implicit(ExtrapolatedFromFirst(), Anderson(k, o.tolerance)),
+        refine=3,
+    ),
     "leapfrog": Info("Leapfrog (BDIA / BELM)", "N", "+pair", lambda o, k, s: Leapfrog(), lambda o: LeapfrogBack()),
     "direct_alignment": Info(
         "Direct alignment (2605.02417)", "N", "exact", lambda o, k, s: Implicit(TargetEuler()), lambda o: Aligned()
     ),
-    "deepinv": Info("DeepInv (2601.01487)", "N(K+1) + N solver", "pure", _deepinv, refine=0),
+    "deepinv": Info("DeepInv (2601.01487)", "N(K+1) + N solver", "pure", _deepinv, refine=0, uses_solver=True),
+    "deepinv_mixed": Info(
+        "DeepInv with EasyInv's mixing (released code)",
+        "N(K+1) + N solver",
+        "pure",
+        lambda o, k, s: Mixed(_deepinv(o, k, s)),
+        refine=0,
+        uses_solver=True,
+    ),
 }
 
 
-BEST_TRAINING_FREE = "anderson"
+BEST_TRAINING_FREE = "anderson_extrapolated"
 """What is used where nobody chose and there is no solver: of the methods whose noise alone gives the photo back,
 the most accurate at few steps and many on the embedded models."""
 
@@ -195,7 +222,7 @@ def resolve_refine(method: str, refine: int | None) -> int:
         raise DeepInvError(
             f"method '{method}' has no iterations, so it takes no refine steps: leave them out, or use {takers}"
         )
-    least = 0 if method == "deepinv" else 1
+    least = 0 if METHODS[method].uses_solver else 1
     if refine < least:
         raise DeepInvError(f"refine is {refine}: '{method}' needs at least {least}; its default is {default}")
     return refine

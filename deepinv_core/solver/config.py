@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
-from typing import Any, Final
+from dataclasses import MISSING, asdict, dataclass, fields, replace
+from typing import Any, Final, TypeVar
 
 from ..errors import DeepInvError
 
@@ -55,10 +55,7 @@ class SolverConfig:
     pos_base: int = 192
 
     def __post_init__(self) -> None:
-        for name, (low, high) in _RANGES.items():
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
-                raise DeepInvError(f"Solver setting {name} is {value!r}: use an integer from {low} to {high}.")
+        _check_ranges(self)
         if self.image_pool not in IMAGE_POOLS:
             raise DeepInvError(
                 f"Solver setting image_pool is {self.image_pool!r}: use one of {', '.join(IMAGE_POOLS)}."
@@ -66,10 +63,6 @@ class SolverConfig:
         if self.image_pool == "linear" and self.image_channels != 1:
             raise DeepInvError(
                 f"image_pool 'linear' has one channel, not {self.image_channels}: set image_channels to 1."
-            )
-        if self.hidden % 4 or self.hidden > MAX_HIDDEN:
-            raise DeepInvError(
-                f"heads x head_dim is {self.hidden}: use a multiple of 4 (positions need it) up to {MAX_HIDDEN}."
             )
         for side in ("left", "right"):
             grown, layers = getattr(self, f"grown_{side}"), getattr(self, f"layers_{side}")
@@ -87,29 +80,87 @@ class SolverConfig:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> SolverConfig:
-        """The configuration that :meth:`to_dict` wrote.
+        """The configuration that :meth:`to_dict` wrote; errors as :func:`_from_dict`."""
+        return _from_dict(cls, values)
 
-        Args:
-            values: One value a setting; those with a default may be left out.
 
-        Raises:
-            DeepInvError: A setting that isn't known, is missing, or has a value that isn't accepted.
-        """
-        if not isinstance(values, Mapping):
-            raise DeepInvError(
-                f"A solver configuration is a {type(values).__name__}: an object of settings is accepted."
-            )
-        known = [field.name for field in fields(cls)]
-        unknown = sorted(str(name)[:60] for name in values if name not in known)
-        if unknown:
-            raise DeepInvError(
-                f"Solver settings {', '.join(map(ascii, unknown[:8]))} aren't known: accepted are {', '.join(known)}; "
-                "a newer version of the pack may have written them, update."
-            )
-        missing = [name for name in known[:7] if name not in values]
-        if missing:
-            raise DeepInvError(f"Solver settings {', '.join(missing)} are missing: give each an integer.")
-        return cls(**dict(values))
+@dataclass(frozen=True)
+class PredictorConfig:
+    """Geometry of the predictor, a single-stream transformer (ours); every size is explicit, none is inferred.
+
+    It reads no prompt: the velocities it is given carry it, so one geometry fits every base model of its channels.
+
+    Attributes:
+        channels: Channels of the base model's latent.
+        heads: Attention heads.
+        head_dim: Width of one head. ``heads * head_dim`` is the width of the network.
+        layers: Blocks.
+        patch_size: Side of a patch in latent pixels.
+        pos_table: Side of the square of token positions known from training; a larger latent's positions are
+            compressed into it.
+        pos_base: Coordinate that ``pos_table`` tokens span: neighbours are ``pos_base / pos_table`` apart.
+    """
+
+    channels: int
+    heads: int
+    head_dim: int
+    layers: int
+    patch_size: int = 2
+    pos_table: int = 192
+    pos_base: int = 192
+
+    def __post_init__(self) -> None:
+        _check_ranges(self)
+
+    @property
+    def hidden(self) -> int:
+        """Width of the network."""
+        return self.heads * self.head_dim
+
+    def to_dict(self) -> dict[str, Any]:
+        """All settings as JSON values, for :meth:`from_dict`."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> PredictorConfig:
+        """The configuration that :meth:`to_dict` wrote; errors as :func:`_from_dict`."""
+        return _from_dict(cls, values)
+
+
+Config = SolverConfig | PredictorConfig
+AnyConfig = TypeVar("AnyConfig", SolverConfig, PredictorConfig)
+
+
+def _check_ranges(config: Config) -> None:
+    for name in (field.name for field in fields(config) if field.name in _RANGES):
+        value, (low, high) = getattr(config, name), _RANGES[name]
+        if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+            raise DeepInvError(f"Solver setting {name} is {value!r}: use an integer from {low} to {high}.")
+    if config.hidden % 4 or config.hidden > MAX_HIDDEN:
+        raise DeepInvError(
+            f"heads x head_dim is {config.hidden}: use a multiple of 4 (positions need it) up to {MAX_HIDDEN}."
+        )
+
+
+def _from_dict(cls: type[AnyConfig], values: Mapping[str, Any]) -> AnyConfig:
+    """A configuration from JSON values, one a setting; those with a default may be left out.
+
+    Raises:
+        DeepInvError: A setting that isn't known, is missing, or has a value that isn't accepted.
+    """
+    if not isinstance(values, Mapping):
+        raise DeepInvError(f"A solver configuration is a {type(values).__name__}: an object of settings is accepted.")
+    known = [field.name for field in fields(cls)]
+    unknown = sorted(str(name)[:60] for name in values if name not in known)
+    if unknown:
+        raise DeepInvError(
+            f"Solver settings {', '.join(map(ascii, unknown[:8]))} aren't known: accepted are {', '.join(known)}; "
+            "a newer version of the pack may have written them, update."
+        )
+    missing = [field.name for field in fields(cls) if field.default is MISSING and field.name not in values]
+    if missing:
+        raise DeepInvError(f"Solver settings {', '.join(missing)} are missing: give each an integer.")
+    return cls(**dict(values))
 
 
 MAX_HIDDEN: Final = 16384
@@ -120,6 +171,7 @@ _RANGES: Final[dict[str, tuple[int, int]]] = {
     "pooled_width": (0, 65536),
     "heads": (1, 256),
     "head_dim": (1, MAX_HIDDEN),
+    "layers": (1, 128),
     "layers_left": (1, 128),
     "layers_right": (1, 128),
     "grown_left": (0, 127),
@@ -170,9 +222,29 @@ PRESETS: Final[Mapping[str, SolverConfig]] = {
         pos_base=32,
     ),
 }
-"""``paper``: the released geometry, 5 + 5 joint blocks of width 1536. ``compact``: under 15 % of one SD3.5-medium
-evaluation and 3 % of one of FLUX.1. ``tiny``: for the embedded model. Widths of the inputs are SD3's (tiny: the
-embedded model's); :func:`preset` sets them for another base model."""
+"""The corrector's. ``paper``: the released geometry, 5 + 5 joint blocks of width 1536. ``compact``: under 15 % of one
+SD3.5-medium evaluation and 3 % of one of FLUX.1. ``tiny``: for the embedded model. Widths of the inputs are SD3's
+(tiny: the embedded model's); :func:`preset` sets them for another base model."""
+
+
+PREDICTORS: Final[Mapping[str, PredictorConfig]] = {
+    "paper": PredictorConfig(channels=16, heads=24, head_dim=64, layers=11),
+    "compact": PredictorConfig(channels=16, heads=12, head_dim=64, layers=12),
+    "tiny": PredictorConfig(channels=16, heads=4, head_dim=32, layers=4, pos_table=4, pos_base=4),
+}
+"""The predictor's, under the same names: ``paper`` is as wide and deep as the released network, ``compact`` keeps the
+same bounds in FLOPs, ``tiny`` is for the embedded model."""
+
+
+def predictor_preset(name: str, *, channels: int) -> PredictorConfig:
+    """A predictor's geometry for a latent of ``channels``.
+
+    Raises:
+        DeepInvError: Unknown name, or channels out of range.
+    """
+    if name not in PREDICTORS:
+        raise DeepInvError(f"No solver preset is called {name!r}: use one of {', '.join(PREDICTORS)}.")
+    return replace(PREDICTORS[name], channels=channels)
 
 
 def preset(name: str, *, channels: int, context_width: int, pooled_width: int) -> SolverConfig:

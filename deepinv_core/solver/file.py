@@ -13,16 +13,23 @@ import torch
 
 from .. import checkpoint
 from ..errors import DeepInvError
-from .config import SolverConfig
+from .config import Config, PredictorConfig, SolverConfig
 from .released import refuse_differences
 
 if TYPE_CHECKING:
     from .network import DeepInvSolver
+    from .predictor import DeepInvPredictor
+
+    Network = DeepInvSolver | DeepInvPredictor
 
 KIND: Final = "solver"
 SIGMA_CONVENTION: Final = "0 = image, 1 = noise: z = (1 - sigma) * z_0 + sigma * noise; dz/dsigma = velocity"
-ROLES: Final = ("corrector",)
-"""``corrector``: the paper's solver; the base model is evaluated at z_i and the network corrects its velocity."""
+CONFIGS: Final[Mapping[str, type[SolverConfig] | type[PredictorConfig]]] = {
+    "corrector": SolverConfig,
+    "predictor": PredictorConfig,
+}
+"""Geometry by role. ``corrector``: the paper's solver; the base model is evaluated at z_i and the network corrects its
+velocity. ``predictor``: the network guesses first and the base model is evaluated at the predicted point."""
 
 
 @dataclass(frozen=True)
@@ -57,11 +64,11 @@ class LoadedSolver:
         config: Its geometry.
         base: The base model it was trained for.
         training: The training summary, None when the file has none.
-        role: How the network is used, one of :data:`ROLES`.
+        role: How the network is used, one of :data:`CONFIGS`.
     """
 
-    solver: DeepInvSolver
-    config: SolverConfig
+    solver: Network
+    config: Config
     base: BaseInfo
     training: dict[str, Any] | None
     role: str
@@ -82,11 +89,10 @@ def fingerprint(shapes: Mapping[str, Sequence[int]]) -> str:
 
 def save_solver(
     path: str | os.PathLike[str],
-    solver: DeepInvSolver,
+    solver: Network,
     *,
     base: BaseInfo,
     training: Mapping[str, Any] | None,
-    role: str = "corrector",
 ) -> None:
     """Writes a solver file in one piece (:func:`..checkpoint.save`), in the network's dtype.
 
@@ -95,10 +101,9 @@ def save_solver(
         solver: The network.
         base: The base model it was trained for.
         training: A JSON-able summary of its training, or None.
-        role: How the network is used, one of :data:`ROLES`.
 
     Raises:
-        DeepInvError: A base model with other latent channels than the network's, an unknown role, or what
+        DeepInvError: A base model with other latent channels than the network's, or what
             :func:`..checkpoint.save` refuses.
     """
     if base.channels != solver.config.channels:
@@ -108,7 +113,7 @@ def save_solver(
         )
     metadata = {
         **checkpoint.header(KIND),
-        "role": _known_role(role, "This solver"),
+        "role": role_of(solver.config),
         "network": solver.config.to_dict(),
         "base": asdict(base),
         "sigma": SIGMA_CONVENTION,
@@ -146,7 +151,7 @@ def load_solver(path: str | os.PathLike[str], *, expect: BaseInfo | None = None)
     if expect is not None:
         require_base(base, expect, name)
     try:
-        config = SolverConfig.from_dict(metadata.get("network") or {})
+        config: Config = CONFIGS[role].from_dict(metadata.get("network") or {})
     except DeepInvError as error:
         raise DeepInvError(f"{name!r} can't be used. {error}") from error
     if config.channels != base.channels:
@@ -156,11 +161,22 @@ def load_solver(path: str | os.PathLike[str], *, expect: BaseInfo | None = None)
     return LoadedSolver(_read_network(path, config, name), config, base, training, role)
 
 
-def _read_network(path: str | os.PathLike[str], config: SolverConfig, name: str) -> DeepInvSolver:
-    from .network import DeepInvSolver
+def role_of(config: Config) -> str:
+    """How a network of this geometry is used, one of :data:`CONFIGS`."""
+    return next(role for role, kind in CONFIGS.items() if isinstance(config, kind))
 
+
+def build(config: Config) -> Network:
+    """A fresh network of a geometry."""
+    from .network import DeepInvSolver
+    from .predictor import DeepInvPredictor
+
+    return DeepInvSolver(config) if isinstance(config, SolverConfig) else DeepInvPredictor(config)
+
+
+def _read_network(path: str | os.PathLike[str], config: Config, name: str) -> Network:
     with torch.device("meta"):
-        solver = DeepInvSolver(config)
+        solver = build(config)
     tensors, _ = checkpoint.load(path, kind=KIND)
     expected = {key: tensor.shape for key, tensor in solver.state_dict().items()}
     refuse_differences({key: tensor.shape for key, tensor in tensors.items()}, expected, repr(name))
@@ -172,8 +188,8 @@ def _read_network(path: str | os.PathLike[str], config: SolverConfig, name: str)
 
 
 def _known_role(role: object, subject: str) -> str:
-    if not isinstance(role, str) or role not in ROLES:
-        raise DeepInvError(f"{subject} has the role {role!r:.60}: {', '.join(ROLES)} is accepted; update the pack.")
+    if not isinstance(role, str) or role not in CONFIGS:
+        raise DeepInvError(f"{subject} has the role {role!r:.60}: {', '.join(CONFIGS)} are accepted; update the pack.")
     return role
 
 

@@ -4,6 +4,8 @@ The core sees a velocity; ComfyUI has a guider that predicts the denoised latent
 keeps LoRA, ControlNet, fp8 and GGUF weights and model patches working, and the user's model is never changed.
 """
 
+from .edits import Prompt, require_same_model, run_edit, run_flow_edit
+from .files import inversion_names, inversion_path, new_inversion_path
 from .models import (
     Conditioning,
     SolverHandle,
@@ -11,27 +13,49 @@ from .models import (
     load_solver_handle,
     load_tiny_vae,
     model_info,
+    new_solver_path,
     register_folders,
     solver_names,
     solver_path,
+    training_folder,
 )
-from .velocity import SCHEDULERS, descending, schedule
-from .ways import InvertedNoise, ReconstructionSampler, run_inversion
+from .progress import TrainingProgress
+from .prompts import Prompts
+from .training import Setting, in_model_space, run_training
+from .velocity import SCHEDULERS, descending, own_sigmas, schedule
+from .ways import InvertedNoise, PlainInversionSampler, PlainWayBack, ReconstructionSampler, run_inversion
 
 __all__ = [
     "SCHEDULERS",
     "Conditioning",
     "InvertedNoise",
+    "PlainInversionSampler",
+    "PlainWayBack",
+    "Prompt",
+    "Prompts",
     "ReconstructionSampler",
+    "Setting",
     "SolverHandle",
+    "TrainingProgress",
     "descending",
+    "in_model_space",
+    "inversion_names",
+    "inversion_path",
     "load_flow_model",
     "load_solver_handle",
     "load_tiny_vae",
     "model_info",
+    "new_inversion_path",
+    "new_solver_path",
+    "own_sigmas",
     "register_folders",
+    "require_same_model",
+    "run_edit",
+    "run_flow_edit",
     "run_inversion",
+    "run_training",
     "schedule",
     "solver_names",
     "solver_path",
+    "training_folder",
 ]

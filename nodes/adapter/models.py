@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -79,8 +80,18 @@ class SolverHandle:
         """Refuse a model the solver was not trained for, saying what differs."""
         require_base(self.loaded.base, model_info(model), self.name)
 
-    def bound(self, conditioning: Conditioning) -> Solver:
-        """The solver under a prompt, as the step rule calls it; on its device once the sampler runs."""
+    def bound(self, conditioning: Conditioning | None) -> Solver:
+        """The solver under a prompt, as the step rule calls it; on its device once the sampler runs.
+
+        Raises:
+            DeepInvError: no prompt for a solver that reads one.
+        """
+        if self.loaded.role == "predictor":
+            return bind(self.loaded.solver, None, None)
+        if conditioning is None:
+            raise DeepInvError(
+                f"{self.name!r} reads the prompt it inverts under, and none is connected: connect the empty prompt"
+            )
         tokens, extras = conditioning[0]
         device = self.patcher.load_device
         pooled = extras.get("pooled_output")
@@ -102,6 +113,19 @@ def solver_path(name: str) -> str:
     if path is None:
         raise DeepInvError(f"there is no solver {name!r} in models/{SOLVER_FOLDER}: put its .safetensors file there")
     return path
+
+
+def new_solver_path(name: str) -> Path:
+    """Where a solver of that name is saved in ``models/deepinv``: a number follows where the name is taken."""
+    folder = Path(folder_paths.get_folder_paths(SOLVER_FOLDER)[0])
+    numbered = (folder / f"{name}_{number:05}.safetensors" for number in count(2))
+    first = folder / f"{name}.safetensors"
+    return next(path for path in chain([first], numbered) if not path.exists())
+
+
+def training_folder(name: str) -> Path:
+    """The folder of a training, ``output/deepinv/NAME``; it may not exist yet."""
+    return Path(folder_paths.get_output_directory()) / SOLVER_FOLDER / name
 
 
 def load_solver_handle(path: str | Path) -> SolverHandle:

@@ -43,18 +43,28 @@ def schedule(model: Any, scheduler: str, steps: int) -> torch.Tensor:
     return comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), scheduler, steps).cpu()
 
 
+def own_sigmas(model: Any, grid: torch.Tensor) -> torch.Tensor:
+    """A core grid in the model's own sigmas, descending as ComfyUI has them, float32."""
+    values = grid.flip(0)
+    flow = is_flow(model.get_model_object("model_sampling"))
+    return (values if flow else values / (1 - values)).float()
+
+
 class GuiderVelocity:
     """A guider in mid-run as the core's velocity: ``v = (z - denoised) / sigma``.
 
     For noise-prediction models ``sigma_k = sigma / (1 - sigma)`` and ``x = z * (1 + sigma_k)`` first.
     """
 
-    def __init__(self, guider: Any, denoise: Callable[..., torch.Tensor], extra_args: dict[str, Any]) -> None:
+    def __init__(
+        self, guider: Any, denoise: Callable[..., torch.Tensor], extra_args: dict[str, Any], cfg: float | None = None
+    ) -> None:
+        """``cfg`` is the guider's own unless given."""
         sampling = guider.inner_model.model_sampling
         self._denoise, self._extra_args = denoise, extra_args
         self._flow = is_flow(sampling)
         self.sigma_min = float(to_flow_time(sampling, torch.as_tensor(float(sampling.sigma_min))))
-        self.cost = 1 if math.isclose(getattr(guider, "cfg", 1.0), 1.0) else 2
+        self.cost = 1 if math.isclose(getattr(guider, "cfg", 1.0) if cfg is None else cfg, 1.0) else 2
 
     def __call__(self, z: torch.Tensor, sigma: float) -> torch.Tensor:
         """Velocity at ``z [B, C, ...]``; one guider call."""

@@ -6,13 +6,14 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import comfy.model_management
 import comfy.samplers
 import comfy.utils
 import latent_preview
 import torch
 
 from ...deepinv_core.errors import DeepInvError
-from ...deepinv_core.integrator import integrate
+from ...deepinv_core.integrator import Rule, integrate
 from ...deepinv_core.inversion import Inversion, invert, with_residual
 from ...deepinv_core.methods import Method, way_back
 from .models import Conditioning, SolverHandle, model_info
@@ -90,7 +91,7 @@ def run_inversion(
         DeepInvError: a latent or sigmas that don't suit the model, guidance without a negative prompt, a model output
             that is not finite.
     """
-    _check_latent(model, latent)
+    check_latent(model, latent)
     checked_grid(model.get_model_object("model_sampling"), sigmas)
     working = model.clone()
     if solver is not None:
@@ -125,7 +126,8 @@ def run_inversion(
     return sampler.inversion
 
 
-def _check_latent(model: Any, latent: torch.Tensor) -> None:
+def check_latent(model: Any, latent: torch.Tensor) -> None:
+    """Refuse an empty latent, or one with other channels than the model takes."""
     wanted = model.model.latent_format.latent_channels
     if latent.ndim < 4 or latent.numel() == 0:
         raise DeepInvError(
@@ -205,3 +207,50 @@ class ReconstructionSampler(comfy.samplers.Sampler):
         rule = way_back(self._inversion.method, self._inversion.options)
         carried = {name: value.to(z.device) for name, value in self._inversion.carried.items()}
         return integrate(velocity, z, wanted.flip(0), rule, carried=carried, callback=preview(callback)).z
+
+
+class PlainInversionSampler(comfy.samplers.Sampler):
+    """An inversion method as ComfyUI's SAMPLER: takes the photo as latent_image, gives the noise as the latent."""
+
+    def __init__(self, make_method: Callable[[], Method], solver: SolverHandle | None) -> None:
+        self._make_method, self._solver = make_method, solver
+
+    def sample(  # noqa: D102 - ComfyUI's interface
+        self,
+        model_wrap: Any,
+        sigmas: torch.Tensor,
+        extra_args: dict[str, Any],
+        callback: Callable[..., None] | None,
+        noise: torch.Tensor,
+        latent_image: torch.Tensor,
+        denoise_mask: torch.Tensor | None = None,
+        disable_pbar: bool = False,
+    ) -> torch.Tensor:
+        if self._solver is not None:
+            self._solver.check(model_wrap.model_patcher)
+            comfy.model_management.load_models_gpu([model_wrap.model_patcher, self._solver.patcher])
+        grid = checked_grid(model_wrap.inner_model.model_sampling, sigmas)
+        velocity = GuiderVelocity(model_wrap, model_wrap, extra_args)
+        return invert(velocity, latent_image, grid, self._make_method(), callback=preview(callback)).noise
+
+
+class PlainWayBack(comfy.samplers.Sampler):
+    """The matching way back as ComfyUI's SAMPLER: takes the noise as latent_image, gives the photo."""
+
+    def __init__(self, rule: Rule) -> None:
+        self._rule = rule
+
+    def sample(  # noqa: D102 - ComfyUI's interface
+        self,
+        model_wrap: Any,
+        sigmas: torch.Tensor,
+        extra_args: dict[str, Any],
+        callback: Callable[..., None] | None,
+        noise: torch.Tensor,
+        latent_image: torch.Tensor,
+        denoise_mask: torch.Tensor | None = None,
+        disable_pbar: bool = False,
+    ) -> torch.Tensor:
+        grid = checked_grid(model_wrap.inner_model.model_sampling, sigmas)
+        velocity = GuiderVelocity(model_wrap, model_wrap, extra_args)
+        return integrate(velocity, latent_image, grid.flip(0), self._rule, callback=preview(callback)).z

@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import torch
 
+from comfyui_deepinv.deepinv_core.methods.deepinv import Corrected
+
+ZERO = Corrected(lambda *, velocity, **inputs: velocity, None, None)
+"""A solver that corrects nothing."""
+
 
 class GaussianMixture:
     """Rectified flow of a mixture of isotropic Gaussians: the exact marginal velocity at any sigma.

@@ -76,7 +76,7 @@ def test_reconstruct_gives_the_same_picture_in_another_process(tmp_path: Path) -
 def test_default_method_is_the_best_at_hand(tmp_path: Path) -> None:
     model = load_embedded("sd3")
     assert cli.main(["invert", str(PHOTO), "--output", str(tmp_path), "--steps", "4"]) == 0
-    expected = "deepinv" if model.solver_path else "anderson"
+    expected = "deepinv" if model.solver_path else "anderson_extrapolated"
     assert json.loads((tmp_path / "report.json").read_text())["method"] == expected
 
 

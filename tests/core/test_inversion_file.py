@@ -13,12 +13,12 @@ from comfyui_deepinv.deepinv_core.inversion import invert, load_inversion, recon
 from comfyui_deepinv.deepinv_core.methods import METHODS, Options, make_method
 from comfyui_deepinv.deepinv_core.schedule import shifted_grid
 
-from .problems import GaussianMixture
+from .problems import ZERO, GaussianMixture
 
 
 def made(name: str = "anderson", **options):
     flow = GaussianMixture()
-    method = make_method(name, Options(**options), solver=lambda e, z, z0, s: e)
+    method = make_method(name, Options(**options), solver=ZERO)
     inversion = invert(flow, flow.sample(2).float(), shifted_grid(5), method, keep_trajectory=True, model="abc")
     return flow, with_residual(flow, inversion, drop_trajectory=True)
 

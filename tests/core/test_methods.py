@@ -14,20 +14,22 @@ from comfyui_deepinv.deepinv_core.errors import DeepInvError
 from comfyui_deepinv.deepinv_core.integrator import integrate
 from comfyui_deepinv.deepinv_core.inversion import Inversion, invert, latent_snr, reconstruct, with_residual
 from comfyui_deepinv.deepinv_core.methods import METHODS, Method, Options, make_method
+from comfyui_deepinv.deepinv_core.methods.deepinv import Corrected, Predicted
 from comfyui_deepinv.deepinv_core.methods.explicit import Euler
-from comfyui_deepinv.deepinv_core.methods.implicit import Anderson, Implicit, LastVelocity, Picard, TargetEuler
+from comfyui_deepinv.deepinv_core.methods.implicit import (
+    Anderson,
+    Implicit,
+    LastVelocity,
+    Picard,
+    TargetEuler,
+)
 from comfyui_deepinv.deepinv_core.schedule import custom_grid, uniform_grid
 
-from .problems import GaussianMixture
-
-
-def zero_solver(velocity: torch.Tensor, latent: torch.Tensor, clean: torch.Tensor, sigma: float) -> torch.Tensor:
-    """A solver that corrects nothing."""
-    return velocity
+from .problems import ZERO, GaussianMixture
 
 
 def method_for(name: str, **options) -> Method:
-    return make_method(name, Options(**options), solver=zero_solver if name == "deepinv" else None)
+    return make_method(name, Options(**options), solver=ZERO if name.startswith("deepinv") else None)
 
 
 def round_trip(flow, latent, steps: int, name: str, **options) -> tuple[Inversion, torch.Tensor, int]:
@@ -58,6 +60,8 @@ NFE = {  # base evaluations at N = 10, by each method's own definition: up, back
     "rf_solver": (20, 20),
     "fireflow": (11, 11),
     "uni_inv": (11, 10),
+    "anderson_extrapolated": (31, 10),
+    "deepinv_mixed": (10, 10),
     "uni_inv_2": (11, 10),
     "leapfrog": (10, 9),
     "direct_alignment": (10, 10),
@@ -123,7 +127,7 @@ def test_order_of_the_round_trip(name: str, order: int) -> None:
     assert all(slope > order - 0.3 for slope in slopes), (errors, slopes)
 
 
-@pytest.mark.parametrize("name", [n for n in METHODS if n not in ("easyinv", "rf_inversion")])
+@pytest.mark.parametrize("name", [n for n in METHODS if n not in ("easyinv", "deepinv_mixed", "rf_inversion")])
 def test_round_trip_returns_the_latent(name: str) -> None:
     """Every rule made for a round trip comes back better with more steps, and well at 200."""
     assert snr(name, 200) > max(25.0, snr(name, 20) if METHODS[name].kept == "pure" else 25.0)
@@ -185,7 +189,7 @@ def test_named_methods_are_their_combinations() -> None:
     )
     assert torch.equal(invert(flow, latent, grid, method_for("deepinv")).noise, noise(Implicit(TargetEuler())))
     deeper = invert(flow, latent, grid, method_for("deepinv", refine=3)).noise
-    assert torch.equal(deeper, invert(flow, latent, grid, method_for("fixed_point")).noise)
+    assert torch.equal(deeper, invert(flow, latent, grid, method_for("anderson")).noise)
     assert not torch.equal(deeper, noise(Implicit(LastVelocity(), Anderson(3))))
 
 
@@ -206,16 +210,44 @@ def test_the_solver_sees_the_paper_s_inputs() -> None:
     latent = flow.sample(1)
     seen = []
 
-    def solver(velocity, z, clean, sigma):
-        seen.append((velocity, z, clean, sigma))
+    def network(*, velocity, latent, latent_clean, sigma, context, pooled):
+        seen.append((velocity, latent, latent_clean, float(sigma)))
         return velocity + 0.01
 
-    method = make_method("deepinv", solver=solver)
+    method = make_method("deepinv", solver=Corrected(network, None, None))
     trajectory = invert(flow, latent, uniform_grid(4), method, keep_trajectory=True).carried["trajectory"]
     for i, (e, z, clean, sigma) in enumerate(seen):
-        assert torch.equal(z, trajectory[i]) and torch.equal(clean, latent) and sigma == (i + 1) / 4
+        assert torch.equal(z, trajectory[i]) and torch.equal(clean, latent) and math.isclose(sigma, (i + 1) / 4)
         assert torch.equal(e, flow(z, sigma))
         assert torch.allclose(trajectory[i + 1], z + (e + 0.01) / 4, atol=1e-14)
+
+
+def test_the_predictor_sees_the_last_velocities_and_its_guess_is_evaluated() -> None:
+    flow = GaussianMixture()
+    latent = flow.sample(1)
+    seen = []
+
+    def network(*, last, slope, latent, latent_clean, sigma, sigma_last, h):
+        seen.append((last, slope, latent, float(sigma), float(sigma_last), float(h)))
+        return last if slope is None else last + (sigma - sigma_last) * slope
+
+    method = make_method("deepinv", solver=Predicted(network))
+    inversion = invert(flow, latent, uniform_grid(4), method, keep_trajectory=True)
+    z = inversion.carried["trajectory"]
+    eps = [(z[i + 1] - z[i]) * 4 for i in range(4)]
+    assert inversion.nfe == 5  # one to start with, one a step
+    first = flow(latent, 0.2)
+    assert torch.equal(seen[0][0], first) and seen[0][1] is None
+    assert [round(value, 6) for value in seen[0][3:]] == [0.25, 0.2, 0.25]
+    assert torch.allclose(eps[0], flow(latent + first / 4, 0.25))
+    for i, (last, slope, at, sigma, sigma_last, _) in enumerate(seen[1:], 1):
+        assert torch.equal(at, z[i]) and (sigma, sigma_last) == ((i + 1) / 4, i / 4)
+        assert torch.allclose(last, eps[i - 1])
+        assert slope is None if i == 1 else torch.allclose(slope, (eps[i - 1] - eps[i - 2]) * 4)
+    refined = invert(
+        flow, latent, uniform_grid(4), make_method("deepinv", Options(refine=2), solver=Predicted(network))
+    )
+    assert refined.nfe == 13
 
 
 def test_measured_residual_is_the_euler_step_back_s_miss() -> None:
@@ -297,7 +329,7 @@ def test_frame_axis(name: str) -> None:
 @settings(max_examples=60, deadline=None)
 @given(
     values=st.lists(st.floats(0.001, 0.999), min_size=1, max_size=12, unique=True),
-    name=st.sampled_from([n for n in METHODS if n not in ("easyinv", "rf_inversion")]),
+    name=st.sampled_from([n for n in METHODS if n not in ("easyinv", "deepinv_mixed", "rf_inversion")]),
     descending=st.booleans(),
 )
 def test_any_monotone_grid_is_walked_both_ways(values: list[float], name: str, descending: bool) -> None:

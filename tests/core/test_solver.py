@@ -473,7 +473,8 @@ def test_another_base_model_is_refused(tmp_path, other, word):
 @pytest.mark.parametrize(
     ("change", "word"),
     [
-        ({"role": "predictor"}, "role 'predictor': corrector is accepted"),
+        ({"role": "oracle"}, "role 'oracle': corrector, predictor are accepted"),
+        ({"role": "predictor"}, "'context_width'.* aren't known"),
         ({"role": ["corrector"]}, "role"),
         ({"sigma": "k-diffusion"}, "sigma convention 'k-diffusion'"),
         ({"base": None}, "which base model"),
@@ -517,8 +518,6 @@ def test_saving_refuses_what_could_not_be_loaded(tmp_path):
     path = tmp_path / "s.safetensors"
     with pytest.raises(DeepInvError, match="3 latent channels"):
         save_solver(path, trained(), base=BaseInfo("sd3", 4, "f"), training=None)
-    with pytest.raises(DeepInvError, match="role 'x'"):
-        save_solver(path, trained(), base=BASE, training=None, role="x")
     broken = trained()
     broken.proj_out.bias[0] = float("nan")
     with pytest.raises(DeepInvError, match=r"proj_out\.bias"):

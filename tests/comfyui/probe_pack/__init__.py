@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,10 @@ import torch
 from comfy_api.latest import ComfyExtension, io
 from safetensors.torch import load_file, save_file
 
+from comfyui_deepinv.deepinv_core.methods import Options, make_method
+from comfyui_deepinv.deepinv_core.solver import build, predictor_preset
 from comfyui_deepinv.nodes import adapter
+from comfyui_deepinv.training.loop import Trained
 
 AnyType = io.Custom("*")
 InversionType = io.Custom("DEEPINV_INVERSION")
@@ -121,12 +125,105 @@ class ProbeDigest(io.ComfyNode):
         return io.NodeOutput(digest.hexdigest())
 
 
+class ProbeClip(io.ComfyNode):
+    """A CLIP for ComfyUI's dataset nodes: the inputs' own conditioning for an empty text, a random one for others."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """Inputs and outputs."""
+        return io.Schema(
+            node_id="ProbeClip",
+            category="probe",
+            inputs=[io.Conditioning.Input("conditioning")],
+            outputs=[io.Clip.Output()],
+        )
+
+    @classmethod
+    def execute(cls, conditioning: Any) -> io.NodeOutput:
+        """Wrap."""
+        return io.NodeOutput(_Clip(*conditioning[0]))
+
+
+class _Clip:
+    def __init__(self, tokens: torch.Tensor, extras: dict[str, Any]) -> None:
+        self._tokens, self._extras = tokens, extras
+
+    def tokenize(self, text: str) -> str:
+        return text
+
+    def encode_from_tokens_scheduled(self, text: str) -> list[list[Any]]:
+        if not text:
+            return [[self._tokens.clone(), dict(self._extras)]]
+        generator = torch.Generator().manual_seed(len(text))
+        tokens, pooled = (
+            torch.randn(like.shape, generator=generator) for like in (self._tokens, self._extras["pooled_output"])
+        )
+        return [[tokens, {**self._extras, "pooled_output": pooled}]]
+
+
+class ProbeTrainingBase(io.ComfyNode):
+    """The largest differences between what a training sees and what inversions see: of latents, of velocities."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """Inputs and outputs."""
+        return io.Schema(
+            node_id="ProbeTrainingBase",
+            category="probe",
+            is_input_list=True,
+            inputs=[
+                io.Model.Input("model"),
+                io.Latent.Input("latents"),
+                io.Conditioning.Input("conditioning"),
+                io.Int.Input("copies", default=1),
+            ],
+            outputs=[io.String.Output()],
+        )
+
+    @classmethod
+    def execute(cls, model: Any, latents: Any, conditioning: Any, copies: Any) -> io.NodeOutput:
+        """Evaluate every latent both ways, ``copies`` of it in a batch of the training's."""
+        sigmas = adapter.schedule(model[0], "simple", 1)
+        raw = [part for latent in latents for part in latent["samples"].split(1)]
+        prompts = adapter.Prompts(conditioning, [len(latent["samples"]) for latent in latents])
+        walks = [
+            adapter.run_inversion(
+                *(model[0], latent, sigmas, prompts.distinct[number], None, 1.0),
+                lambda: make_method("euler", Options()),
+                keep_trajectory=True,
+            ).carried["trajectory"]
+            for latent, number in zip(raw, prompts.of([str(k) for k in range(len(raw))]), strict=True)
+        ]
+        found = [part for latent in adapter.in_model_space(model[0], latents) for part in latent.split(1)]
+        shapes = {latent.shape: [k for k, one in enumerate(found) if one.shape == latent.shape] for latent in found}
+        gaps = {"latents": max(float((z - w[0]).abs().max()) for z, w in zip(found, walks, strict=True))}
+
+        def train(setting: adapter.Setting) -> Any:
+            worst = 0.0
+            for rows in shapes.values():
+                names = tuple(str(row) for row in rows for _ in range(copies[0]))
+                z = torch.cat([found[int(name)] for name in names])
+                grid = setting.base.grid(1, z).tolist()
+                velocity = setting.base.bind(names).velocity(z, grid[1])
+                assert not velocity.is_inference() and not velocity.requires_grad
+                for v, name in zip(velocity, names, strict=True):
+                    start, end = walks[int(name)]
+                    worst = max(worst, float((v - (end - start)[0] / (grid[1] - grid[0])).abs().max()))
+            gaps["velocities"] = worst
+            return Trained(network, {})
+
+        with torch.inference_mode(False):
+            network = build(predictor_preset("tiny", channels=found[0].shape[1]))
+        adapter.run_training(model[0], None, prompts, network, found[0].shape, train)
+        return io.NodeOutput(json.dumps(gaps))
+
+
 class ProbeExtension(ComfyExtension):
     """The pack."""
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         """Its nodes."""
-        return [ProbeModel, ProbeInputs, ProbeSave, ProbeDigest]
+        return [ProbeModel, ProbeInputs, ProbeSave, ProbeDigest, ProbeClip, ProbeTrainingBase]
 
 
 async def comfy_entrypoint() -> ComfyExtension:

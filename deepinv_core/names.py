@@ -1,0 +1,40 @@
+"""Names that a user gives to files and folders: one name, good on every system, never a path."""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+from .errors import DeepInvError
+
+LONGEST: Final = 100
+"""Bytes of UTF-8; leaves room for what is added to a name."""
+
+_RESERVED: Final = re.compile(r"(con|prn|aux|nul|com[0-9¹²³]|lpt[0-9¹²³])(\..*)?", re.IGNORECASE)
+
+
+def safe_name(text: str, what: str = "name") -> str:
+    """The name without white space around it.
+
+    Args:
+        text: as it was typed.
+        what: the input it came from, for the message.
+
+    Raises:
+        DeepInvError: an empty or over-long name, a path or a part of one, a character or a word that Windows refuses.
+    """
+    name = text.strip()
+    problem = ""
+    if not name:
+        problem = "is empty"
+    elif len(name.encode("utf-8", "replace")) > LONGEST:
+        problem = f"is longer than {LONGEST} bytes"
+    elif wrong := next((c for c in name if c in '<>:"/\\|?*' or not c.isprintable()), ""):
+        problem = f"contains {wrong!a}, and a name is no path"
+    elif name[0] == "." or name[-1] == ".":
+        problem = "begins or ends with a dot"
+    elif _RESERVED.fullmatch(name):
+        problem = "is reserved on Windows"
+    if problem:
+        raise DeepInvError(f"{what} {name[:60]!a} {problem}: use letters, digits, spaces, - and _, such as my_solver")
+    return name

@@ -1,0 +1,271 @@
+"""A MODEL as the frozen base of a training: it runs inside a sampler, so that ComfyUI loads, offloads and cleans up.
+
+The base is only ever evaluated, in inference mode and as an inversion evaluates it, so ComfyUI's ``in_training`` stays
+off: it would swap kernels for ones that carry gradients, and the labels would no longer be what an inversion sees.
+"""
+
+from __future__ import annotations
+
+import gc
+import math
+import traceback
+from collections.abc import Callable, Sequence
+from functools import lru_cache, partial
+from itertools import accumulate, pairwise
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import comfy.model_management
+import comfy.samplers
+import torch
+from torch import Tensor
+
+from ...deepinv_core.errors import DeepInvError
+from ...training.loop import Base, Trained
+from ...training.objectives import Bound
+from .models import model_info
+from .prompts import Prompts, read, stack
+from .velocity import GuiderVelocity, checked_grid, schedule
+from .ways import check_latent
+
+if TYPE_CHECKING:
+    from ...deepinv_core.solver.file import Network
+
+SCHEDULER = "simple"
+"""DeepInv Invert's default; a solver serves others too."""
+
+KEPT = 4
+"""What training keeps besides the weights, in their size: gradients, two of Adam's moments, the average."""
+
+ACTIVATION_BYTES = 34
+"""A token, channel and block of a transformer at 2 bytes a value, without attention maps (arXiv 2205.05198, eq. 1)."""
+
+
+def in_model_space(model: Any, latents: Sequence[dict[str, Any]]) -> list[Tensor]:
+    """LATENTs as an inversion sees them: ``[n, C, ...]`` each, float32, on the CPU, fit for autograd.
+
+    Raises:
+        DeepInvError: a latent of another shape, or with other channels than the model's.
+    """
+    found = []
+    for latent in latents:
+        samples = latent["samples"]
+        check_latent(model, samples)
+        with torch.inference_mode(False):
+            own = samples.to("cpu", torch.float32).clone()
+            if torch.count_nonzero(own) > 0:  # ComfyUI leaves an empty latent unshifted
+                own = model.model.process_latent_in(own)
+            found.append(own.clone())
+    return found
+
+
+class _Guider(comfy.samplers.CFGGuider):
+    """A guider that keeps its conditionings as they were before it fitted them to one latent shape.
+
+    ComfyUI fits areas, masks and size embeddings to the noise it is given once; here they are fitted to each shape
+    that comes along.
+    """
+
+    def inner_sample(self, *args: Any, **kwargs: Any) -> Tensor:
+        """As ComfyUI's."""
+        self.unfitted = [entry.copy() for entry in self.conds["positive"]]
+        return super().inner_sample(*args, **kwargs)
+
+    def fit(self, entries: slice, latent: Tensor) -> dict[str, list[dict[str, Any]]]:
+        """Some of the conditionings for a latent ``[B, C, ...]``."""
+        conds = {k: [entry.copy() for entry in self.unfitted[entries]] for k in ("positive", "negative")}
+        fitted: dict[str, list[dict[str, Any]]] = comfy.samplers.process_conds(
+            self.inner_model, latent, conds, latent.device, latent_image=latent, latent_shapes=[latent.shape]
+        )
+        return fitted
+
+
+def _to_the_end(compute: Callable[[], Tensor]) -> Tensor:
+    """What ``compute`` returns, although the user interrupts it: training ends between two steps.
+
+    ComfyUI raises an interrupt once, in whatever layer of a model runs; here it is put off to the next progress call.
+    """
+    interrupted = False
+    while True:
+        try:
+            result = compute()
+        except comfy.model_management.InterruptProcessingException:
+            interrupted = True
+            continue
+        if interrupted:
+            comfy.model_management.interrupt_current_processing()
+        return result
+
+
+class PromptedVelocity(GuiderVelocity):
+    """The base under the prompts of a batch, a guider call for each different prompt in it; no gradient passes.
+
+    The conditionings are fitted to the first latent that comes, which is the clean one.
+    """
+
+    def __init__(
+        self, guider: _Guider, entries: Sequence[slice], prompts: Sequence[int], extra_args: dict[str, Any]
+    ) -> None:
+        super().__init__(guider, self._denoised, extra_args)
+        self._guider, self._entries, self._prompts = guider, entries, torch.tensor(prompts)
+        self._conds: dict[tuple[int, torch.Size], dict[str, list[dict[str, Any]]]] = {}
+
+    def __call__(self, z: Tensor, sigma: float) -> Tensor:
+        """Velocity at ``z [B, C, ...]``, B as many as there are prompts."""
+        with torch.inference_mode():
+            v = _to_the_end(partial(super().__call__, z, sigma))
+        return v.clone()  # outside inference mode, so that autograd may keep it
+
+    def _denoised(self, x: Tensor, sigma: Tensor, **extra: Any) -> Tensor:
+        present = self._prompts.unique().tolist()
+        if len(present) == 1:
+            return self._under(present[0], x, sigma, extra)
+        out = torch.empty_like(x)
+        for prompt in present:
+            rows = (self._prompts == prompt).nonzero()[:, 0].to(x.device)
+            out[rows] = self._under(prompt, x[rows], sigma[rows], extra).to(out)
+        return out
+
+    def _under(self, prompt: int, x: Tensor, sigma: Tensor, extra: dict[str, Any]) -> Tensor:
+        key = prompt, x.shape
+        if key not in self._conds:
+            self._conds[key] = self._guider.fit(self._entries[prompt], x)
+        self._guider.conds = self._conds[key]
+        denoised: Tensor = self._guider(x, sigma, **extra)
+        return denoised
+
+
+class Setting(NamedTuple):
+    """What a training is given once ComfyUI has loaded the base: the base, and latents to images where there is a VAE.
+
+    ``decode`` takes latents in model space and gives images ``[B, 3, H, W]`` in [0, 1], on the CPU.
+    """
+
+    base: Base
+    decode: Callable[[Tensor], Tensor] | None
+
+
+Train = Callable[[Setting], Trained]
+"""A training, in its setting."""
+
+
+class TrainingSampler(comfy.samplers.Sampler):
+    """Runs a training where ComfyUI expects a sampler; ``trained`` holds the result afterwards."""
+
+    def __init__(self, model: Any, vae: Any, prompts: Prompts, train: Train, reserved: list[Tensor]) -> None:
+        self._model, self._vae, self._prompts = model, vae, prompts
+        self._train, self._reserved = train, reserved
+        self.trained: Trained | None = None
+
+    def sample(  # noqa: D102 - ComfyUI's interface
+        self,
+        model_wrap: Any,
+        sigmas: Tensor,
+        extra_args: dict[str, Any],
+        callback: Callable[..., None] | None,
+        noise: Tensor,
+        latent_image: Tensor,
+        denoise_mask: Tensor | None = None,
+        disable_pbar: bool = False,
+    ) -> Tensor:
+        self._reserved.clear()  # the base is loaded beside it; now the training may have it
+        decode = None if self._vae is None else partial(self._decode, model_wrap, noise.shape)
+        with torch.inference_mode(False):
+            self.trained = self._train(Setting(self._base(model_wrap, extra_args, noise.device), decode))
+        return latent_image
+
+    def _base(self, guider: _Guider, extra_args: dict[str, Any], device: torch.device) -> Base:
+        ends = list(accumulate((len(prompt) for prompt in self._prompts.distinct), initial=0))
+        entries = [slice(*pair) for pair in pairwise(ends)]
+        texts = [read(prompt, device) for prompt in self._prompts.distinct]
+
+        def bind(names: tuple[str, ...]) -> Bound:
+            numbers = self._prompts.of(names)
+            velocity = PromptedVelocity(guider, entries, numbers, extra_args)
+            if len(set(numbers)) == 1:
+                return Bound(velocity, *texts[numbers[0]])
+            return Bound(velocity, stack([texts[k][0] for k in numbers]), stack([texts[k][1] for k in numbers]))
+
+        @lru_cache
+        def levels(steps: int) -> Tensor:
+            return checked_grid(guider.inner_model.model_sampling, schedule(self._model, SCHEDULER, steps))
+
+        return Base(model_info(self._model), bind, lambda steps, latent: levels(steps), device)
+
+    @torch.inference_mode()
+    def _decode(self, guider: _Guider, shape: torch.Size, latents: Tensor) -> Tensor:
+        raw = self._model.model.process_latent_out(latents)
+        images = _to_the_end(partial(self._vae.decode, raw))
+        memory = guider.model_patcher.memory_required(list(shape))  # the VAE may have pushed the base out
+        loaded = [guider.model_patcher, *guider.loaded_models]
+        comfy.model_management.load_models_gpu(loaded, memory_required=memory)
+        return images.flatten(0, -4).movedim(-1, 1).float().cpu().clamp(0, 1)
+
+
+def run_training(
+    model: Any, vae: Any, prompts: Prompts, network: Network, shape: Sequence[int], train: Train
+) -> Trained:
+    """Train with ComfyUI's model management around it; whatever happens, the device is left as it was.
+
+    Args:
+        model: the user's MODEL; not changed.
+        vae: its VAE, for images of what is reached; or None.
+        prompts: of the latents.
+        network: what is trained; moved to the model's device, and back to the CPU in the end.
+        shape: of the largest batch ``[B, C, ...]``, to reserve memory for.
+        train: called once all is in place, outside inference mode.
+
+    Raises:
+        DeepInvError: too little memory. What ``train`` raises passes through.
+    """
+    working = model.clone()
+    guider = _Guider(working)
+    entries = [entry for prompt in prompts.distinct for entry in prompt]
+    guider.set_conds(entries, entries)
+    reserved: list[Tensor] = []
+    sampler = TrainingSampler(working, vae, prompts, train, reserved)
+    blank = torch.zeros(tuple(shape))
+    kept, passing = _memory(network, shape, working.load_device)
+    try:
+        comfy.model_management.free_memory(kept + passing, working.load_device)
+        _move(network, working.load_device)
+        if working.load_device.type == "cuda":  # so that ComfyUI doesn't fill it with the base
+            coming = kept * KEPT // (KEPT + 1) + passing
+            reserved.append(torch.empty(coming, dtype=torch.uint8, device=working.load_device))
+        guider.sample(blank, blank, sampler, schedule(model, SCHEDULER, 16), disable_pbar=True)
+    except BaseException as error:
+        traceback.clear_frames(error.__traceback__)  # they hold what the training had on the device
+        if not isinstance(error, torch.cuda.OutOfMemoryError):
+            raise
+        raise DeepInvError(
+            f"there is not enough memory to train on batches of {list(shape)}, about {(kept + passing) / 2**30:.1f} "
+            "GiB beside the model: set batch lower, or take a smaller preset or smaller latents"
+        ) from error
+    finally:
+        reserved.clear()
+        _move(network, "cpu")
+        if sampler.trained is not None:
+            _move(sampler.trained.network, "cpu")
+        del guider
+        gc.collect()
+        comfy.model_management.soft_empty_cache()
+    if sampler.trained is None:
+        raise DeepInvError(
+            "the training did not run: another node replaced the sampling of this model; remove its patch"
+        )
+    return sampler.trained
+
+
+def _move(network: Network, device: torch.device | str) -> None:
+    network.zero_grad(set_to_none=True)
+    with torch.inference_mode(False):
+        network.to(device)
+
+
+def _memory(network: Network, shape: Sequence[int], device: torch.device) -> tuple[int, int]:
+    """Bytes that a training holds throughout, and about those that a pass needs for its activations."""
+    config = network.config
+    weights = sum(parameter.nbytes for parameter in network.parameters())
+    blocks = getattr(config, "layers", 0) or 2 * (config.layers_left + config.layers_right)  # type: ignore[union-attr]
+    tokens = math.prod(shape) // shape[1] // config.patch_size**2
+    wide = 1 if device.type == "cuda" else 2  # float32 elsewhere
+    return weights * (KEPT + 1), ACTIVATION_BYTES * wide * tokens * config.hidden * blocks

@@ -1,0 +1,86 @@
+"""DeepInv Inversion Sampler: an inversion method as a plain SAMPLER, for graphs people build themselves."""
+
+from __future__ import annotations
+
+from comfy_api.latest import io
+
+from ..deepinv_core.methods import BEST_TRAINING_FREE, METHODS, Method, Options, make_method, way_back
+from . import adapter
+from .invert import AUTO, method_menu
+from .types import ADVANCED, CATEGORY, Solver, schema_extras
+
+PURE = [name for name, info in METHODS.items() if info.kept == "pure"]
+"""Methods whose way back needs the noise alone: a LATENT carries nothing else."""
+
+
+class DeepInvInversionSampler(io.ComfyNode):
+    """The node."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """Inputs and outputs; ids are frozen."""
+        return io.Schema(
+            node_id="DeepInvInversionSampler",
+            display_name="DeepInv Inversion Sampler",
+            category=CATEGORY,
+            description="An inversion method as a pair of SAMPLERs for SamplerCustomAdvanced, to be used with "
+            "DisableNoise and ordinary sigmas: one makes the noise of a photo's latent, the other the photo of that "
+            "noise. DeepInv Invert does all of it in one node.",
+            inputs=[
+                io.Combo.Input(
+                    "method",
+                    options=[AUTO, *PURE],
+                    default=AUTO,
+                    tooltip="How each step's noise is found:\n" + method_menu(PURE),
+                ),
+                io.Int.Input(
+                    "refine",
+                    default=-1,
+                    min=-1,
+                    max=50,
+                    tooltip="K, evaluations a step that improve the first guess. -1 takes the method's own number.",
+                    **ADVANCED,
+                ),
+                Solver.Input(
+                    "solver", optional=True, tooltip="A solver trained for the model; auto and deepinv use it."
+                ),
+                io.Conditioning.Input(
+                    "conditioning",
+                    optional=True,
+                    tooltip="Only for solvers of the paper's recipe: the prompt they read, usually the empty one.",
+                ),
+            ],
+            outputs=[
+                io.Sampler.Output(
+                    display_name="sampler",
+                    tooltip="Latent in, noise out. Takes sigmas in either direction: no FlipSigmas.",
+                ),
+                io.Sampler.Output(
+                    display_name="way_back",
+                    tooltip="Noise in, latent out, by the rule that matches. Takes the noise as latent_image.",
+                ),
+            ],
+            **schema_extras(search_aliases=["unsampler", "reverse sampler", "flipsigmas"]),
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        method: str,
+        refine: int,
+        solver: adapter.SolverHandle | None = None,
+        conditioning: adapter.Conditioning | None = None,
+    ) -> io.NodeOutput:
+        """Build."""
+        chosen = method if method != AUTO else ("deepinv" if solver is not None else BEST_TRAINING_FREE)
+        used = solver if METHODS[chosen].uses_solver else None
+        options = Options(refine=None if refine < 0 else refine)
+
+        def build() -> Method:
+            return make_method(chosen, options, solver=used.bound(conditioning) if used else None)
+
+        if used is None:
+            build()  # refuse a wrong combination before anything runs
+        return io.NodeOutput(
+            adapter.PlainInversionSampler(build, used), adapter.PlainWayBack(way_back(chosen, options))
+        )

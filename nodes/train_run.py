@@ -1,0 +1,214 @@
+"""What DeepInv Train Solver does, from its inputs to the solver."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..deepinv_core import checkpoint
+from ..deepinv_core.errors import DeepInvError
+from ..deepinv_core.names import safe_name
+from ..deepinv_core.solver import LoadedSolver, build, role_of
+from ..training.budget import Budget
+from ..training.latents import LatentCache, from_tensors
+from ..training.loop import Event, Trained, Training
+from ..training.recipes import Recipe
+from ..training.setup import geometry, recipe_for, step_counts
+from ..training.state import FILE, load_state
+from ..training.validation import Checks, table
+from . import adapter
+
+log = logging.getLogger(__name__)
+
+BATCH_PIXELS = 4 * 128 * 128
+"""Latent pixels in a batch at most, where the user sets none: four images of 1024 x 1024."""
+
+SOLVER_FILE = "solver.safetensors"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The node's inputs that are plain values; 0 for the recipe's own number."""
+
+    recipe: str
+    preset: str
+    name: str
+    minutes: float
+    images: int = 0
+    resume: bool = True
+    batch: int = 0
+    lr: float = 0.0
+    seed: int = 0
+    validation_images: int = 4
+    validation_steps: str = "4,8"
+
+
+class Outcome(NamedTuple):
+    """The node's outputs: the solver, the losses in order, the report."""
+
+    solver: adapter.SolverHandle
+    losses: list[float]
+    report: str
+
+
+def run(
+    settings: Settings,
+    model: Any,
+    latents: Sequence[dict[str, Any]],
+    conditionings: Sequence[adapter.Conditioning],
+    vae: Any | None,
+) -> Outcome:
+    """Train, or go on with a training.
+
+    Raises:
+        DeepInvError: any input that can't be used, a name that is taken, too little memory, a disk that refuses.
+    """
+    name = safe_name(settings.name)
+    folder = adapter.training_folder(name)
+    budget = Budget(images=settings.images) if settings.images else Budget(minutes=settings.minutes)
+    checks = Checks(step_counts(settings.validation_steps), refine=(0,), images=settings.validation_images)
+    found = adapter.in_model_space(model, latents)
+    cache = _serve(found)
+    prompts = adapter.Prompts(conditionings, [len(latent) for latent in found])
+    largest = max((latent.shape[1:] for latent in found), key=math.prod)
+    recipe = _recipe(settings, largest)
+    network = _network(settings, largest[0], prompts)
+    state = _earlier(folder, name, cache, resume=settings.resume)
+    finished = state is not None and state["metadata"]["position"]["stage"] >= len(recipe.stages())
+
+    def train(setting: adapter.Setting) -> Trained:
+        nonlocal state
+        watch = _Watch(setting.decode)
+        within = Checks(checks.steps, checks.refine, checks.images, min(checks.images, recipe.batch), watch.decode)
+        base, seed = setting.base, settings.seed
+        training = Training(base, cache, network, recipe, folder, budget, seed=seed, checks=within, progress=watch)
+        if state is not None:
+            training.resume(state)
+            state = None  # as large as all that is trained
+        return training.run()
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        trained = adapter.run_training(model, vae, prompts, network, (recipe.batch, *largest), train)
+    except OSError as error:
+        raise DeepInvError(
+            f"{folder} can't be written ({error}): free space on the disk, or use another name"
+        ) from error
+    except BaseException:
+        if (folder / FILE).exists():
+            log.warning("the training of %r stopped; run it again with resume on to go on: %s", name, folder / FILE)
+        raise
+    config, info = trained.network.config, adapter.model_info(model)
+    solver = adapter.SolverHandle(LoadedSolver(trained.network, config, info, trained.summary, role_of(config)), name)
+    report = _describe(trained, cache, folder, recipe, settings)
+    if finished:
+        report += "\nit was finished before, and nothing was added: train longer under another name"
+    return Outcome(solver, [loss for _, loss in trained.losses], report)
+
+
+def _serve(found: Sequence[Tensor]) -> LatentCache:
+    count = sum(map(len, found))
+    if count < 2:
+        raise DeepInvError(
+            f"{count} latent came: at least 2 are needed, one to train on and one to check with; some hundreds are good"
+        )
+    return from_tensors(found)
+
+
+def _recipe(settings: Settings, largest: torch.Size) -> Recipe:
+    given = {name: value for name, value in (("batch", settings.batch), ("lr", settings.lr)) if value}
+    recipe = recipe_for(settings.recipe, settings.preset, given)
+    most = max(1, BATCH_PIXELS // math.prod(largest[1:]))
+    if settings.batch or recipe.batch <= most:
+        return recipe
+    return recipe_for(settings.recipe, settings.preset, {**given, "batch": most})
+
+
+def _network(settings: Settings, channels: int, prompts: adapter.Prompts) -> Any:
+    if settings.recipe != "fast":
+        prompts.require_one_length()
+    context, pooled = prompts.widths
+    config = geometry(settings.recipe, settings.preset, channels=channels, context_width=context, pooled_width=pooled)
+    with torch.inference_mode(False), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(settings.seed)
+        return build(config)
+
+
+def _earlier(folder: Path, name: str, cache: LatentCache, *, resume: bool) -> dict[str, Any] | None:
+    """The state of the training of that name, None where there is none.
+
+    Raises:
+        DeepInvError: a name that is taken and not to be resumed, or was trained on other latents.
+    """
+    solver = folder / SOLVER_FILE
+    if not (folder / FILE).exists():
+        if solver.exists():
+            raise DeepInvError(f"{folder} holds a solver but no training to go on with: choose another name")
+        return None
+    if not resume:
+        raise DeepInvError(
+            f"a training named {name!r} is in {folder}, and is left as it is: choose another name, or turn resume on "
+            "to go on with it"
+        )
+    before = checkpoint.read_metadata(solver, kind="solver")["training"] if solver.exists() else None
+    if before is not None and before["images_trained_on"] != cache.train:
+        raise DeepInvError(
+            f"the training {name!r} had {before['images_trained_on']} latents to train on, now there are "
+            f"{cache.train}: connect those it was started with, or choose another name"
+        )
+    with torch.inference_mode(False):
+        return load_state(folder)
+
+
+class _Watch:
+    """The training's progress on the node, with the last picture of a validation: the photo, then what came back."""
+
+    def __init__(self, decode: Any | None) -> None:
+        self._decode, self._progress = decode, adapter.TrainingProgress()
+        self._seen: deque[Tensor] = deque(maxlen=2)
+
+    @property
+    def decode(self) -> Any | None:
+        """Latents to images, remembered; None without a VAE."""
+        return self._remember if self._decode else None
+
+    def _remember(self, latents: Tensor) -> Tensor:
+        images: Tensor = self._decode(latents)  # type: ignore[misc]
+        self._seen.append(images[0])
+        return images
+
+    def __call__(self, event: Event) -> None:
+        """Show an event."""
+        picture = None
+        if event.rows and len(self._seen) == 2:
+            back, photo = self._seen
+            picture = torch.cat([photo, back], dim=-1)
+        self._progress(event, picture)
+
+
+def _describe(trained: Trained, cache: LatentCache, folder: Path, recipe: Recipe, settings: Settings) -> str:
+    """The report."""
+    summary = trained.summary
+    lines = [
+        f"{settings.recipe} recipe, {settings.preset} solver, batches of {recipe.batch}: "
+        f"{summary['images_seen']} images seen in {summary['seconds'] / 60:.1f} min, "
+        f"{summary['base_evaluations']} base evaluations, "
+        f"{summary['updates']} updates ({summary['skipped']} skipped)",
+        f"{cache.train} latents trained on, {cache.holdout} held out",
+        "latent SNR in dB of the round trip of held-out latents, noise alone; in brackets the evaluations to invert:",
+        table(summary["validation"]),
+        f"files: {folder}",
+    ]
+    psnr = [row for row in summary["validation"] if row["method"] == "deepinv" and "psnr_to_vae" in row]
+    if psnr:
+        text = ", ".join(f"{row['psnr_to_vae']:.1f} dB at {row['steps']} steps" for row in psnr)
+        lines.insert(-1, f"image PSNR of the solver against the VAE's own decode: {text}")
+    return "\n".join(lines)

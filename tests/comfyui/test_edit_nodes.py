@@ -1,0 +1,284 @@
+"""The nodes around an inversion, in a real ComfyUI: edit, FlowEdit, save, load, compare, and the plain sampler."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from comfyui_deepinv.deepinv_core.adapters.transformer import Conditioning, TransformerVelocity
+from comfyui_deepinv.deepinv_core.editing import Hold, edit, flow_edit
+from comfyui_deepinv.deepinv_core.images import to_tensor
+from comfyui_deepinv.deepinv_core.inversion import invert, load_inversion
+from comfyui_deepinv.deepinv_core.methods import METHODS, make_method
+from comfyui_deepinv.deepinv_core.metrics import psnr, ssim
+
+from .conftest import Client
+from .server import ComfyServer
+from .test_invert import GUIDANCE, Tiny, node, relative
+
+NAMES = itertools.count()
+EDIT = {"cfg": 1.0, "strength": 1.0, "anchor": 0.0}
+
+
+class Pair(Tiny):
+    """A tiny model with a second prompt and a negative one."""
+
+    def __init__(self, kind: str, server: ComfyServer, **options: Any) -> None:
+        super().__init__(kind, server, **options)
+        generator = torch.Generator().manual_seed(4)
+        self.prompts = {
+            name: [torch.randn(like.shape, generator=generator) for like in (self.context, self.pooled)]
+            for name in ("target", "negative")
+        }
+        for name, (context, pooled) in self.prompts.items():
+            inputs = {"latent": self.latent, "context": context, "pooled": pooled}
+            save_file(inputs, self.folder / f"{self.name}_{name}.safetensors")
+
+    def graph(self, method: str = "anderson", **invert_inputs: Any) -> dict[str, Any]:
+        """The inversion, and both prompts."""
+        guidance = GUIDANCE if self.kind == "flux_dev" else 0.0
+        graph = super().graph(method, **invert_inputs)
+        for name in self.prompts:
+            graph[name] = node("ProbeInputs", name=f"{self.name}_{name}", guidance=guidance)
+        return graph
+
+    def edited(self, graph: dict[str, Any], **inputs: Any) -> dict[str, Any]:
+        """The graph with an edit of its inversion, saved in place of the way back."""
+        given = {"model": ["model", 0], "inversion": ["invert", 3], "positive": ["target", 1], **EDIT, **inputs}
+        graph["edit"] = node("DeepInvEdit", **given)
+        graph["save"]["inputs"]["latent"] = ["edit", 0]
+        graph["edit_report"] = node("PreviewAny", source=["edit", 1])
+        return graph
+
+    def velocity(self, name: str, saved: dict[str, torch.Tensor], cfg: float = 1.0) -> TransformerVelocity:
+        """The core's velocity under a prompt."""
+        prompts = {
+            **{key: Conditioning(*value, GUIDANCE) for key, value in self.prompts.items()},
+            "source": Conditioning(self.context, self.pooled, GUIDANCE),
+        }
+        away = prompts["negative"] if cfg != 1 else None
+        return TransformerVelocity(self.transformer, prompts[name], away, cfg=cfg, sigma_min=float(saved["sigma_min"]))
+
+
+@pytest.mark.parametrize("kind", ["sd3", "flux_dev"])
+@pytest.mark.parametrize(
+    ("inputs", "hold"),
+    [
+        ({}, Hold()),
+        ({"cfg": 3.0, "negative": ["negative", 1]}, Hold()),
+        ({"strength": 0.5}, Hold(strength=0.5)),
+        ({"anchor": 0.4, "anchor_share": 0.7}, Hold(anchor=0.4, anchor_share=0.7)),
+    ],
+)
+def test_edit_is_the_core_s(kind: str, inputs: dict[str, Any], hold: Hold, server: ComfyServer, client: Client) -> None:
+    pair = Pair(kind, server)
+    client.run(pair.edited(pair.graph(), **inputs))
+    saved = pair.result()
+    inversion = kept(pair, saved)
+    cfg = inputs.get("cfg", 1.0)
+    expected = edit(pair.velocity("target", saved, cfg), inversion, hold)
+    assert relative(pair.in_model_space(saved["latent"]), expected.latent) < 2e-3
+
+
+def kept(pair: Pair, saved: dict[str, torch.Tensor], method: str = "anderson") -> Any:
+    """The core's own inversion on the server's grid, with its trajectory."""
+    latent = pair.in_model_space(pair.latent)
+    velocity = pair.velocity("source", saved)
+    return invert(velocity, latent, saved["sigmas"], make_method(method), keep_trajectory=True)
+
+
+@pytest.mark.parametrize("method", [name for name, info in METHODS.items() if not info.uses_solver])
+def test_every_method_can_be_edited(method: str, server: ComfyServer, client: Client) -> None:
+    pair = Pair("sd3", server)
+    client.run(pair.edited(pair.graph(method), strength=0.5))
+    saved = pair.result()
+    inversion = kept(pair, saved, method)
+    expected = edit(pair.velocity("target", saved), inversion, Hold(strength=0.5)).latent
+    assert relative(pair.in_model_space(saved["latent"]), expected) < 5e-3
+
+
+def test_outside_the_mask_the_latent_is_the_photo_s(server: ComfyServer, client: Client) -> None:
+    pair = Pair("sd3", server, batch=2)
+    graph = pair.edited(pair.graph(), mask=["mask", 0])
+    graph["left"] = node("SolidMask", value=1.0, width=32, height=64)
+    graph["none"] = node("SolidMask", value=0.0, width=64, height=64)
+    graph["mask"] = node("MaskComposite", destination=["none", 0], source=["left", 0], x=0, y=0, operation="add")
+    client.run(graph)
+    latent = pair.result()["latent"]
+    assert torch.allclose(latent[..., 4:], pair.latent[..., 4:], atol=1e-4)
+    assert relative(latent[..., :4], pair.latent[..., :4]) > 0.02
+
+
+@pytest.mark.parametrize(
+    ("inputs", "extra", "word"),
+    [
+        ({"cfg": 3.0}, {}, "target cfg is 3.0 but no negative"),
+        ({"strength": 0.5}, {"keep_trajectory": False}, "trajectory, which was not kept"),
+        ({"mask": ["empty", 0]}, {}, "the mask is empty"),
+        ({"mask": ["three", 0]}, {}, "3 masks for 1 images"),
+    ],
+)
+def test_unsuitable_edits_say_so(
+    inputs: dict[str, Any], extra: dict[str, Any], word: str, server: ComfyServer, client: Client
+) -> None:
+    pair = Pair("sd3", server)
+    graph = pair.edited(pair.graph(**extra), **inputs)
+    graph["empty"] = node("SolidMask", value=0.0, width=64, height=64)
+    graph["images"] = node("EmptyImage", width=64, height=64, batch_size=3, color=0xFFFFFF)
+    graph["three"] = node("ImageToMask", image=["images", 0], channel="red")
+    with pytest.raises(client.module.WorkflowError, match=word):
+        client.run(graph)
+
+
+def test_an_inversion_of_another_model_is_refused(server: ComfyServer, client: Client) -> None:
+    pair, other = Pair("sd3", server), Pair("flux_schnell", server)
+    graph = pair.edited(pair.graph(), model=["other", 0])
+    graph["other"] = node("ProbeModel", name=other.name, heads=other.heads)
+    with pytest.raises(client.module.WorkflowError, match="inversion was made with another model"):
+        client.run(graph)
+
+
+@pytest.mark.parametrize("cfg", [1.0, 2.5])
+def test_flow_edit_is_the_core_s(cfg: float, server: ComfyServer, client: Client) -> None:
+    pair = Pair("sd3", server)
+    graph = pair.graph()
+    graph["flow"] = node(
+        "DeepInvFlowEdit",
+        model=["model", 0],
+        latent=["inputs", 0],
+        source=["inputs", 1],
+        target=["target", 1],
+        negative=["negative", 1],
+        steps=6,
+        skip=0.34,
+        source_cfg=1.0,
+        target_cfg=cfg,
+        seed=5,
+        refine_steps=1,
+    )
+    graph["save"]["inputs"]["latent"] = ["flow", 0]
+    texts = client.run(graph | {"text": node("PreviewAny", source=["flow", 1])}).texts
+    saved = pair.result()
+    expected = flow_edit(
+        pair.velocity("source", saved),
+        pair.velocity("target", saved, cfg),
+        pair.in_model_space(pair.latent),
+        saved["sigmas"],
+        skip=0.34,
+        refine=1,
+        seed=5,
+    )
+    assert relative(pair.in_model_space(saved["latent"]), expected.latent) < 1e-3
+    assert any(f"{expected.nfe} base evaluations" in text for text in texts)
+
+
+def test_an_inversion_is_saved_and_loaded(server: ComfyServer, client: Client) -> None:
+    pair = Pair("sd3", server)
+    name = f"photo {next(NAMES)}"
+    graph = pair.graph("rf_inversion")
+    graph["keep"] = node("DeepInvSaveInversion", inversion=["invert", 3], name=name)
+    client.run(graph)
+    saved = pair.result()
+    stored = load_inversion(server.base / "output" / "deepinv" / f"{name}.safetensors")
+    assert torch.equal(stored.noise, saved["noise"])
+    again = pair.graph("rf_inversion")
+    again["invert"] = node("DeepInvLoadInversion", inversion_name=f"{name}.safetensors", model=["model", 0])
+    del again["report"]
+    client.run(again)
+    assert torch.equal(pair.result()["latent"], saved["latent"])
+    client.run({**graph, "keep": node("DeepInvSaveInversion", inversion=["invert", 3], name=name + " ")})
+    assert (server.base / "output" / "deepinv" / f"{name}_00002.safetensors").is_file(), "nothing is overwritten"
+
+
+def test_a_path_is_no_name(server: ComfyServer, client: Client) -> None:
+    pair = Pair("sd3", server)
+    graph = pair.graph()
+    graph["keep"] = node("DeepInvSaveInversion", inversion=["invert", 3], name="../escaped")
+    with pytest.raises(client.module.WorkflowError, match="a name is no path"):
+        client.run(graph)
+    assert not list(server.base.rglob("escaped*"))
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_the_plain_sampler_inverts_and_its_way_back_returns(flip: bool, server: ComfyServer, client: Client) -> None:
+    pair = Pair("sd3", server)
+    graph = pair.graph()
+    graph["samplers"] = node("DeepInvInversionSampler", method="anderson", refine=-1)
+    graph["sigmas"] = node("BasicScheduler", model=["model", 0], scheduler="simple", steps=6, denoise=1.0)
+    graph["flipped"] = node("FlipSigmas", sigmas=["sigmas", 0])
+    graph["no_noise"] = node("DisableNoise")
+    for name, sampler, latent in (("up", 0, ["inputs", 0]), ("down", 1, ["up", 0])):
+        graph[name] = node(
+            "SamplerCustomAdvanced",
+            noise=["no_noise", 0],
+            guider=["guider", 0],
+            sampler=["samplers", sampler],
+            sigmas=["flipped" if flip else "sigmas", 0],
+            latent_image=latent,
+        )
+    client.run(graph)
+    straight = pair.result()["latent"]
+    graph["save"]["inputs"]["latent"] = ["down", 0]
+    client.run(graph)
+    assert relative(pair.result()["latent"], straight) < 1e-4
+
+
+def test_compare_measures_and_shows(server: ComfyServer, client: Client, tmp_path: Any) -> None:
+    graph = {
+        "photo": node("LoadImage", image="example.png"),
+        "small": node("ImageScale", image=["photo", 0], upscale_method="lanczos", width=64, height=64, crop="center"),
+        "other": node("ImageBlur", image=["small", 0], blur_radius=2, sigma=1.0),
+        "demo": node("DeepInvDemoModel", layout="SD3"),
+        "compare": node("DeepInvCompare", reference=["small", 0], result=["other", 0], vae=["demo", 1], gain=5.0),
+        "report": node("PreviewAny", source=["compare", 2]),
+    }
+    for name, source in (("a", ["small", 0]), ("b", ["other", 0]), ("grid", ["compare", 0])):
+        graph[f"save_{name}"] = node("SaveImage", images=source, filename_prefix=f"compare_{name}")
+    result = client.run(graph, tmp_path)
+    pictures = {path.name.split("_")[1]: to_tensor(Image.open(path).convert("RGB")) for path in result.images}
+    report = next(text for text in result.texts if "against the photo" in text)
+    assert f"PSNR {float(psnr(pictures['b'], pictures['a'])):.1f}"[:-1] in report
+    assert f"SSIM {float(ssim(pictures['b'], pictures['a'])):.2f}" in report and "the VAE alone" in report
+    assert pictures["grid"].shape == (1, 3, 64, 4 * 64 + 3 * 8)
+    assert torch.equal(pictures["grid"][..., :64], pictures["a"])
+
+
+def test_compare_refuses_other_sizes(server: ComfyServer, client: Client) -> None:
+    graph = {
+        "a": node("EmptyImage", width=64, height=64, batch_size=1, color=0),
+        "b": node("EmptyImage", width=64, height=32, batch_size=1, color=0),
+        "compare": node("DeepInvCompare", reference=["a", 0], result=["b", 0]),
+    }
+    with pytest.raises(client.module.WorkflowError, match="both need the same number and size"):
+        client.run(graph)
+
+
+def test_the_model_is_untouched_by_an_edit(server: ComfyServer, client: Client) -> None:
+    pair = Pair("sd3", server)
+    graph = pair.edited(pair.graph(), cfg=2.0, negative=["negative", 1])
+    first = client.run(
+        {
+            "model": graph["model"],
+            "before": node("ProbeDigest", model=["model", 0]),
+            "show": node("PreviewAny", source=["before", 0]),
+        }
+    )
+    graph["after"] = node("ProbeDigest", model=["model", 0], after=["edit", 0])
+    graph["show"] = node("PreviewAny", source=["after", 0])
+    assert first.texts and first.texts[0] in client.run(graph).texts
+
+
+def test_stored_noise_survives_the_file(server: ComfyServer, client: Client) -> None:
+    """The file alone, read as plain tensors, holds what the report says."""
+    pair = Pair("sd3", server)
+    name = f"tensors {next(NAMES)}"
+    graph = pair.graph("euler")
+    graph["keep"] = node("DeepInvSaveInversion", inversion=["invert", 3], name=name)
+    client.run(graph)
+    tensors = load_file(server.base / "output" / "deepinv" / f"{name}.safetensors")
+    assert tensors["carried.trajectory"].shape[0] == 7

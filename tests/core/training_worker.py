@@ -1,0 +1,93 @@
+"""One process of several that train, as torchrun would start it: ``python training_worker.py PLANS``, a JSON list.
+
+Each plan trains a tiny network for the embedded model on random latents, to its end or to where it is to be stopped.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from comfyui_deepinv.deepinv_core.embedded.model import load_embedded
+from comfyui_deepinv.deepinv_core.solver import PredictorConfig, SolverConfig, build
+from comfyui_deepinv.training.cli import base_of
+from comfyui_deepinv.training.latents import from_tensors
+from comfyui_deepinv.training.loop import Budget, Event, Training
+from comfyui_deepinv.training.recipes import make_recipe
+from comfyui_deepinv.training.state import load_state
+from comfyui_deepinv.training.validation import Checks
+from comfyui_deepinv.training.workers import Workers, join
+
+NETWORKS = {
+    "fast": PredictorConfig(channels=16, heads=2, head_dim=16, layers=1),
+    "paper": SolverConfig(
+        **{"channels": 16, "context_width": 64, "pooled_width": 64, "heads": 2, "head_dim": 16},
+        **{"layers_left": 1, "layers_right": 2, "image_channels": 4, "image_grid": 2, "image_width": 16},
+    ),
+}
+SETTINGS: dict[str, dict[str, Any]] = {
+    "fast": {"batch": 4, "eps": 1e-4, "warmup": 4, "steps": (2, 3), "checks": 2, "refined": 0.3},
+    "paper": {
+        **{"batch": 4, "lr": 1e-3, "step_updates": 2, "curriculum": ((1, 2), (2, 2)), "rounds": 1, "sweeps": 1},
+        **{"label_steps": 2, "label_images": 8},
+    },
+}
+IMAGES = {"fast": 32, "paper": 64}
+
+
+def run(
+    workers: Workers, folder: str, recipe: str, stop: tuple[int, float] | None = None, resume: str | None = None
+) -> bool:
+    """Train, from a copy of the folder ``resume`` if given, until a rank stops it, ``(rank, share of the budget)``.
+
+    Returns:
+        Whether it ran to its end.
+    """
+    if resume:
+        if workers.rank == 0:
+            shutil.copytree(resume, folder)
+        workers.wait()
+    torch.manual_seed(
+        workers.rank + 10 * bool(resume)
+    )  # what the training doesn't seed itself differs, as it may in life
+    network = build(NETWORKS[recipe])
+
+    def progress(event: Event) -> None:
+        if stop and workers.rank == stop[0] and event.fraction >= stop[1]:
+            raise KeyboardInterrupt
+
+    Path(folder).mkdir(exist_ok=True)
+    latents = torch.randn(24, 16, 4, 4, generator=torch.Generator().manual_seed(1))
+    training = Training(
+        base_of(load_embedded("sd3")),
+        from_tensors([latents]),
+        network,
+        make_recipe(recipe, **SETTINGS[recipe]),
+        Path(folder),
+        Budget(images=IMAGES[recipe]),
+        checks=Checks(steps=(2,), images=2),
+        progress=progress,
+        workers=workers,
+    )
+    if resume:
+        state = load_state(Path(folder))
+        assert state is not None
+        training.resume(state)
+    try:
+        training.run()
+    except KeyboardInterrupt:
+        return False
+    return True
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    together = join()
+    ended = [run(together, **plan) for plan in json.loads(sys.argv[1])]
+    together.leave()
+    sys.stdout.write(json.dumps(ended))

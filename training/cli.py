@@ -1,0 +1,210 @@
+"""The ``deepinv`` command with ``deepinv train``: a folder of images and a base model in, a solver file out.
+
+    deepinv train photos --model demo --minutes 30 --output solver.safetensors
+    torchrun --nproc-per-node 4 -m comfyui_deepinv.training.cli train photos ... (on several machines: see the README)
+
+All that a training needs to go on lies in ``solver.safetensors.training/`` beside the output.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+
+from ..deepinv_core import cli as core
+from ..deepinv_core.adapters.base_model import BaseModel
+from ..deepinv_core.errors import DeepInvError
+from ..deepinv_core.solver import PRESETS, build, save_solver
+from .encoding import latents_of_folder
+from .loop import Base, Budget, Trained, Training
+from .objectives import Bound
+from .plot import PLOT
+from .recipes import RECIPES
+from .setup import geometry, recipe_for, step_counts
+from .state import FILE, STATS, load_state
+from .terminal import Bar, Stop
+from .validation import Checks, table
+from .workers import Workers, join
+
+SIDE: Final = 1024
+"""Side in pixels that images are encoded at for a model that takes any size."""
+
+IMAGES_CHECKED: Final = {True: 32, False: 4}
+"""Images validated on by default: for an embedded model, and for a large one, whose evaluations cost seconds."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point of ``deepinv``; returns the exit status."""
+    return core.main(argv, add_commands)
+
+
+def add_commands(commands: Any) -> None:
+    """Adds the command's options to the parser's ``commands``."""
+    parser = commands.add_parser("train", help="train a solver for a base model on a folder of images")
+    parser.set_defaults(run=train)
+    parser.add_argument("images", type=Path, help="folder of photos, searched with its sub-folders; no labels needed")
+    core.model_option(parser)
+    parser.add_argument("--recipe", choices=list(RECIPES), default="fast", help="fast: ours; paper: DeepInv's as it is")
+    parser.add_argument("--preset", choices=list(PRESETS), help="size of the network (default compact; demo: tiny)")
+    budget = parser.add_mutually_exclusive_group(required=True)
+    budget.add_argument("--minutes", type=float, help="how long to train, without the encoding of the images")
+    budget.add_argument("--images", type=int, dest="images_seen", metavar="N", help="images to see, repeats counted")
+    parser.add_argument("--output", type=Path, required=True, help="solver file to write, .safetensors")
+    parser.add_argument("--resume", action="store_true", help="go on with what the same command began")
+    parser.add_argument("--batch", type=int, help="images a batch, over all processes (default by recipe and preset)")
+    parser.add_argument("--lr", type=float, help="learning rate (default by recipe and preset)")
+    parser.add_argument("--seed", type=int, default=0, help="of everything random (default 0)")
+    parser.add_argument("--side", type=int, help=f"images are cropped to about SIDE² pixels (default {SIDE}; demo: 64)")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="NAME=VALUE", help="a setting of the recipe; may be repeated"
+    )
+    parser.add_argument(
+        "--validation-steps", default="2,4,8,16", help="step counts validated after each stage (default 2,4,8,16)"
+    )
+    parser.add_argument("--validation-images", type=int, help="held-out images for it (default 4; demo: 32)")
+
+
+def train(args: argparse.Namespace) -> None:
+    """``deepinv train``."""
+    workers = join()
+    try:
+        _train(args, workers)
+    except KeyboardInterrupt:  # of all processes; an error may be of this one alone, and leaving would wait for others
+        workers.leave()
+        raise
+    workers.leave()
+
+
+def _train(args: argparse.Namespace, workers: Workers) -> None:
+    demo = args.model in core.DEMO_MODELS
+    name = args.preset or ("tiny" if demo else "compact")
+    recipe = recipe_for(args.recipe, name, _settings(args))
+    budget = Budget(args.images_seen, args.minutes)
+    checks = _checks(args, demo)
+    folder = work_folder(args.output, resume=args.resume)
+    model = core.load_model(args.model)
+    with Stop(folder, workers) as stop, Bar(stop, shown=workers.rank == 0) as bar:
+        side = (model.image_size or SIDE) if args.side is None else args.side
+        cache = latents_of_folder(args.images, folder / "latents", model, side, workers, bar.encoded)
+        bar.close()
+        state = load_state(folder) if args.resume else None
+        training = Training(
+            base_of(model),
+            cache,
+            _network(args.recipe, name, args.seed, model),
+            recipe,
+            folder,
+            budget,
+            seed=args.seed,
+            checks=replace(checks, batch=max(1, recipe.batch // workers.world), decode=model.decode),
+            progress=bar.trained,
+            workers=workers,
+        )
+        if state is not None:
+            training.resume(state)
+        trained = training.run()
+    if workers.rank == 0:
+        save_solver(args.output, trained.network, base=model.info, training=trained.summary)
+        sys.stdout.write(_result(trained, args.output, folder))
+
+
+def base_of(model: BaseModel) -> Base:
+    """The base model under the empty prompt at CFG 1, which a solver is trained with."""
+    empty = model.condition("")
+    bound = Bound(model.velocity(""), empty.context.to(model.device), empty.pooled.to(model.device))
+    return Base(model.info, lambda names: bound, model.grid, model.device)
+
+
+def _network(recipe: str, name: str, seed: int, model: BaseModel) -> Any:
+    empty = model.condition("")
+    widths = {"context_width": empty.context.shape[-1], "pooled_width": empty.pooled.shape[-1]}
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return build(geometry(recipe, name, channels=model.info.channels, **widths)).to(model.device)
+
+
+def work_folder(output: Path, *, resume: bool) -> Path:
+    """The training's folder beside its output.
+
+    Raises:
+        DeepInvError: a training is there that was not to be resumed, or none is there that was.
+    """
+    if output.suffix != ".safetensors":
+        raise DeepInvError(f"--output is {str(output)!r}: give a file name that ends in .safetensors")
+    folder = output.with_name(f"{output.name}.training")
+    begun = (folder / FILE).exists()
+    if resume and not begun:
+        raise DeepInvError(
+            f"there is no training to resume in {str(folder)!r}: leave --resume out (images encoded already are kept)"
+        )
+    if begun and not resume:
+        raise DeepInvError(
+            f"{str(folder)!r} holds a training already, which is left as it is: add --resume to go on with it, or "
+            "choose another --output"
+        )
+    if output.exists() and not resume:
+        raise DeepInvError(f"{str(output)!r} exists already and is left as it is: choose another --output")
+    return folder
+
+
+def _settings(args: argparse.Namespace) -> dict[str, Any]:
+    """Settings of the recipe from ``--batch``, ``--lr`` and ``--set``, each of its default's type."""
+    recipe = RECIPES[args.recipe]()
+    settings: dict[str, Any] = {}
+    for one in args.set:
+        name, equals, text = one.partition("=")
+        if not equals:
+            raise DeepInvError(f"--set {one!r} is no setting: write NAME=VALUE, as in --set warmup=100")
+        default = getattr(recipe, name, None)
+        settings[name] = text if default is None else _parse(name, text, default)
+    settings |= {name: value for name, value in (("batch", args.batch), ("lr", args.lr)) if value is not None}
+    return settings
+
+
+def _parse(name: str, text: str, default: Any) -> Any:
+    listed = isinstance(default, tuple) and not text.startswith("[")
+    try:
+        return _like(default, json.loads(f"[{text}]" if listed else text))
+    except ValueError as error:
+        shown = json.dumps(default)
+        raise DeepInvError(f"--set {name} is {text!r}: a value like its default {shown} is accepted") from error
+
+
+def _like(default: Any, value: Any) -> Any:
+    """A JSON value in the form of a default; ValueError when it has another."""
+    if isinstance(default, tuple):
+        if not isinstance(value, list) or not value or (isinstance(default[0], float) and len(value) != len(default)):
+            raise ValueError
+        return tuple(_like(default[0], one) for one in value)
+    kind = type(value)
+    if kind is not type(default) and not (kind is int and isinstance(default, float)):
+        raise ValueError
+    return type(default)(value)
+
+
+def _checks(args: argparse.Namespace, demo: bool) -> Checks:
+    images = IMAGES_CHECKED[demo] if args.validation_images is None else args.validation_images
+    if images < 1:
+        raise DeepInvError(f"--validation-images is {images}: give a number from 1 on")
+    return Checks(step_counts(args.validation_steps), images=images)
+
+
+def _result(trained: Trained, output: Path, folder: Path) -> str:
+    summary = trained.summary
+    return (
+        f"latent SNR in dB of held-out images, pure (base evaluations to invert)\n\n{table(summary['validation'])}\n\n"
+        f"{summary['images_seen']} images of {summary['images_trained_on']}, {summary['base_evaluations']} base "
+        f"evaluations, {summary['seconds']:.0f} s, {summary['skipped']} of {summary['updates']} updates skipped\n"
+        f"wrote {output}; {', '.join((STATS, PLOT))} and the state are in {folder}\n"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

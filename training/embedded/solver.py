@@ -1,0 +1,87 @@
+r"""Train a solver for an embedded model, on the train split; the shipped ones were made by these commands.
+
+    python -m comfyui_deepinv.training.embedded.solver sd3  cifar10_jpeg.zip runs/solver_sd3  --minutes 75
+    python -m comfyui_deepinv.training.embedded.solver flux cifar10_jpeg.zip runs/solver_flux --minutes 60
+    python -m comfyui_deepinv.training.embedded.solver sd3  cifar10_jpeg.zip runs/paper_sd3   --minutes 60 \
+        --recipe paper --set batch=8 lr=1e-3 eps=1e-8
+
+A run folder that holds a state is resumed; ``solver.safetensors`` in it is
+the moving average, to be copied to ``deepinv_core/embedded/weights/solver_KIND.safetensors``.
+"""
+
+from __future__ import annotations
+
+import logging
+from ast import literal_eval
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from ...deepinv_core.atomic import replacing
+from ...deepinv_core.embedded.model import load_embedded
+from ...deepinv_core.embedded.spec import CONTEXT_WIDTH, LATENT_CHANNELS, POOLED_WIDTH
+from ...deepinv_core.solver import build, predictor_preset, preset
+from ..latents import from_tensors
+from ..loop import Base, Budget, Training
+from ..objectives import Bound
+from ..recipes import make_recipe
+from ..run_folder import begin, run_parser
+from ..state import load_state
+from ..validation import Checks
+from .data import load_split
+from .flow_model import latents_of
+from .vae import patch_transform
+
+log = logging.getLogger(__name__)
+
+
+def main() -> None:
+    """Command line; see the module's docstring."""
+    parser = run_parser(__doc__, kinds=("sd3", "flux"))
+    parser.add_argument("--recipe", choices=("fast", "paper"), default="fast")
+    parser.add_argument("--minutes", type=float, default=75)
+    parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="settings of the recipe")
+    args, _ = begin(parser)
+    settings: dict[str, Any] = {name: literal_eval(value) for name, value in (one.split("=") for one in args.set)}
+
+    cache = args.data.parent / "latents.safetensors"
+    if not cache.exists():
+        train = load_split(args.data, "train")
+        transform = patch_transform(train)
+        with replacing(cache) as temporary:
+            splits = {"train": latents_of(train, transform)}
+            save_file({**splits, "test": latents_of(load_split(args.data, "test"), transform)}, temporary)
+    latents = load_file(cache)["train"][0]  # without the mirrored ones: a held-out photo's mirror is the photo
+
+    model = load_embedded(args.kind)
+    empty = model.condition("")
+    bound = Bound(model.velocity(""), empty.context, empty.pooled)
+    base = Base(model.info, lambda names: bound, model.grid, torch.device("cpu"))
+    fast = args.recipe == "fast"
+    widths = {"context_width": CONTEXT_WIDTH, "pooled_width": POOLED_WIDTH}
+    config = (
+        predictor_preset("tiny", channels=LATENT_CHANNELS)
+        if fast
+        else preset("tiny", channels=LATENT_CHANNELS, **widths)
+    )
+    state = load_state(args.run)
+    if state is not None:
+        config = type(config).from_dict(state["metadata"]["network"])
+    training = Training(
+        base,
+        from_tensors([latents], holdout=0.002),
+        build(config),
+        make_recipe(args.recipe, **settings),
+        args.run,
+        Budget(minutes=args.minutes),
+        seed=args.seed,
+        checks=Checks(steps=(2, 4, 8, 16), images=24, batch=24, decode=model.decode),
+    )
+    if state is not None:
+        training.resume(state)
+    log.info("%s", training.run().summary)
+
+
+if __name__ == "__main__":
+    main()

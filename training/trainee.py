@@ -1,0 +1,152 @@
+"""The network in training: its moving average, optimizer, clipping and the guard against NaN."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ..deepinv_core.errors import DeepInvError
+from .latent_order import derived_seed
+from .recipes import Recipe
+
+if TYPE_CHECKING:
+    from ..deepinv_core.solver.file import Network
+
+
+class SolverTrainee:
+    """A solver network that is stepped and saved together with all that its training needs.
+
+    Attributes:
+        network: the network.
+        model: what is called in training: the network, or its wrapper for several processes.
+        average: its moving average, what is validated and saved.
+        updates: updates done.
+        skipped: how many of them were skipped because their gradient was not finite, on the device.
+    """
+
+    def __init__(self, network: Network, recipe: Recipe, wrap: Callable[[Any], Any] = lambda model: model) -> None:
+        self.network, self._recipe, self._wrap = network.train(), recipe, wrap
+        self.updates = 0
+        self.skipped = torch.zeros((), device=network.device)
+        self._loss = torch.zeros((), device=network.device)
+        self._counted = 0
+        self.train_all()
+        self.average = copy.deepcopy(network).requires_grad_(False).eval()  # of the weights that all processes have now
+
+    def train_all(self) -> None:
+        """Train every weight from here on, with a fresh optimizer."""
+        self._train(list(self.network.parameters()))
+
+    def grow(self, left: int, right: int) -> None:
+        """Add blocks to a corrector (its ``grow``), and the same ones to the average."""
+        with torch.random.fork_rng([]):  # the same blocks in each process, and after resuming
+            torch.manual_seed(derived_seed("grow", left, right))
+            new = {id(parameter) for parameter in self.network.grow(left=left, right=right)}  # type: ignore[operator]
+            self.average.grow(left=left, right=right)  # type: ignore[operator]
+        self.average.requires_grad_(False)
+        average = dict(self.average.named_parameters())
+        for name, parameter in self.network.named_parameters():
+            if id(parameter) in new:
+                average[name].data.copy_(parameter.data)
+
+    def train_new(self, left: int, right: int) -> None:
+        """Train the blocks added last alone from here on, with a fresh optimizer."""
+        branches: tuple[tuple[Any, int], ...] = ((self.network.blocks, left), (self.network.blocks_img, right))
+        blocks = [block for branch, count in branches for block in branch[len(branch) - 1 - count : len(branch) - 1]]
+        self._train([parameter for block in blocks for parameter in block.parameters()])
+
+    def _train(self, parameters: list[torch.nn.Parameter]) -> None:
+        trained = {id(parameter) for parameter in parameters}
+        for parameter in self.network.parameters():
+            parameter.requires_grad_(id(parameter) in trained)
+        recipe = self._recipe
+        self._parameters = parameters
+        self.optimizer = torch.optim.AdamW(
+            parameters, lr=recipe.lr, betas=recipe.betas, eps=recipe.eps, weight_decay=recipe.weight_decay, fused=True
+        )
+        self.model = self._wrap(self.network)
+
+    def unwrap(self) -> None:
+        """Let the wrapper for several processes go, when the training is over."""
+        self.model = self.network
+
+    @property
+    def lr(self) -> float:
+        """Learning rate of the last update."""
+        return self.optimizer.param_groups[0]["lr"]
+
+    def update(self, loss: Tensor, lr: float) -> None:
+        """One step down ``loss``, its gradient clipped; skipped, without a host sync, where that is not finite."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        size = torch.nn.utils.clip_grad_norm_(self._parameters, self._recipe.clip)
+        broken = (~torch.isfinite(size)).float()
+        self.optimizer.found_inf = broken  # type: ignore[attr-defined]  # as torch's GradScaler hands it over
+        self.optimizer.step()
+        self.updates += 1
+        decay = min(self._recipe.average, self.updates / (self.updates + 9))
+        with torch.no_grad():
+            torch._foreach_lerp_(list(self.average.parameters()), list(self.network.parameters()), 1 - decay)
+            self.skipped += broken
+            self._loss += torch.where(broken > 0, 0, loss.detach())
+        self._counted += 1
+
+    def mean_loss(self) -> float:
+        """Mean loss since the last call; NaN when there was no update.
+
+        Raises:
+            DeepInvError: too many updates were skipped.
+        """
+        skipped = int(self.skipped)
+        if skipped > self._recipe.max_skipped:
+            raise DeepInvError(
+                f"{skipped} of {self.updates} updates had a loss or gradient that was not finite, more than the "
+                f"{self._recipe.max_skipped} allowed: lower the learning rate, or use float32 or bfloat16 weights"
+            )
+        mean = float(self._loss) / self._counted if self._counted else float("nan")
+        self._loss.zero_()
+        self._counted = 0
+        return mean
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything that :meth:`restore` needs, by name."""
+        out = {f"network.{name}": value for name, value in self.network.state_dict().items()}
+        out |= {f"average.{name}": value for name, value in self.average.state_dict().items()}
+        for index, values in self.optimizer.state_dict()["state"].items():
+            out |= {f"optimizer.{index}.{name}": value for name, value in values.items()}
+        counts = torch.tensor([self.updates, self._counted], dtype=torch.int64)
+        return {**out, "counts": counts, "skipped": self.skipped, "loss": self._loss}
+
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take over what :meth:`tensors` gave; the network must have grown as much as it had then.
+
+        Raises:
+            DeepInvError: the tensors are of another network.
+        """
+        try:
+            self.network.load_state_dict(_part(tensors, "network."))
+            self.average.load_state_dict(_part(tensors, "average."))
+            state: dict[int, dict[str, Tensor]] = {}
+            for name, value in _part(tensors, "optimizer.").items():
+                index, key = name.split(".")
+                state.setdefault(int(index), {})[key] = value
+            groups = self.optimizer.state_dict()["param_groups"]
+            self.optimizer.load_state_dict({"state": state, "param_groups": groups})
+            self.updates, self._counted = tensors["counts"].tolist()
+            self.skipped.copy_(tensors["skipped"])
+            self._loss.copy_(tensors["loss"])
+        except (KeyError, ValueError, RuntimeError) as error:
+            raise DeepInvError(
+                f"the training state is of another network ({' '.join(str(error).split())[:160]}): "
+                "resume with the preset it was started with, or train into a new folder"
+            ) from error
+
+
+def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}

@@ -1,0 +1,116 @@
+"""What a solver is worth on latents it never saw, beside the methods that need no training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+
+from ..deepinv_core.integrator import Callback
+from ..deepinv_core.inversion import invert, latent_snr, reconstruct, with_residual
+from ..deepinv_core.methods import Options, make_method
+from ..deepinv_core.methods.deepinv import Solver
+from ..deepinv_core.metrics import psnr
+from .objectives import Bound, Grid
+
+BASELINES: Final[tuple[tuple[str, int | None], ...]] = (
+    ("euler", None),
+    ("uni_inv", None),
+    ("uni_inv_2", None),
+    ("fireflow", None),
+    ("anderson", 1),
+    ("anderson", 2),
+)
+"""Methods and K. Euler costs N evaluations, the next three N + 1, Anderson 2N and 3N; the solver N or N + 1, and as
+much more for each K as Anderson."""
+
+
+@dataclass(frozen=True)
+class Checks:
+    """What is validated.
+
+    Attributes:
+        steps: step counts N.
+        refine: the solver's K.
+        images: held-out images, at most.
+        batch: of them at a time.
+        decode: latents to images ``[B, 3, H, W]`` in [0, 1], for PSNR and the preview; None without a VAE.
+    """
+
+    steps: tuple[int, ...] = (2, 4, 8, 16)
+    refine: tuple[int, ...] = (0, 1)
+    images: int = 32
+    batch: int = 32
+    decode: Callable[[Tensor], Tensor] | None = None
+
+
+Latents = Sequence[tuple[Tensor, Bound]]
+"""Held-out latents in model space, in batches of one shape, each with its base model."""
+
+
+def validate_solver(
+    solver: Callable[[Bound], Solver],
+    latents: Latents,
+    grid: Grid,
+    checks: Checks,
+    callback: Callback | None = None,
+) -> list[dict]:
+    """A row for each step count and K of the solver; ``callback`` is called after each step of each way."""
+    runs = [("deepinv", steps, k) for steps in checks.steps for k in checks.refine]
+    return [_row(name, steps, k, latents, grid, checks, solver, callback) for name, steps, k in runs]
+
+
+def validate_baselines(latents: Latents, grid: Grid, checks: Checks, callback: Callback | None = None) -> list[dict]:
+    """A row for each step count and method of :data:`BASELINES`."""
+    runs = [(name, steps, k) for steps in checks.steps for name, k in BASELINES]
+    return [_row(name, steps, k, latents, grid, checks, None, callback) for name, steps, k in runs]
+
+
+def _row(
+    name: str,
+    steps: int,
+    refine: int | None,
+    latents: Latents,
+    grid: Grid,
+    checks: Checks,
+    solver: Callable[[Bound], Solver] | None,
+    callback: Callback | None,
+) -> dict[str, Any]:
+    """Pure reconstruction under CFG as bound, sampled back by the method's own rule; means over the images."""
+    snr, residual, quality, nfe = [], [], [], 0
+    for clean, bound in latents:
+        method = make_method(name, Options(refine=refine), solver=solver(bound) if solver else None)
+        sigmas = grid(steps, clean)
+        inversion = invert(bound.velocity, clean, sigmas, method, keep_trajectory=True, callback=callback)
+        inversion = with_residual(bound.velocity, inversion, drop_trajectory=True)
+        back = reconstruct(bound.velocity, inversion, callback=callback).latent
+        nfe = inversion.nfe
+        snr.append(latent_snr(back, clean).cpu())
+        if inversion.residual is not None:
+            residual.append(inversion.residual.mean(0).cpu())
+        if checks.decode is not None:
+            quality.append(psnr(checks.decode(back), checks.decode(clean)).cpu())
+    row = {"method": name, "steps": steps, "refine": refine, "nfe": nfe, "latent_snr_db": _mean(snr)}
+    row["residual"] = _mean(residual, digits=6)
+    if quality:
+        row["psnr_to_vae"] = _mean(quality)
+    return row
+
+
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    """Rows of one stage and the baselines as text: latent SNR in dB, in brackets the base evaluations of inverting."""
+    counts = sorted({row["steps"] for row in rows})
+    lines = [["method", "K", *(f"N = {steps}" for steps in counts)]]
+    for name, refine in dict.fromkeys((row["method"], row["refine"]) for row in rows):
+        found = {row["steps"]: row for row in rows if (row["method"], row["refine"]) == (name, refine)}
+        cells = [f"{found[n]['latent_snr_db']:.1f} ({found[n]['nfe']})" if n in found else "" for n in counts]
+        lines.append([name, "" if refine is None else str(refine), *cells])
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join("  ".join(cell.rjust(w) for cell, w in zip(line, widths, strict=True)) for line in lines)
+
+
+def _mean(values: Iterable[Tensor], digits: int = 3) -> float:
+    return round(float(torch.cat([value.flatten().double() for value in values]).mean()), digits)
