@@ -91,18 +91,21 @@ def _held(inversion: Inversion, hold: Hold, trajectory: torch.Tensor | None) -> 
     if trajectory is not None and hold.anchor > 0:
         rule = Anchored(rule, trajectory, hold.anchor, hold.anchor_share)
     if trajectory is not None and hold.mask is not None:
-        mask = hold.mask
-        try:
-            fits = torch.broadcast_shapes(mask.shape, trajectory.shape[1:]) == trajectory.shape[1:]
-        except RuntimeError:
-            fits = False
-        if not fits:
-            raise DeepInvError(
-                f"the mask has shape {list(mask.shape)} but the latent {list(trajectory.shape[1:])}: "
-                "give one mask, or one an image, in the latent's size"
-            )
-        rule = Masked(rule, trajectory, mask)
+        _check_mask(hold.mask, trajectory.shape[1:])
+        rule = Masked(rule, trajectory, hold.mask)
     return rule
+
+
+def _check_mask(mask: torch.Tensor, shape: torch.Size) -> None:
+    try:
+        fits = torch.broadcast_shapes(mask.shape, shape) == shape
+    except RuntimeError:
+        fits = False
+    if not fits:
+        raise DeepInvError(
+            f"the mask has shape {list(mask.shape)} but the latent {list(shape)}: "
+            "give one mask, or one an image, in the latent's size"
+        )
 
 
 def flow_edit(
@@ -114,6 +117,7 @@ def flow_edit(
     skip: float = 0.33,
     refine: int = 0,
     seed: int = 0,
+    mask: torch.Tensor | None = None,
     callback: Callback | None = None,
 ) -> Reconstruction:
     """FlowEdit (arXiv 2412.08629): no inversion; see :class:`~.methods.flowedit.FlowEdit`.
@@ -127,10 +131,11 @@ def flow_edit(
             50 steps on SD3 and 4 of 28 on FLUX.
         refine: last steps sampled plainly under the target.
         seed: of the noises.
+        mask: as in :class:`Hold`; outside it z_0 comes back exactly.
         callback: called after each step.
 
     Raises:
-        DeepInvError: an unusable grid, or a share or a number out of range.
+        DeepInvError: an unusable grid, a share or a number out of range, or a mask that doesn't fit.
     """
     grid = custom_grid(sigmas)
     if not 0 <= skip < 1 or not 0 <= refine < len(grid):
@@ -138,6 +143,8 @@ def flow_edit(
             f"skip is {skip} and refine {refine}: skip is a share from 0 to below 1, refine from 0 to {len(grid) - 1}"
         )
     count = max(1, round((1 - skip) * (len(grid) - 1)))
-    rule = FlowEdit(source, refine, seed)
+    if mask is not None:
+        _check_mask(mask, latent.shape)
+    rule = FlowEdit(source, refine, seed, mask)
     walk = integrate(target, latent, grid[: count + 1].flip(0), rule, callback=callback)
     return Reconstruction(walk.z, walk.nfe)

@@ -39,9 +39,7 @@ class DeepInvDemoModel(io.ComfyNode):
             outputs=[
                 io.Model.Output(display_name="model", tooltip="Knows ten classes; prompt it with DeepInv Demo Prompt."),
                 io.Vae.Output(display_name="vae", tooltip="Its VAE: 16 channels, factor 8, sides in multiples of 16."),
-                Solver.Output(
-                    display_name="solver", tooltip="The solver trained for it; empty where none is shipped yet."
-                ),
+                Solver.Output(display_name="solver", tooltip="The solver trained for it, for DeepInv Invert."),
             ],
             **schema_extras(search_aliases=["deepinv test model", "tiny model"]),
         )

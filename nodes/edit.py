@@ -19,20 +19,23 @@ def latent_mask(mask: torch.Tensor, latent: torch.Tensor) -> torch.Tensor:
     """A MASK in pixels as the core's mask: averaged over each latent pixel, so that its edge is soft.
 
     Args:
-        mask: ``[B or 1, H, W]``, 1 where the photo is edited.
+        mask: ``[B or 1, H, W]``, 1 where the photo is edited; for a single video also one a frame.
         latent: ``[B, C, ..., h, w]`` it is for.
 
     Returns:
-        ``[B or 1, 1, ..., h, w]``.
+        ``[B or 1, 1, ..., h, w]``; with as many frames as the latent where there is a mask a frame.
 
     Raises:
         DeepInvError: another number of masks than of images, or a mask without any pixel to edit.
     """
     mask = mask if mask.ndim == 3 else mask.reshape(-1, *mask.shape[-2:])
-    if len(mask) not in (1, len(latent)):
+    frames = latent.ndim == 5 and len(latent) == 1 and len(mask) > 1
+    if len(mask) not in (1, len(latent)) and not frames:
         raise DeepInvError(f"there are {len(mask)} masks for {len(latent)} images: give one, or one an image")
     if not bool((mask > 0).any()):
         raise DeepInvError("the mask is empty, so nothing would be edited: paint where the photo is to change")
+    if frames:
+        return F.interpolate(mask[None, None].float().cpu(), latent.shape[-3:], mode="area").clamp(0, 1)
     small = F.interpolate(mask[:, None].float().cpu(), latent.shape[-2:], mode="area").clamp(0, 1)
     return small.reshape(len(mask), 1, *[1] * (latent.ndim - 4), *latent.shape[-2:])
 
@@ -257,6 +260,7 @@ class DeepInvFlowEdit(io.ComfyNode):
     ) -> io.NodeOutput:
         """Edit."""
         levels = adapter.schedule(model, scheduler, steps) if sigmas is None else adapter.descending(sigmas)
+        mask = latent.get("noise_mask")
         result, nfe = adapter.run_flow_edit(
             model,
             latent["samples"],
@@ -266,6 +270,7 @@ class DeepInvFlowEdit(io.ComfyNode):
             skip=skip,
             refine=refine_steps,
             seed=seed,
+            mask=None if mask is None else latent_mask(mask, latent["samples"]),
         )
         return io.NodeOutput(
             {**latent, "samples": result}, f"FlowEdit, {len(levels) - 1} steps: {nfe} base evaluations"

@@ -11,7 +11,10 @@ from .recipes import Stage
 
 @dataclass(frozen=True)
 class Budget:
-    """How long to train: images carried through (each pass counts its batch), or minutes; one of the two."""
+    """How long to train: images carried through (each pass counts its batch), or minutes; one of the two.
+
+    Validation is not counted in the minutes.
+    """
 
     images: int | None = None
     minutes: float | None = None

@@ -54,7 +54,7 @@ def add_commands(commands: Any) -> None:
     parser.add_argument("--recipe", choices=list(RECIPES), default="fast", help="fast: ours; paper: DeepInv's as it is")
     parser.add_argument("--preset", choices=list(PRESETS), help="size of the network (default compact; demo: tiny)")
     budget = parser.add_mutually_exclusive_group(required=True)
-    budget.add_argument("--minutes", type=float, help="how long to train, without the encoding of the images")
+    budget.add_argument("--minutes", type=float, help="how long to train, encoding and validation not counted")
     budget.add_argument("--images", type=int, dest="images_seen", metavar="N", help="images to see, repeats counted")
     parser.add_argument("--output", type=Path, required=True, help="solver file to write, .safetensors")
     parser.add_argument("--resume", action="store_true", help="go on with what the same command began")

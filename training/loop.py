@@ -287,11 +287,13 @@ class Training:
     def _baseline_rows(self) -> list[dict[str, Any]]:
         if self._workers.rank:
             return []
+        self._tick()
         return validate_baselines(self._held_out(), self._base.grid, self._checks, self._validating)
 
     def _solver_rows(self) -> list[dict[str, Any]]:
         if self._workers.rank:
             return []
+        self._tick()
         network = self._trainee.average
         return validate_solver(
             lambda bound: bind(network, bound.context, bound.pooled),
@@ -302,10 +304,11 @@ class Training:
         )
 
     def _validating(self, progress: Progress) -> None:
-        self._tick()
+        self._began = time.monotonic()  # the minutes are for training alone: short stages would have none left
         self._call(self._event("validation"))
 
     def _validate(self, name: str, rows: list[dict[str, Any]]) -> None:
+        self._began = time.monotonic()
         if self._walk is None and self._trainee.updates:
             self._note_loss()
         place = {"stage": name, "images": self._position.images, "seconds": round(self._position.seconds, 1)}

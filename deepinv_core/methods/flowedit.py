@@ -23,11 +23,14 @@ class FlowEdit:
         source: velocity under the source prompt; the integrator's is the target's.
         refine: last steps sampled plainly.
         seed: of the noises.
+        mask: 1 where the photo is edited and 0 where it comes back as it was, broadcastable to a latent; None for
+            all of it.
     """
 
     source: Velocity
     refine: int = 0
     seed: int = 0
+    mask: torch.Tensor | None = None
 
     def start(self, z: torch.Tensor, carried: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """``z`` is z_0, and the edit begins there."""
@@ -35,16 +38,28 @@ class FlowEdit:
 
     def step(self, v: CountedVelocity, z: torch.Tensor, step: Step, state: torch.Tensor) -> Advance:
         """One step of the edit; ``state`` is z_0."""
-        sampled = step.index < self.refine
-        if sampled and step.index < min(self.refine, step.count) - 1:  # z is z_tar since the first of these steps
-            return Advance(z + step.h * v(z, step.sigma), state)
-        noise = self._noise(z, step.index)
-        source = (1 - step.sigma) * state + step.sigma * noise
+        if step.index < self.refine:
+            return self._sampled(v, z, step, state)
+        source = self._noised(state, step.sigma, step.index)
         target = z + source - state
-        if sampled:
-            return Advance(target + step.h * v(target, step.sigma), state)
         difference = v(target, step.sigma) - v.of(self.source, source, step.sigma)
-        return Advance(z + step.h * difference, state)
+        return Advance(self._kept(z + step.h * difference, state), state)
+
+    def _sampled(self, v: CountedVelocity, z: torch.Tensor, step: Step, state: torch.Tensor) -> Advance:
+        """One of the last steps: the first of them makes z_tar of the edit, and from there on z is z_tar."""
+        first = min(self.refine, step.count) - 1
+        if step.index == first:
+            z = z + self._noised(state, step.sigma, first) - state
+        background = state if self.mask is None else self._noised(state, step.sigma_next, first)
+        return Advance(self._kept(z + step.h * v(z, step.sigma), background), state)
+
+    def _kept(self, z: torch.Tensor, background: torch.Tensor) -> torch.Tensor:
+        """``z`` with the photo outside the mask."""
+        return z if self.mask is None else torch.lerp(background, z, self.mask.to(z))
+
+    def _noised(self, clean: torch.Tensor, sigma: float, index: int) -> torch.Tensor:
+        """The photo at a sigma, with the noise of a step."""
+        return (1 - sigma) * clean + sigma * self._noise(clean, index)
 
     def _noise(self, like: torch.Tensor, index: int) -> torch.Tensor:
         """Of the step alone, drawn on the CPU so that every device gets the same."""

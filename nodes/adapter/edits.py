@@ -147,6 +147,7 @@ def run_flow_edit(
     skip: float,
     refine: int,
     seed: int,
+    mask: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, int]:
     """FlowEdit on a raw latent.
 
@@ -168,6 +169,7 @@ def run_flow_edit(
             skip=skip,
             refine=refine,
             seed=seed,
+            mask=mask,
             callback=callback,
         )
 

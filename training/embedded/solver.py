@@ -76,7 +76,7 @@ def main() -> None:
         args.run,
         Budget(minutes=args.minutes),
         seed=args.seed,
-        checks=Checks(steps=(2, 4, 8, 16), images=24, batch=24, decode=model.decode),
+        checks=Checks(refine=(0, 1) if fast else (0,), images=24, batch=24, decode=model.decode),
     )
     if state is not None:
         training.resume(state)

@@ -17,6 +17,8 @@ from comfyui_deepinv.deepinv_core.solver import build, predictor_preset
 from comfyui_deepinv.nodes import adapter
 from comfyui_deepinv.training.loop import Trained
 
+from .models import ProbeBuilt, ProbeMemory, ProbePatch, ProbeVaeDigest
+
 AnyType = io.Custom("*")
 InversionType = io.Custom("DEEPINV_INVERSION")
 
@@ -223,7 +225,8 @@ class ProbeExtension(ComfyExtension):
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         """Its nodes."""
-        return [ProbeModel, ProbeInputs, ProbeSave, ProbeDigest, ProbeClip, ProbeTrainingBase]
+        files = [ProbeModel, ProbeInputs, ProbeSave, ProbeDigest, ProbeClip, ProbeTrainingBase]
+        return [*files, ProbeBuilt, ProbePatch, ProbeVaeDigest, ProbeMemory]
 
 
 async def comfy_entrypoint() -> ComfyExtension:

@@ -1,0 +1,248 @@
+"""Beyond SD3 and FLUX in a real ComfyUI: noise prediction, v prediction, a frame axis; batches, masks and patches."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from comfyui_deepinv.deepinv_core.editing import Hold, edit, flow_edit
+from comfyui_deepinv.deepinv_core.inversion import invert
+from comfyui_deepinv.deepinv_core.methods import make_method
+
+from .conftest import Client
+from .server import ComfyServer
+from .test_edit_nodes import Pair, kept
+from .test_invert import NAMES, log_stays_clean, node, relative
+
+__all__ = ["log_stays_clean"]
+
+SHAPES = {"sd15": (1, 4, 8, 8), "sd15_v": (1, 4, 8, 8), "wan": (1, 16, 3, 8, 8)}
+NOISE_PREDICTION = ["sd15", "sd15_v"]
+
+
+class Built(Pair):
+    """A tiny model that the server builds, its inputs and prompts; there is no core's side."""
+
+    def __init__(self, kind: str, server: ComfyServer, shape: tuple[int, ...] | None = None) -> None:
+        generator = torch.Generator().manual_seed(2)
+        self.kind, self.server, self.heads = kind, server, 1
+        self.latent = torch.randn(shape or SHAPES[kind], generator=generator) * (5 if kind.startswith("sd15") else 1)
+        self.name = f"{kind}{next(NAMES)}"
+        self.folder = server.base / "models" / "probe"
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.prompts = {name: [] for name in ("target", "negative")}
+        for name in ("inputs", *self.prompts):
+            context, pooled = torch.randn(1, 5, 16, generator=generator), torch.randn(1, 8, generator=generator)
+            inputs = {"latent": self.latent, "context": context, "pooled": pooled}
+            save_file(inputs, self.folder / f"{self.name}_{name}.safetensors")
+
+    def graph(self, method: str = "anderson", **invert_inputs: Any) -> dict[str, Any]:
+        """Invert, come back, save both; and the other prompts."""
+        return {**super().graph(method, **invert_inputs), "model": node("ProbeBuilt", kind=self.kind)}
+
+
+def sampled(sampler: list[Any], latent: list[Any], sigmas: list[Any], noise: str = "no_noise") -> dict[str, Any]:
+    inputs = {"noise": [noise, 0], "guider": ["guider", 0], "sampler": sampler, "sigmas": sigmas}
+    return node("SamplerCustomAdvanced", **inputs, latent_image=latent)
+
+
+def flow_edited(graph: dict[str, Any], **inputs: Any) -> dict[str, Any]:
+    """The graph with a FlowEdit of its latent, saved in place of the way back."""
+    given = {"model": ["model", 0], "latent": ["inputs", 0], "source": ["inputs", 1], "target": ["target", 1]}
+    given |= {"steps": 6, "skip": 0.34, "source_cfg": 1.0, "target_cfg": 1.0, "seed": 5}
+    graph["flow"] = node("DeepInvFlowEdit", **given | inputs)
+    graph["save"]["inputs"]["latent"] = ["flow", 0]
+    return graph
+
+
+def half(graph: dict[str, Any], name: str = "mask") -> dict[str, Any]:
+    """The graph with a MASK whose left half, of 64 pixels, is to be edited."""
+    graph["left"] = node("SolidMask", value=1.0, width=32, height=64)
+    graph["none"] = node("SolidMask", value=0.0, width=64, height=64)
+    graph[name] = node("MaskComposite", destination=["none", 0], source=["left", 0], x=0, y=0, operation="add")
+    return graph
+
+
+@pytest.mark.parametrize("kind", SHAPES)
+@pytest.mark.parametrize("way", ["sampler", "edit", "euler", "plain"])
+def test_a_converged_inversion_comes_back(kind: str, way: str, server: ComfyServer, client: Client) -> None:
+    """By our NOISE, SIGMAS and SAMPLER, by an edit under the same prompt, by core's euler, by the plain samplers."""
+    built = Built(kind, server)
+    graph = built.graph("anderson", steps=20, refine=25)
+    if way == "edit":
+        built.edited(graph, positive=["inputs", 1])
+    elif way == "euler":
+        graph["euler"] = node("KSamplerSelect", sampler_name="euler")
+        graph["back"]["inputs"]["sampler"] = ["euler", 0]
+    elif way == "plain":
+        graph["samplers"] = node("DeepInvInversionSampler", method="anderson", refine=25)
+        graph["no_noise"] = node("DisableNoise")
+        graph["up"] = sampled(["samplers", 0], ["inputs", 0], ["invert", 1])
+        graph["back"] = sampled(["samplers", 1], ["up", 0], ["invert", 1])
+    client.run(graph)
+    saved = built.result()
+    assert relative(saved["latent"], built.latent) < 1e-3
+    assert saved["noise"].shape == built.latent.shape and relative(saved["noise"], built.latent) > 0.1
+    assert float(saved["sigmas"][0]) == 0 and float(saved["sigmas"][-1]) <= 1
+
+
+@pytest.mark.parametrize("kind", SHAPES)
+@pytest.mark.parametrize("steps", [1, 2, 5, 20])
+def test_every_number_of_steps_gives_finite_results(kind: str, steps: int, server: ComfyServer, client: Client) -> None:
+    """With the default method, edited under another prompt with guidance, and by FlowEdit."""
+    built = Built(kind, server)
+    graph = built.edited(built.graph("auto", steps=steps), cfg=3.0, negative=["negative", 1], strength=0.75)
+    client.run(graph)
+    edited = built.result()
+    client.run(flow_edited(built.graph("auto", steps=steps), steps=steps))
+    flow = built.result()
+    for values in (edited["noise"], edited["latent"], flow["latent"]):
+        assert values.shape == built.latent.shape and bool(torch.isfinite(values).all())
+    assert relative(edited["latent"], built.latent) > 1e-3 and relative(flow["latent"], built.latent) > 1e-3
+
+
+@pytest.mark.parametrize("kind", SHAPES)
+def test_flow_edit_between_equal_prompts_changes_nothing(kind: str, server: ComfyServer, client: Client) -> None:
+    built = Built(kind, server)
+    client.run(flow_edited(built.graph(), target=["inputs", 1]))
+    assert relative(built.result()["latent"], built.latent) < 1e-5
+
+
+@pytest.mark.parametrize("kind", SHAPES)
+def test_flow_edit_noises_the_photo_as_comfyui_does(kind: str, server: ComfyServer, client: Client) -> None:
+    """One step that is sampled plainly is core's euler from core's noise of the same seed."""
+    built = Built(kind, server)
+    graph = built.graph()
+    graph["sigmas"] = node("BasicScheduler", model=["model", 0], scheduler="simple", steps=1, denoise=0.5)
+    one = {"skip": 0.0, "seed": 0, "refine_steps": 1, "sigmas": ["sigmas", 0], "target": ["inputs", 1]}
+    client.run(flow_edited(graph, **one))
+    ours = built.result()["latent"]
+    graph["noise"] = node("RandomNoise", noise_seed=0)
+    graph["euler"] = node("KSamplerSelect", sampler_name="euler")
+    graph["core"] = sampled(["euler", 0], ["inputs", 0], ["sigmas", 0], noise="noise")
+    graph["save"]["inputs"]["latent"] = ["core", 0]
+    client.run(graph)
+    assert relative(ours, built.result()["latent"]) < 1e-4
+    assert relative(ours, built.latent) > 0.05
+
+
+@pytest.mark.parametrize("kind", SHAPES)
+def test_outside_a_mask_the_latent_is_the_photo_s(kind: str, server: ComfyServer, client: Client) -> None:
+    """In an edit, and in FlowEdit by the latent's noise mask, with steps that are sampled plainly or without."""
+    built = Built(kind, server)
+    results = []
+    client.run(half(built.edited(built.graph(steps=10), mask=["mask", 0])))
+    results.append(built.result()["latent"])
+    for refine in (0, 3):
+        graph = half(flow_edited(built.graph(), latent=["masked", 0], refine_steps=refine))
+        graph["masked"] = node("SetLatentNoiseMask", samples=["inputs", 0], mask=["mask", 0])
+        client.run(graph)
+        results.append(built.result()["latent"])
+    for latent in results:
+        assert relative(latent[..., 4:], built.latent[..., 4:]) < 1e-5
+        assert relative(latent[..., :4], built.latent[..., :4]) > 5e-3
+
+
+def test_a_mask_for_each_frame(server: ComfyServer, client: Client) -> None:
+    """Nine pixel frames on three latent frames; only the last three are to be edited."""
+    built = Built("wan", server)
+    graph = built.edited(built.graph(), mask=["mask", 0])
+    for name, count, color in (("black", 6, 0), ("white", 3, 0xFFFFFF)):
+        graph[name] = node("EmptyImage", width=64, height=64, batch_size=count, color=color)
+    graph["frames"] = node("ImageBatch", image1=["black", 0], image2=["white", 0])
+    graph["mask"] = node("ImageToMask", image=["frames", 0], channel="red")
+    client.run(graph)
+    latent = built.result()["latent"]
+    assert relative(latent[:, :, :2], built.latent[:, :, :2]) < 1e-5
+    assert relative(latent[:, :, 2], built.latent[:, :, 2]) > 5e-3
+
+
+@pytest.mark.parametrize("shape", [(3, 4, 8, 8), (1, 4, 4, 12), (2, 4, 10, 6)])
+def test_batches_and_aspect_ratios_of_noise_prediction(
+    shape: tuple[int, ...], server: ComfyServer, client: Client
+) -> None:
+    """Each image of a batch comes out as it does alone."""
+    batch, alone = Built("sd15", server, shape), Built("sd15", server, shape)
+    graph = alone.edited(alone.graph())
+    graph["last"] = node("LatentFromBatch", samples=["inputs", 0], batch_index=shape[0] - 1, length=1)
+    graph["invert"]["inputs"]["latent"] = graph["back"]["inputs"]["latent_image"] = ["last", 0]
+    client.run(batch.edited(batch.graph()))
+    client.run(graph)
+    latent = batch.result()["latent"]
+    assert latent.shape == shape
+    assert relative(latent[-1:], alone.result()["latent"]) < 1e-4
+
+
+@pytest.mark.parametrize(("batch", "size"), [(3, (8, 8)), (1, (6, 14)), (2, (12, 4))])
+def test_edits_of_batches_and_aspect_ratios_are_the_core_s(
+    batch: int, size: tuple[int, int], server: ComfyServer, client: Client
+) -> None:
+    pair = Pair("sd3", server, batch=batch, size=size)
+    client.run(pair.edited(pair.graph(), strength=0.75))
+    saved = pair.result()
+    expected = edit(pair.velocity("target", saved), kept(pair, saved), Hold(strength=0.75)).latent
+    assert saved["latent"].shape == (batch, 16, *size)
+    assert relative(pair.in_model_space(saved["latent"]), expected) < 2e-3
+    client.run(flow_edited(pair.graph()))
+    latent, grid = pair.in_model_space(pair.latent), saved["sigmas"]
+    source, target = (pair.velocity(name, saved) for name in ("source", "target"))
+    expected = flow_edit(source, target, latent, grid, skip=0.34, seed=5).latent
+    assert relative(pair.in_model_space(pair.result()["latent"]), expected) < 2e-3
+
+
+def test_a_lora_acts_through_an_edit(server: ComfyServer, client: Client) -> None:
+    pair = Pair("sd3", server)
+    torch.manual_seed(5)
+    up, down = torch.randn(128, 4) * 0.3, torch.randn(4, 128) * 0.3
+    loras = server.base / "models" / "loras"
+    loras.mkdir(exist_ok=True)
+    key = "diffusion_model.joint_blocks.0.x_block.attn.proj"
+    save_file({f"{key}.lora_up.weight": up, f"{key}.lora_down.weight": down}, loras / f"{pair.name}.safetensors")
+    graph = pair.edited(pair.graph())
+    lora = {"model": ["model", 0], "lora_name": f"{pair.name}.safetensors", "strength_model": 1.0}
+    graph["lora"] = node("LoraLoaderModelOnly", **lora)
+    for name in ("invert", "edit"):
+        graph[name]["inputs"]["model"] = ["lora", 0]
+    client.run(graph)
+    saved = pair.result()
+    plain = edit(pair.velocity("target", saved), kept(pair, saved)).latent
+    pair.transformer.transformer_blocks[0].attn.to_out[0].weight += up @ down
+    inversion = kept(pair, saved)
+    patched = edit(pair.velocity("target", saved), inversion).latent
+    assert relative(pair.in_model_space(saved["latent"]), patched) < 2e-3 < relative(plain, patched)
+    flow_edited(graph, model=["lora", 0])
+    client.run(graph)
+    source, target = (pair.velocity(name, saved) for name in ("source", "target"))
+    latent = pair.in_model_space(pair.latent)
+    patched = flow_edit(source, target, latent, saved["sigmas"], skip=0.34, seed=5).latent
+    assert relative(pair.in_model_space(pair.result()["latent"]), patched) < 2e-3
+
+
+class Scaled:
+    """A velocity whose denoised latent is scaled, as ProbePatch does it."""
+
+    def __init__(self, velocity: Any, factor: float) -> None:
+        self._velocity, self._factor = velocity, factor
+        self.sigma_min, self.cost = velocity.sigma_min, velocity.cost
+
+    def __call__(self, z: torch.Tensor, sigma: float) -> torch.Tensor:
+        return (z - self._factor * (z - sigma * self._velocity(z, sigma))) / sigma
+
+
+@pytest.mark.parametrize("cfg", [1.0, 2.0])
+def test_a_model_patch_acts_through_an_edit(cfg: float, server: ComfyServer, client: Client) -> None:
+    pair = Pair("sd3", server)
+    graph = pair.edited(pair.graph(), cfg=cfg, negative=["negative", 1], model=["patch", 0])
+    graph["patch"] = node("ProbePatch", model=["model", 0], factor=0.8)
+    graph["invert"]["inputs"]["model"] = ["patch", 0]
+    client.run(graph)
+    saved = pair.result()
+    source, target = Scaled(pair.velocity("source", saved), 0.8), Scaled(pair.velocity("target", saved, cfg), 0.8)
+    inversion = invert(source, pair.in_model_space(pair.latent), saved["sigmas"], make_method("anderson"))
+    assert relative(saved["noise"], inversion.noise) < 1e-3
+    expected = edit(target, inversion).latent
+    assert relative(pair.in_model_space(saved["latent"]), expected) < 2e-3
+    assert relative(expected, edit(pair.velocity("target", saved, cfg), inversion).latent) > 1e-2

@@ -1,0 +1,195 @@
+"""What stays behind: the user's models bit-equal, and nothing in memory after a run, an error or an interrupt."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import threading
+import time
+from typing import Any
+
+import pytest
+
+from comfyui_deepinv.deepinv_core.adapters.transformer import base_info
+
+from .conftest import Client
+from .server import ComfyServer
+from .test_any_model import flow_edited, sampled
+from .test_edit_nodes import Pair
+from .test_invert import log_stays_clean, node, relative
+from .test_solver_nodes import write_solver
+
+__all__ = ["log_stays_clean"]
+
+SEEDS = itertools.count(100)
+
+
+class Bench(Pair):
+    """Graphs that end in one of our nodes' outputs, and looks at the server between runs."""
+
+    def __init__(self, server: ComfyServer, client: Client, **options: Any) -> None:
+        super().__init__("sd3", server, **options)
+        self.client = client
+        self.demo = {"demo": node("DeepInvDemoModel", layout="SD3")}
+        self.solver, _ = write_solver(self, base_info(self.transformer))
+
+    def of(self, name: str) -> tuple[dict[str, Any], list[Any]]:
+        """A graph that uses a node, never twice the same, and the output that it is finished with."""
+        seed = next(SEEDS)
+        graph = self.graph("rf_inversion", seed=seed)
+        if name == "edit":
+            return self.edited(graph, cfg=2.0, negative=["negative", 1], strength=0.75, anchor=0.2), ["edit", 0]
+        if name == "flow edit":
+            return flow_edited(graph, seed=seed), ["flow", 0]
+        if name == "solver":
+            graph = self.graph("deepinv", solver=["solver", 0], seed=seed)
+            graph["solver"] = node("DeepInvLoadSolver", solver_name=self.solver)
+        if name == "inversion sampler":
+            graph["samplers"] = node("DeepInvInversionSampler", method="deepinv", solver=["solver", 0])
+            graph["samplers"]["inputs"]["conditioning"] = ["inputs", 1]
+            graph["solver"] = node("DeepInvLoadSolver", solver_name=self.solver)
+            graph["no_noise"] = node("DisableNoise")
+            graph["up"] = sampled(["samplers", 0], ["inputs", 0], ["invert", 1])
+            graph["back"] = sampled(["samplers", 1], ["up", 0], ["invert", 1])
+        if name == "save":
+            graph["keep"] = node("DeepInvSaveInversion", inversion=["invert", 3], name=f"kept {seed}")
+            return graph, ["keep", 0]
+        if name == "load":
+            self.client.run(self.of("save")[0])
+            graph["invert"] = node("DeepInvLoadInversion", inversion_name=f"kept {seed + 1}.safetensors")
+            graph["invert"]["inputs"]["model"] = ["model", 0]
+            del graph["report"]
+        if name == "compare":
+            graph["photo"] = node("EmptyImage", width=64, height=64, batch_size=1, color=seed)
+            compared = {"reference": ["photo", 0], "result": ["photo", 0], "vae": ["demo", 1]}
+            graph["compare"] = node("DeepInvCompare", **compared)
+            return graph | self.demo, ["compare", 2]
+        return graph, ["back", 0]
+
+    def digests(self, graph: dict[str, Any] | None = None, after: list[Any] | None = None) -> dict[str, str]:
+        """Of the model and, where the graph has one, of the VAE: both as the server has them once ``after`` is there.
+
+        Without a graph those of the models alone, as they are in the server's cache or loaded anew.
+        """
+        graph = {"model": self.graph()["model"], **self.demo} if graph is None else dict(graph)
+        link = {"after": after} if after else {}
+        graph["model digest"] = node("ProbeDigest", model=["model", 0], **link)
+        if "demo" in graph:
+            graph["demo digest"] = node("ProbeVaeDigest", vae=["demo", 1], **link)
+        for name in {"model", "demo"} & set(graph):
+            graph[f"{name} shown"] = node("PreviewAny", source=[f"{name} digest", 0])
+        outputs = self.client.run(graph).outputs
+        return {name: outputs[f"{name} shown"]["text"][0] for name in ("model", "demo") if name in graph}
+
+    def memory(self, graph: dict[str, Any] | None = None, after: list[Any] | None = None) -> dict[str, Any]:
+        """What lives in the server: by itself once its caches are empty, or at the end of a graph."""
+        link = {"after": after} if after else {}
+        look = {"memory": node("ProbeMemory", **link), "memory shown": node("PreviewAny", source=["memory", 0])}
+        return json.loads(self.client.run({**(graph or {}), **look}).outputs["memory shown"]["text"][0])
+
+    def rest(self) -> dict[str, Any]:
+        """The same without the process's memory, which the system hands out as it likes."""
+        found = self.memory()
+        del found["resident"]
+        return found
+
+
+@pytest.fixture(scope="module")
+def bench(server: ComfyServer, client: Client) -> Bench:
+    """One model, one solver for all tests here; its graphs have run once."""
+    return Bench(server, client)
+
+
+NODES = ["invert", "edit", "flow edit", "solver", "inversion sampler", "save", "load", "compare"]
+
+
+@pytest.mark.parametrize("name", NODES)
+def test_models_are_untouched_and_memory_is_free_after_a_node(name: str, bench: Bench) -> None:
+    before = bench.digests()
+    graph, end = bench.of(name)
+    after = bench.digests(graph, end)
+    assert after and after.items() <= before.items()
+    start = bench.rest()
+    graph, end = bench.of(name)
+    during = bench.memory(graph, end)
+    assert during["bytes"] > start["bytes"]  # so that the probe sees what it looks for
+    assert bench.rest() == start
+    assert start["loaded"] == []
+
+
+@pytest.mark.parametrize("name", ["invert", "edit", "flow edit"])
+def test_an_error_in_the_middle_leaves_nothing(name: str, bench: Bench) -> None:
+    """The model's output is not finite."""
+    before, start = bench.digests(), bench.rest()
+    for _ in range(2):
+        graph, _ = bench.of(name)
+        graph["patch"] = node("ProbePatch", model=["model", 0], factor=1e39)  # infinite in float32
+        ours = {"invert": "invert", "edit": "edit", "flow edit": "flow"}[name]
+        graph[ours]["inputs"]["model"] = ["patch", 0]
+        with pytest.raises(bench.client.module.WorkflowError, match="the model returned NaN or infinity"):
+            bench.client.run(graph)
+        assert bench.digests() == before
+    assert bench.rest() == start
+
+
+@pytest.mark.parametrize("name", ["invert", "edit", "flow edit"])
+def test_an_interrupt_leaves_nothing(name: str, bench: Bench) -> None:
+    before, start = bench.digests(), bench.rest()
+    graph, _ = bench.of(name)
+    long = {"invert": ("invert", "renoise"), "edit": ("invert", "euler"), "flow edit": ("flow", "")}[name]
+    graph[long[0]]["inputs"]["steps"] = 60 if name == "edit" else 1000
+    if long[1]:
+        graph["invert"]["inputs"] |= {"method": long[1], "keep_trajectory": True}
+    if name == "edit":
+        graph["edit"]["inputs"] |= {"strength": 1.0}
+    stopped = threading.Event()
+    watched = {"invert": "invert", "edit": "edit", "flow edit": "flow"}[name]
+
+    def stop_when_it_runs(kind: str, data: dict[str, Any]) -> None:
+        if kind == "progress" and data["node"] == watched and data["value"] >= 2 and not stopped.is_set():
+            stopped.set()
+            bench.client.post("/interrupt", {})
+
+    with pytest.raises(bench.client.module.WorkflowError, match="interrupted"):
+        bench.client.module.run_workflow(bench.server.address, graph, timeout=120, on_event=stop_when_it_runs)
+    assert stopped.is_set()
+    assert bench.digests() == before
+    assert bench.rest() == start
+
+
+def test_ten_runs_in_a_row_do_not_grow(server: ComfyServer, client: Client) -> None:
+    """Each run keeps a trajectory of 21 MB; half of one a run left behind would break the bound."""
+    bench = Bench(server, client, batch=4, size=(64, 64))
+    steps = 20
+    trajectory = (steps + 1) * bench.latent.numel() * 4
+
+    def run() -> None:
+        graph = bench.edited(bench.graph("euler", steps=steps, tolerance=next(SEEDS) * 1e-6), strength=0.05)
+        del graph["back"]
+        client.run(graph)
+
+    for _ in range(2):
+        run()
+    start = bench.memory()
+    for _ in range(10):
+        run()
+    end = bench.memory()
+    assert end["resident"] - start["resident"] < 10 * trajectory / 2
+    for key in ("tensors", "bytes", "loaded"):
+        assert end[key] == start[key]
+
+
+def test_the_solver_is_unloaded_by_free_and_comes_back(bench: Bench) -> None:
+    graph, end = bench.of("solver")
+    assert "_Managed" in bench.memory(graph, end)["loaded"]
+    noise = bench.result()["noise"]
+    bench.client.post("/free", {"unload_models": True})
+    began = time.monotonic()
+    held = {name: graph[name] for name in ("model", "solver", "inputs")}
+    kept = {**held, "invert": graph["invert"]}
+    while bench.memory(kept)["loaded"] and time.monotonic() - began < 20:
+        time.sleep(0.2)
+    assert bench.memory(kept, ["invert", 3])["loaded"] == []
+    graph["invert"]["inputs"]["seed"] = next(SEEDS)  # not read by this method: the same noise, found again
+    assert "_Managed" in bench.memory(graph, end)["loaded"]
+    assert relative(bench.result()["noise"], noise) < 1e-6
