@@ -30,6 +30,9 @@ def replacing(path: Path, *errors: type[Exception]) -> Iterator[Path]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
+        umask = os.umask(0o077)  # safetensors writes for the owner alone; a file is shared as any other is
+        os.umask(umask)
+        os.chmod(temporary, 0o666 & ~umask)
         with open(temporary, "r+b") as stream:
             os.fsync(stream.fileno())
         os.replace(temporary, path)

@@ -43,7 +43,7 @@ class DeepInvCompare(io.ComfyNode):
             "they differ.",
             is_output_node=True,
             inputs=[
-                io.Image.Input("reference", tooltip="The photo."),
+                io.Image.Input("reference", tooltip="The photo that the result is measured against."),
                 io.Image.Input("result", tooltip="Its reconstruction or edit, of the same size and number."),
                 io.Vae.Input(
                     "vae",

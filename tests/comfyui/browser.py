@@ -20,6 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
 from playwright.sync_api import ConsoleMessage, Page, Playwright, sync_playwright
 
 if not __package__:  # run as a script: make the relative imports work (PEP 366)
@@ -31,6 +32,7 @@ from .server import ComfyServer
 
 CHROMIUM_NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome", "msedge")
 WINDOW = {"width": 1920, "height": 1080}
+SETTINGS = {"Comfy.TutorialCompleted": "true", "Comfy.Minimap.Visible": "false"}
 CALLS_HOME = "https://api.comfy.org/"  # the front end asks about every pack there; ComfyUI itself blocks it
 FRONT_END_READY = "() => window.app?.graph && window.LiteGraph?.registered_node_types?.KSampler"
 ALL_NODES = """() => {
@@ -48,6 +50,18 @@ SEE_EVERYTHING = """() => {
     app.canvas.ds.offset[1] = (view.height / scale - top - bottom) / 2;
     app.canvas.setDirty(true, true);
 }"""
+NODES_ON_SCREEN = """() => {
+    const boxes = app.graph.nodes.map(node => node.getBounding());
+    const view = app.canvas.canvas.getBoundingClientRect(), room = 20, ds = app.canvas.ds;
+    const x = value => view.left + (value + ds.offset[0]) * ds.scale;
+    const y = value => view.top + (value + ds.offset[1]) * ds.scale;
+    return [
+        Math.max(view.left, x(Math.min(...boxes.map(b => b[0]))) - room),
+        Math.max(view.top, y(Math.min(...boxes.map(b => b[1]))) - room),
+        Math.min(view.right, x(Math.max(...boxes.map(b => b[0] + b[2]))) + room),
+        Math.min(view.bottom, y(Math.max(...boxes.map(b => b[1] + b[3]))) + room),
+    ];
+}"""
 
 
 class FrontEnd:
@@ -62,8 +76,9 @@ class FrontEnd:
         page.on("pageerror", lambda error: self.errors.append(f"uncaught: {error}"))
 
     def open(self) -> FrontEnd:
-        """Load the page, without the dialog that greets new users."""
-        self.page.request.post(f"{self.server.url}/settings/Comfy.TutorialCompleted", data="true")
+        """Load the page, without the dialog that greets new users and the map that covers a corner."""
+        for setting, value in SETTINGS.items():
+            self.page.request.post(f"{self.server.url}/settings/{setting}", data=value)
         self.page.goto(self.server.url)
         self.page.wait_for_function(FRONT_END_READY, timeout=60_000)
         self.page.wait_for_load_state("networkidle")
@@ -130,6 +145,24 @@ class FrontEnd:
         """Save what the window shows."""
         file.parent.mkdir(parents=True, exist_ok=True)
         self.page.screenshot(path=file)
+
+    def canvas_picture(self, file: Path) -> Image.Image:
+        """Save and return what lies within the nodes' bounds, without the menus around them."""
+        self.screenshot(file)
+        left, top, right, bottom = self.page.evaluate(NODES_ON_SCREEN)
+        with Image.open(file) as window:
+            return window.crop((int(left), int(top), int(right), int(bottom)))
+
+    def set_widget(self, node_id: int, name: str, value: Any) -> None:
+        """Type a value into a node's widget."""
+        set_value = (
+            "([id, name, value]) => { app.graph.getNodeById(id).widgets.find(w => w.name === name).value = value }"
+        )
+        self.page.evaluate(set_value, [node_id, name, value])
+
+    def api_format(self) -> dict[str, Any]:
+        """The opened workflow in API format, as Run sends it."""
+        return self.page.evaluate("async () => JSON.parse(JSON.stringify((await app.graphToPrompt()).output))")
 
     def our_errors(self, mark: str = "deepinv") -> list[str]:
         """Errors that name this pack, its files or its nodes."""

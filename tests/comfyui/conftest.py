@@ -19,8 +19,8 @@ SOURCES = environment.sources()
 
 
 def load_client() -> ModuleType:
-    """The module examples/client.py, which is no part of a package."""
-    spec = importlib.util.spec_from_file_location("deepinv_example_client", ROOT / "examples" / "client.py")
+    """The module headless/client.py, which is no part of a package."""
+    spec = importlib.util.spec_from_file_location("deepinv_example_client", ROOT / "headless" / "client.py")
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
@@ -28,7 +28,7 @@ def load_client() -> ModuleType:
 
 
 class Client:
-    """examples/client.py, tied to one server; the module itself is `module`."""
+    """headless/client.py, tied to one server; the module itself is `module`."""
 
     def __init__(self, server: ComfyServer) -> None:
         self.module = load_client()

@@ -7,6 +7,7 @@ from typing import Any
 
 MARGIN_X, MARGIN_Y = 80, 60
 TITLE_HEIGHT = 30
+LETTER, TITLE_MARGIN, WIDEST_TITLE = 8, 60, 480  # a title's width
 ORIGIN = (60, 80)
 PICTURE_SIZE = (300, 340)
 ROOM = {
@@ -15,13 +16,18 @@ ROOM = {
     "LoadImage": PICTURE_SIZE,
     "LoadImageMask": PICTURE_SIZE,
     "PreviewAny": (340, 220),
+    "DeepInvCompare": (420, 280),
+    "LossGraphNode": PICTURE_SIZE,
+    "DeepInvSaveInversion": (340, 180),
+    "DeepInvSaveSolver": (340, 180),
 }
 
 
 def make_room(workflow: dict[str, Any]) -> None:
-    """Enlarge the nodes that will show a picture or a text, which they do only once the workflow has run."""
+    """Enlarge the nodes that will show a picture or a text once the workflow has run, and those with a long title."""
     for node in workflow["nodes"]:
-        room = ROOM.get(node["type"], (0, 0))
+        width, height = ROOM.get(node["type"], (0, 0))
+        room = (max(width, min(LETTER * len(node.get("title", "")) + TITLE_MARGIN, WIDEST_TITLE)), height)
         node["size"] = [max(have, need) for have, need in zip(node["size"], room, strict=True)]
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from comfyui_deepinv.deepinv_core.editing import Hold, edit, flow_edit
 from comfyui_deepinv.deepinv_core.inversion import invert
@@ -14,7 +14,7 @@ from comfyui_deepinv.deepinv_core.methods import make_method
 
 from .conftest import Client
 from .server import ComfyServer
-from .test_edit_nodes import Pair, kept
+from .test_edit_nodes import EDIT, Pair, kept
 from .test_invert import NAMES, log_stays_clean, node, relative
 
 __all__ = ["log_stays_clean"]
@@ -58,35 +58,67 @@ def flow_edited(graph: dict[str, Any], **inputs: Any) -> dict[str, Any]:
     return graph
 
 
-def half(graph: dict[str, Any], name: str = "mask") -> dict[str, Any]:
+def half(graph: dict[str, Any]) -> dict[str, Any]:
     """The graph with a MASK whose left half, of 64 pixels, is to be edited."""
     graph["left"] = node("SolidMask", value=1.0, width=32, height=64)
     graph["none"] = node("SolidMask", value=0.0, width=64, height=64)
-    graph[name] = node("MaskComposite", destination=["none", 0], source=["left", 0], x=0, y=0, operation="add")
+    graph["mask"] = node("MaskComposite", destination=["none", 0], source=["left", 0], x=0, y=0, operation="add")
     return graph
 
 
 @pytest.mark.parametrize("kind", SHAPES)
-@pytest.mark.parametrize("way", ["sampler", "edit", "euler", "plain"])
-def test_a_converged_inversion_comes_back(kind: str, way: str, server: ComfyServer, client: Client) -> None:
+def test_a_converged_inversion_comes_back(kind: str, server: ComfyServer, client: Client) -> None:
     """By our NOISE, SIGMAS and SAMPLER, by an edit under the same prompt, by core's euler, by the plain samplers."""
     built = Built(kind, server)
-    graph = built.graph("anderson", steps=20, refine=25)
-    if way == "edit":
-        built.edited(graph, positive=["inputs", 1])
-    elif way == "euler":
-        graph["euler"] = node("KSamplerSelect", sampler_name="euler")
-        graph["back"]["inputs"]["sampler"] = ["euler", 0]
-    elif way == "plain":
-        graph["samplers"] = node("DeepInvInversionSampler", method="anderson", refine=25)
-        graph["no_noise"] = node("DisableNoise")
-        graph["up"] = sampled(["samplers", 0], ["inputs", 0], ["invert", 1])
-        graph["back"] = sampled(["samplers", 1], ["up", 0], ["invert", 1])
+    graph = built.graph("anderson", steps=24, refine=40, tolerance=1e-6)
+    graph["edit"] = node("DeepInvEdit", model=["model", 0], inversion=["invert", 3], positive=["inputs", 1], **EDIT)
+    graph["euler"] = node("KSamplerSelect", sampler_name="euler")
+    graph["by euler"] = sampled(["euler", 0], ["inputs", 0], ["invert", 1], noise="invert")
+    graph["samplers"] = node("DeepInvInversionSampler", method="anderson", refine=16)
+    graph["no_noise"] = node("DisableNoise")
+    graph["up"] = sampled(["samplers", 0], ["inputs", 0], ["invert", 1])
+    graph["plain"] = sampled(["samplers", 1], ["up", 0], ["invert", 1])
+    ways = ("back", "edit", "by euler", "plain")
+    for way in ways:
+        graph[f"save {way}"] = node("ProbeSave", name=f"{built.name} {way}", model=["model", 0], latent=[way, 0])
     client.run(graph)
+    output = server.base / "output"
+    latents = {way: load_file(output / f"{built.name} {way}.safetensors")["latent"] for way in ways}
+    errors = {way: relative(latent, built.latent) for way, latent in latents.items()}
+    assert max(errors.values()) < 1e-3, errors
     saved = built.result()
-    assert relative(saved["latent"], built.latent) < 1e-3
     assert saved["noise"].shape == built.latent.shape and relative(saved["noise"], built.latent) > 0.1
     assert float(saved["sigmas"][0]) == 0 and float(saved["sigmas"][-1]) <= 1
+
+
+@pytest.mark.parametrize("kind", SHAPES)
+@pytest.mark.parametrize("way", ["sampler", "euler"])
+def test_an_inversion_half_way_comes_back(kind: str, way: str, server: ComfyServer, client: Client) -> None:
+    """From below the largest sigma, where ComfyUI scales the noise otherwise."""
+    built = Built(kind, server)
+    graph = built.graph("anderson", refine=12, sigmas=["levels", 0])
+    graph["levels"] = node("BasicScheduler", model=["model", 0], scheduler="simple", steps=8, denoise=0.5)
+    if way == "euler":
+        graph["euler"] = node("KSamplerSelect", sampler_name="euler")
+        graph["back"]["inputs"]["sampler"] = ["euler", 0]
+    client.run(graph)
+    saved = built.result()
+    assert relative(saved["latent"], built.latent) < 1e-3 and float(saved["sigmas"][-1]) < 0.99
+
+
+@pytest.mark.parametrize("kind", SHAPES)
+def test_an_inversion_is_saved_and_loaded(kind: str, server: ComfyServer, client: Client) -> None:
+    built = Built(kind, server)
+    graph = built.graph("rf_inversion")
+    graph["keep"] = node("DeepInvSaveInversion", inversion=["invert", 3], name=built.name)
+    client.run(graph)
+    straight = built.result()["latent"]
+    again = built.graph()
+    again["invert"] = node("DeepInvLoadInversion", inversion_name=f"{built.name}.safetensors", model=["model", 0])
+    again["back"]["inputs"]["latent_image"] = ["invert", 4]
+    del again["report"]
+    client.run(again)
+    assert relative(built.result()["latent"], straight) < 1e-5
 
 
 @pytest.mark.parametrize("kind", SHAPES)
@@ -131,17 +163,17 @@ def test_flow_edit_noises_the_photo_as_comfyui_does(kind: str, server: ComfyServ
 
 @pytest.mark.parametrize("kind", SHAPES)
 def test_outside_a_mask_the_latent_is_the_photo_s(kind: str, server: ComfyServer, client: Client) -> None:
-    """In an edit, and in FlowEdit by the latent's noise mask, with steps that are sampled plainly or without."""
+    """In an edit, and by the latent's noise mask in FlowEdit, with last steps sampled plainly, and in the sampler."""
     built = Built(kind, server)
-    results = []
-    client.run(half(built.edited(built.graph(steps=10), mask=["mask", 0])))
-    results.append(built.result()["latent"])
-    for refine in (0, 3):
-        graph = half(flow_edited(built.graph(), latent=["masked", 0], refine_steps=refine))
+    graphs = [built.edited(built.graph(steps=10), mask=["mask", 0])]
+    graphs += [flow_edited(built.graph(), latent=["masked", 0], refine_steps=refine) for refine in (0, 3)]
+    graphs.append(built.graph())
+    graphs[-1]["guider"]["inputs"]["conditioning"] = ["target", 1]
+    graphs[-1]["back"]["inputs"]["latent_image"] = ["masked", 0]
+    for graph in graphs:
         graph["masked"] = node("SetLatentNoiseMask", samples=["inputs", 0], mask=["mask", 0])
-        client.run(graph)
-        results.append(built.result()["latent"])
-    for latent in results:
+        client.run(half(graph))
+        latent = built.result()["latent"]
         assert relative(latent[..., 4:], built.latent[..., 4:]) < 1e-5
         assert relative(latent[..., :4], built.latent[..., :4]) > 5e-3
 
@@ -194,6 +226,7 @@ def test_edits_of_batches_and_aspect_ratios_are_the_core_s(
 
 
 def test_a_lora_acts_through_an_edit(server: ComfyServer, client: Client) -> None:
+    """The inversion is the plain model's, so that the edit has to load the patched weights itself."""
     pair = Pair("sd3", server)
     torch.manual_seed(5)
     up, down = torch.randn(128, 4) * 0.3, torch.randn(4, 128) * 0.3
@@ -201,16 +234,14 @@ def test_a_lora_acts_through_an_edit(server: ComfyServer, client: Client) -> Non
     loras.mkdir(exist_ok=True)
     key = "diffusion_model.joint_blocks.0.x_block.attn.proj"
     save_file({f"{key}.lora_up.weight": up, f"{key}.lora_down.weight": down}, loras / f"{pair.name}.safetensors")
-    graph = pair.edited(pair.graph())
+    graph = pair.edited(pair.graph(), model=["lora", 0])
     lora = {"model": ["model", 0], "lora_name": f"{pair.name}.safetensors", "strength_model": 1.0}
     graph["lora"] = node("LoraLoaderModelOnly", **lora)
-    for name in ("invert", "edit"):
-        graph[name]["inputs"]["model"] = ["lora", 0]
     client.run(graph)
     saved = pair.result()
-    plain = edit(pair.velocity("target", saved), kept(pair, saved)).latent
-    pair.transformer.transformer_blocks[0].attn.to_out[0].weight += up @ down
     inversion = kept(pair, saved)
+    plain = edit(pair.velocity("target", saved), inversion).latent
+    pair.transformer.transformer_blocks[0].attn.to_out[0].weight += up @ down
     patched = edit(pair.velocity("target", saved), inversion).latent
     assert relative(pair.in_model_space(saved["latent"]), patched) < 2e-3 < relative(plain, patched)
     flow_edited(graph, model=["lora", 0])

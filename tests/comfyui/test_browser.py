@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from pathlib import Path
 
 import pytest
 
 from .browser import FrontEnd, open_front_end, to_ui_format
-from .environment import ROOT
+from .make_workflows import ORDER, needs_a_download, twin, workflow_file
+from .server import PACK_NAME
+from .test_workflows import SHORT, provide_files
 
-WORKFLOWS = sorted((ROOT / "workflows").glob("*.json"))
-PICTURE_FOLDERS = [ROOT / "examples", ROOT / "workflows", ROOT / "docs"]
-NEEDS_A_DOWNLOAD = ("CheckpointLoader", "UNETLoader", "CLIPLoader", "DualCLIPLoader", "TripleCLIPLoader", "VAELoader")
 CORE_PROMPT = {
     "1": {"class_type": "EmptyImage", "inputs": {"width": 128, "height": 96, "batch_size": 1, "color": 0xFF8000}},
     "2": {"class_type": "LoadImage", "inputs": {"image": "example.png"}},
@@ -36,17 +34,6 @@ def picture_file(server, name: str, tmp_path: Path) -> Path:
     return folder / f"{name}-{server.installation.version}.png"
 
 
-def provide_pictures(server, workflow: dict) -> None:
-    """Put the pictures a workflow loads into the server's input folder, from this repository."""
-    for node in workflow["nodes"]:
-        if node["type"] in ("LoadImage", "LoadImageMask"):
-            name = node["widgets_values"][0]
-            if not (server.base / "input" / name).is_file():
-                found = [folder / name for folder in PICTURE_FOLDERS if (folder / name).is_file()]
-                assert found, f"the workflow loads {name}, which neither ComfyUI nor this repository has"
-                shutil.copy(found[0], server.base / "input" / name)
-
-
 def assert_opened_whole(front_end: FrontEnd, workflow: dict) -> None:
     """The page shows every node of the workflow, knows its type, and our code has not complained."""
     assert front_end.missing_node_types() == []
@@ -54,8 +41,12 @@ def assert_opened_whole(front_end: FrontEnd, workflow: dict) -> None:
     assert front_end.our_errors() == []
 
 
-def test_every_shipped_workflow_is_tested():
-    assert WORKFLOWS, f"no workflows in {ROOT / 'workflows'}"
+def assert_same_graph(sent: dict, expected: dict) -> None:
+    """What Run sends has the nodes, links and values expected; the page adds widgets of its own."""
+    assert sent.keys() == expected.keys()
+    for key, node in expected.items():
+        assert sent[key]["class_type"] == node["class_type"]
+        assert node["inputs"] == {name: sent[key]["inputs"].get(name) for name in node["inputs"]}, node
 
 
 def test_unknown_node_is_noticed(front_end):
@@ -81,16 +72,50 @@ def test_api_format_becomes_a_workflow_that_opens_and_runs(front_end, server, tm
     front_end.screenshot(picture_file(server, "core", tmp_path))
 
 
-@pytest.mark.parametrize("file", WORKFLOWS, ids=lambda file: file.stem)
-def test_shipped_workflow_opens_and_runs(front_end, server, tmp_path, file):
-    workflow = json.loads(file.read_text(encoding="utf-8"))
-    provide_pictures(server, workflow)
-    front_end.load_workflow(workflow, file.stem)
-    assert_opened_whole(front_end, workflow)
-    if not any(node_type.startswith(NEEDS_A_DOWNLOAD) for node_type in front_end.node_types()):
-        entry = front_end.run()
-        assert entry["status"]["status_str"] == "success", entry["status"]
-        assert front_end.wait_for_pictures(entry["outputs"])
-    front_end.page.wait_for_timeout(500)
-    front_end.screenshot(picture_file(server, file.stem, tmp_path))
+@pytest.mark.parametrize("name", ORDER)
+def test_shipped_workflow_opens_and_runs(server, client, tmp_path, name):
+    provide_files(client, server, name)
+    workflow = json.loads(workflow_file(name).read_text(encoding="utf-8"))
+    with open_front_end(server) as front_end:  # after the files are there, as the page lists them in menus
+        front_end.load_workflow(workflow, name)
+        assert_opened_whole(front_end, workflow)
+        assert_same_graph(front_end.api_format(), twin(name))
+        if not needs_a_download(twin(name)):
+            for target, value in SHORT.get(name, {}).items():
+                node_id, _, widget = target.partition(".")
+                front_end.set_widget(int(node_id), widget, value)
+            entry = front_end.run()
+            assert entry["status"]["status_str"] == "success", entry["status"]
+            assert front_end.wait_for_pictures(entry["outputs"])
+        front_end.page.wait_for_timeout(500)
+        front_end.screenshot(picture_file(server, f"deepinv_{name}", tmp_path))
+        assert front_end.our_errors() == []
+
+
+def test_help_page_opens(front_end, server, tmp_path):
+    """What the (i) button over a selected node shows."""
+    front_end.load_api({"1": {"class_type": "DeepInvEdit", "inputs": {}}}, "help")
+    page = front_end.page
+    page.evaluate("() => { app.canvas.selectNode(app.graph.nodes[0]); app.canvas.setDirty(true, true); }")
+    page.get_by_test_id("info-button").click()
+    page.get_by_text("Samples an inverted photo back under another prompt").wait_for(timeout=15_000)
+    front_end.screenshot(picture_file(server, "help", tmp_path))
+    assert [error for error in front_end.our_errors() if "/en.md" not in error] == []  # it asks for a translation first
+
+
+def test_templates_show_with_pictures(front_end, server, tmp_path):
+    """Each of the pack's entries that the dialog has in view comes with its own picture, not with a stand-in."""
+    page, served = front_end.page, {}
+    page.on("response", lambda reply: served.update({reply.url.rpartition("/")[2]: reply.status}))
+    page.evaluate("() => app.extensionManager.command.execute('Comfy.BrowseTemplates')")
+    page.get_by_text(PACK_NAME, exact=True).first.click()
+    page.get_by_text("deepinv_", exact=False).first.wait_for(timeout=15_000)
+    page.wait_for_timeout(1500)
+    front_end.screenshot(picture_file(server, "templates", tmp_path))
+    shown = page.evaluate("() => [...document.querySelectorAll('[role=dialog] img')].map(i => [i.src, i.naturalWidth])")
+    assert len(shown) >= 8
+    assert all(width > 0 and "default-template" not in source for source, width in shown), shown
+    pictures = {name: status for name, status in served.items() if name.endswith(".jpg")}
+    assert set(pictures.values()) == {200}, pictures
+    assert set(pictures) <= {f"deepinv_{name}.jpg" for name in ORDER}
     assert front_end.our_errors() == []

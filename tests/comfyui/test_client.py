@@ -1,4 +1,4 @@
-"""examples/client.py against a real server, with ComfyUI's own nodes."""
+"""headless/client.py against a real server, with ComfyUI's own nodes."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def slow_prompt(nodes=40):
 def run_command(server, tmp_path, prompt, *arguments):
     workflow = tmp_path / "workflow.json"
     workflow.write_text(json.dumps(prompt))
-    command = [sys.executable, ROOT / "examples" / "client.py", workflow, "--server", server, "--output", tmp_path]
+    command = [sys.executable, ROOT / "headless" / "client.py", workflow, "--server", server, "--output", tmp_path]
     return subprocess.run([*command, *arguments], capture_output=True, text=True, timeout=120)
 
 

@@ -110,7 +110,7 @@ def test_nothing_around_a_node_is_missing(client: Client) -> None:
     used = set()
     for file in (ROOT / "workflows").glob("*.json"):
         used |= {node["type"] for node in json.loads(file.read_text(encoding="utf-8"))["nodes"]}
-    examples = [json.loads(file.read_text(encoding="utf-8")) for file in (ROOT / "examples").glob("*_api.json")]
+    examples = [json.loads(file.read_text(encoding="utf-8")) for file in (ROOT / "headless").glob("*_api.json")]
     in_examples = {node["class_type"] for prompt in examples for node in prompt.values()}
     assert used and in_examples
     for name, info in ours(client).items():

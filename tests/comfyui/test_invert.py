@@ -304,7 +304,7 @@ def test_sigmas_of_another_run_are_refused_on_the_way_back(server: ComfyServer, 
 def test_the_shipped_workflow_gives_the_photo_back(
     layout: str, server: ComfyServer, client: Client, tmp_path: Path
 ) -> None:
-    graph = json.loads((ROOT / "examples" / "invert_and_reconstruct_api.json").read_text())
+    graph = json.loads((ROOT / "headless" / "invert_and_reconstruct_api.json").read_text())
     graph["3"]["inputs"]["layout"] = layout
     result = client.run(graph, tmp_path)
     picture = Image.open(result.images[0]).convert("RGB").resize((192, 64), Image.Resampling.NEAREST)

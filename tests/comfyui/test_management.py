@@ -18,6 +18,7 @@ from .test_any_model import flow_edited, sampled
 from .test_edit_nodes import Pair
 from .test_invert import log_stays_clean, node, relative
 from .test_solver_nodes import write_solver
+from .test_train_node import FEW
 
 __all__ = ["log_stays_clean"]
 
@@ -45,7 +46,7 @@ class Bench(Pair):
             graph = self.graph("deepinv", solver=["solver", 0], seed=seed)
             graph["solver"] = node("DeepInvLoadSolver", solver_name=self.solver)
         if name == "inversion sampler":
-            graph["samplers"] = node("DeepInvInversionSampler", method="deepinv", solver=["solver", 0])
+            graph["samplers"] = node("DeepInvInversionSampler", method="deepinv", refine=0, solver=["solver", 0])
             graph["samplers"]["inputs"]["conditioning"] = ["inputs", 1]
             graph["solver"] = node("DeepInvLoadSolver", solver_name=self.solver)
             graph["no_noise"] = node("DisableNoise")
@@ -59,6 +60,12 @@ class Bench(Pair):
             graph["invert"] = node("DeepInvLoadInversion", inversion_name=f"kept {seed + 1}.safetensors")
             graph["invert"]["inputs"]["model"] = ["model", 0]
             del graph["report"]
+        if name == "train":
+            graph = {key: graph[key] for key in ("model", "inputs")}
+            given = {"model": ["model", 0], "latents": ["inputs", 0], "conditioning": ["inputs", 1]}
+            graph["train"] = node("DeepInvTrainSolver", **given, **FEW, name=f"trained {seed}")
+            graph["shown"] = node("PreviewAny", source=["train", 2])
+            return graph, ["train", 0]
         if name == "compare":
             graph["photo"] = node("EmptyImage", width=64, height=64, batch_size=1, color=seed)
             compared = {"reference": ["photo", 0], "result": ["photo", 0], "vae": ["demo", 1]}
@@ -85,81 +92,26 @@ class Bench(Pair):
         """What lives in the server: by itself once its caches are empty, or at the end of a graph."""
         link = {"after": after} if after else {}
         look = {"memory": node("ProbeMemory", **link), "memory shown": node("PreviewAny", source=["memory", 0])}
-        return json.loads(self.client.run({**(graph or {}), **look}).outputs["memory shown"]["text"][0])
+        found = json.loads(self.client.run({**(graph or {}), **look}).outputs["memory shown"]["text"][0])
+        self.resident = found.pop("resident")  # the system hands it out as it likes
+        return found
 
     def rest(self) -> dict[str, Any]:
-        """The same without the process's memory, which the system hands out as it likes."""
-        found = self.memory()
-        del found["resident"]
-        return found
+        """The same with ComfyUI's caches emptied, which it keeps for the next run."""
+        self.client.post("/free", {"free_memory": True})
+        self.memory()  # it does so after the next run at the latest
+        return self.memory()
 
 
 @pytest.fixture(scope="module")
 def bench(server: ComfyServer, client: Client) -> Bench:
     """One model, one solver for all tests here; its graphs have run once."""
-    return Bench(server, client)
-
-
-NODES = ["invert", "edit", "flow edit", "solver", "inversion sampler", "save", "load", "compare"]
-
-
-@pytest.mark.parametrize("name", NODES)
-def test_models_are_untouched_and_memory_is_free_after_a_node(name: str, bench: Bench) -> None:
-    before = bench.digests()
-    graph, end = bench.of(name)
-    after = bench.digests(graph, end)
-    assert after and after.items() <= before.items()
-    start = bench.rest()
-    graph, end = bench.of(name)
-    during = bench.memory(graph, end)
-    assert during["bytes"] > start["bytes"]  # so that the probe sees what it looks for
-    assert bench.rest() == start
-    assert start["loaded"] == []
-
-
-@pytest.mark.parametrize("name", ["invert", "edit", "flow edit"])
-def test_an_error_in_the_middle_leaves_nothing(name: str, bench: Bench) -> None:
-    """The model's output is not finite."""
-    before, start = bench.digests(), bench.rest()
-    for _ in range(2):
-        graph, _ = bench.of(name)
-        graph["patch"] = node("ProbePatch", model=["model", 0], factor=1e39)  # infinite in float32
-        ours = {"invert": "invert", "edit": "edit", "flow edit": "flow"}[name]
-        graph[ours]["inputs"]["model"] = ["patch", 0]
-        with pytest.raises(bench.client.module.WorkflowError, match="the model returned NaN or infinity"):
-            bench.client.run(graph)
-        assert bench.digests() == before
-    assert bench.rest() == start
-
-
-@pytest.mark.parametrize("name", ["invert", "edit", "flow edit"])
-def test_an_interrupt_leaves_nothing(name: str, bench: Bench) -> None:
-    before, start = bench.digests(), bench.rest()
-    graph, _ = bench.of(name)
-    long = {"invert": ("invert", "renoise"), "edit": ("invert", "euler"), "flow edit": ("flow", "")}[name]
-    graph[long[0]]["inputs"]["steps"] = 60 if name == "edit" else 1000
-    if long[1]:
-        graph["invert"]["inputs"] |= {"method": long[1], "keep_trajectory": True}
-    if name == "edit":
-        graph["edit"]["inputs"] |= {"strength": 1.0}
-    stopped = threading.Event()
-    watched = {"invert": "invert", "edit": "edit", "flow edit": "flow"}[name]
-
-    def stop_when_it_runs(kind: str, data: dict[str, Any]) -> None:
-        if kind == "progress" and data["node"] == watched and data["value"] >= 2 and not stopped.is_set():
-            stopped.set()
-            bench.client.post("/interrupt", {})
-
-    with pytest.raises(bench.client.module.WorkflowError, match="interrupted"):
-        bench.client.module.run_workflow(bench.server.address, graph, timeout=120, on_event=stop_when_it_runs)
-    assert stopped.is_set()
-    assert bench.digests() == before
-    assert bench.rest() == start
+    return Bench(server, client, batch=2)
 
 
 def test_ten_runs_in_a_row_do_not_grow(server: ComfyServer, client: Client) -> None:
-    """Each run keeps a trajectory of 21 MB; half of one a run left behind would break the bound."""
-    bench = Bench(server, client, batch=4, size=(64, 64))
+    """Each run keeps a trajectory of 5.5 MB; half of one a run left behind would break the bound."""
+    bench = Bench(server, client, batch=4, size=(32, 32))
     steps = 20
     trajectory = (steps + 1) * bench.latent.numel() * 4
 
@@ -170,13 +122,69 @@ def test_ten_runs_in_a_row_do_not_grow(server: ComfyServer, client: Client) -> N
 
     for _ in range(2):
         run()
-    start = bench.memory()
+    start, resident = bench.rest(), bench.resident
     for _ in range(10):
         run()
-    end = bench.memory()
-    assert end["resident"] - start["resident"] < 10 * trajectory / 2
-    for key in ("tensors", "bytes", "loaded"):
-        assert end[key] == start[key]
+    assert bench.rest() == start
+    assert bench.resident - resident < 10 * trajectory / 2
+
+
+NODES = ["invert", "edit", "flow edit", "solver", "inversion sampler", "save", "load", "compare", "train"]
+
+
+@pytest.mark.parametrize("name", NODES)
+def test_models_are_untouched_and_memory_is_free_after_a_node(name: str, bench: Bench) -> None:
+    if name != "train":  # it has tests of its own
+        before = bench.digests()
+        after = bench.digests(*bench.of(name))
+        assert after and after.items() <= before.items()
+    start = bench.rest()
+    graph, end = bench.of(name)
+    during = bench.memory(graph, end)
+    assert during["bytes"] > start["bytes"]  # so that the probe sees what it looks for
+    assert bench.rest() == start
+    assert start["loaded"] == []
+
+
+OURS = {"invert": "invert", "edit": "edit", "flow edit": "flow"}
+"""The node under test in each graph."""
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_an_error_in_the_middle_leaves_nothing(name: str, bench: Bench) -> None:
+    """The model's output is not finite."""
+    before, start = bench.digests(), bench.rest()
+    for _ in range(2):
+        graph, _ = bench.of(name)
+        graph["patch"] = node("ProbePatch", model=["model", 0], factor=1e39)  # infinite in float32
+        graph[OURS[name]]["inputs"]["model"] = ["patch", 0]
+        with pytest.raises(bench.client.module.WorkflowError, match="the model returned NaN or infinity"):
+            bench.client.run(graph)
+        assert bench.digests() == before
+    assert bench.rest() == start
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_an_interrupt_leaves_nothing(name: str, bench: Bench) -> None:
+    before, start = bench.digests(), bench.rest()
+    graph, _ = bench.of(name)
+    if name == "edit":
+        graph["invert"]["inputs"] |= {"method": "euler", "steps": 200}
+        graph["edit"]["inputs"]["strength"] = 1.0
+    else:
+        graph[OURS[name]]["inputs"]["steps"] = 1000
+    stopped = threading.Event()
+
+    def stop_when_it_runs(kind: str, data: dict[str, Any]) -> None:
+        if kind == "progress" and data["node"] == OURS[name] and data["value"] >= 2 and not stopped.is_set():
+            stopped.set()
+            bench.client.post("/interrupt", {})
+
+    with pytest.raises(bench.client.module.WorkflowError, match="interrupted"):
+        bench.client.module.run_workflow(bench.server.address, graph, timeout=120, on_event=stop_when_it_runs)
+    assert stopped.is_set()
+    assert bench.digests() == before
+    assert bench.rest() == start
 
 
 def test_the_solver_is_unloaded_by_free_and_comes_back(bench: Bench) -> None:
@@ -185,11 +193,10 @@ def test_the_solver_is_unloaded_by_free_and_comes_back(bench: Bench) -> None:
     noise = bench.result()["noise"]
     bench.client.post("/free", {"unload_models": True})
     began = time.monotonic()
-    held = {name: graph[name] for name in ("model", "solver", "inputs")}
-    kept = {**held, "invert": graph["invert"]}
+    kept = {name: graph[name] for name in ("model", "solver", "inputs", "invert")}
     while bench.memory(kept)["loaded"] and time.monotonic() - began < 20:
         time.sleep(0.2)
-    assert bench.memory(kept, ["invert", 3])["loaded"] == []
+    assert bench.memory(kept, ["invert", 3])["loaded"] == []  # all of them still in the cache
     graph["invert"]["inputs"]["seed"] = next(SEEDS)  # not read by this method: the same noise, found again
     assert "_Managed" in bench.memory(graph, end)["loaded"]
     assert relative(bench.result()["noise"], noise) < 1e-6

@@ -263,3 +263,11 @@ ENTRIES = st.fixed_dictionaries(
 )
 def test_no_header_raises_anything_else(tmp_path, meta, tensors, data):
     read_any(raw_file(tmp_path / "x.safetensors", {**tensors, "__metadata__": meta}, data))
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such modes")
+def test_a_saved_file_is_shared_as_any_other(tmp_path):
+    path = tmp_path / "a.safetensors"
+    checkpoint.save(path, {"x": torch.ones(1)}, checkpoint.header("solver"))
+    (tmp_path / "plain").touch()
+    assert path.stat().st_mode == (tmp_path / "plain").stat().st_mode

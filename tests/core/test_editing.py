@@ -134,6 +134,19 @@ def test_flow_edit_samples_its_last_steps_plainly() -> None:
     assert torch.allclose(result.latent, before - 0.25 * OTHER(before, 0.25), atol=1e-12)
 
 
+@pytest.mark.parametrize("refine", [0, 1, 3])
+def test_flow_edit_keeps_the_photo_outside_a_mask(refine: int) -> None:
+    mask = torch.zeros(1, *[1] * (LATENT.ndim - 2), LATENT.shape[-1])
+    mask[..., 1:] = 1
+    latent = flow_edit(FLOW, OTHER, LATENT, uniform_grid(6), skip=0, refine=refine, mask=mask).latent
+    assert torch.equal(latent[..., :1], LATENT[..., :1]) and not torch.allclose(latent[..., 1:], LATENT[..., 1:])
+    everything = flow_edit(FLOW, OTHER, LATENT, uniform_grid(6), skip=0, refine=refine).latent
+    whole = flow_edit(FLOW, OTHER, LATENT, uniform_grid(6), skip=0, refine=refine, mask=torch.ones_like(mask)).latent
+    assert torch.allclose(whole, everything)
+    with pytest.raises(DeepInvError, match="the mask has shape"):
+        flow_edit(FLOW, OTHER, LATENT, uniform_grid(6), refine=refine, mask=torch.ones(7, *LATENT.shape[1:]))
+
+
 @pytest.mark.parametrize("change", [{"skip": 1.0}, {"skip": -0.1}, {"refine": 5}])
 def test_flow_edit_refuses(change: dict[str, float]) -> None:
     with pytest.raises(DeepInvError, match="skip is"):

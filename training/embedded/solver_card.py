@@ -74,7 +74,6 @@ ENTRIES: Final = (
     Entry("anderson", 3),
     Entry("anderson_extrapolated", 2),
     Entry("anderson_extrapolated", 3),
-    Entry("renoise", 9),
     Entry("deepinv", 0, "paper"),
     Entry("deepinv", 1, "paper"),
     Entry("deepinv", 0, "fast"),
@@ -157,6 +156,7 @@ def measure(bench: Bench, archive: Path, images: int) -> dict[str, Any]:
             rows["test"].append(bench.run(entry, latent, steps))
             log.info("%s", rows["test"][-1])
     for height, width in SHAPES:
+        log.info("%dx%d", width, height)
         photos = photo_latents(bench.model, height, width)
         for steps in (4, 8, 16):
             for entry in bench.entries():

@@ -1,7 +1,7 @@
 """Run a ComfyUI workflow without the web page: send it, follow it, fetch its results.
 
-    python examples/client.py WORKFLOW_API.json --server 127.0.0.1:8188 --output results
-    python examples/client.py edit_api.json --upload photo.jpg --set LoadImage.image=photo.jpg --set 12.steps=20
+    python headless/client.py WORKFLOW_API.json --server 127.0.0.1:8188 --output results
+    python headless/client.py edit_api.json --upload photo.jpg --set LoadImage.image=photo.jpg --set 12.steps=20
 
 The workflow is in API format (ComfyUI: Export (API)). NODE in --set is a node's number, or its title or class where
 only one node has it. Pictures are saved in --output, texts go to standard output, progress to standard error.
