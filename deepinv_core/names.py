@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from itertools import chain, count
+from pathlib import Path
 from typing import Final
 
 from .errors import DeepInvError
@@ -38,3 +40,9 @@ def safe_name(text: str, what: str = "name") -> str:
     if problem:
         raise DeepInvError(f"{what} {name[:60]!a} {problem}: use letters, digits, spaces, - and _, such as my_solver")
     return name
+
+
+def free_path(folder: Path, name: str) -> Path:
+    """``folder/name.safetensors``, or with the first number from 2 on that is not taken: nothing is overwritten."""
+    numbered = (folder / f"{name}_{number:05}.safetensors" for number in count(2))
+    return next(path for path in chain([folder / f"{name}.safetensors"], numbered) if not path.exists())

@@ -57,6 +57,13 @@ def sines(coordinates: Tensor, width: int) -> Tensor:
     return torch.cat([angles.sin(), angles.cos()], dim=-1).float()
 
 
+def unpatchify(tokens: Tensor, patch_size: int, height: int, width: int) -> Tensor:
+    """Tokens ``[B, rows * columns, p * p * C]`` to ``[B, C, height, width]``; what exceeds it at the edges is cut."""
+    p, channels = patch_size, tokens.shape[-1] // patch_size**2
+    patches = tokens.unflatten(1, (-(-height // p), -(-width // p))).unflatten(-1, (p, p, channels))
+    return patches.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)[..., :height, :width]
+
+
 def area_matrix(size: int, cells: int) -> Tensor:
     """Weights that average ``size`` pixels onto ``cells`` cells of equal, possibly fractional, width.
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from ..errors import DeepInvError
 from .config import SolverConfig
-from .grids import area_matrix, token_positions
+from .grids import area_matrix, token_positions, unpatchify
 
 TIMESTEPS = 1000.0
 """The timestep of the embedding is σ times this."""
@@ -144,7 +144,7 @@ class DeepInvSolver(nn.Module):
         right = self._branch(self.blocks_img, self.config.grown_right, right, content, temb_image)
         left = self.norm_out(left, temb)
         _, combined = self.combined_block(left, self.norm_out_img(right, temb_image), temb_image)
-        return self._image(self.proj_out(left + combined), height, width)
+        return unpatchify(self.proj_out(left + combined), self.config.patch_size, height, width)
 
     @staticmethod
     def _branch(blocks: nn.ModuleList, grown: int, h: Tensor, context: Tensor, temb: Tensor) -> Tensor:
@@ -168,13 +168,6 @@ class DeepInvSolver(nn.Module):
         """``[B, C, H, W]`` to ``[B, tokens, hidden]``; an odd rest is padded to a whole patch by repeating the edge."""
         pad_h, pad_w = (-side % self.config.patch_size for side in x.shape[-2:])
         return embed(F.pad(x, (0, pad_w, 0, pad_h), mode="replicate") if pad_h or pad_w else x)
-
-    def _image(self, tokens: Tensor, height: int, width: int) -> Tensor:
-        """``[B, tokens, p·p·C]`` to ``[B, C, height, width]``, padding cropped."""
-        p = self.config.patch_size
-        rows, columns = -(-height // p), -(-width // p)
-        patches = tokens.unflatten(1, (rows, columns)).unflatten(-1, (p, p, self.config.channels))
-        return patches.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)[..., :height, :width]
 
     def _fold(self, x: Tensor) -> Tensor:
         """Casts to the network's dtype and folds frames into the batch: ``[B, C, F, H, W]`` to ``[B·F, C, H, W]``."""

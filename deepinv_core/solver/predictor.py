@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ..errors import DeepInvError
 from ..flow import per_sample
 from .config import PredictorConfig
-from .grids import token_positions
+from .grids import token_positions, unpatchify
 
 TIMES = 3
 """Scalars the network is conditioned on: σ_{i+1}, h and σ_{i+1} − σ_last."""
@@ -149,9 +149,7 @@ class DeepInvPredictor(nn.Module):
         tokens = self.pos_embed(padded) + token_positions(self.config, height, width).to(stacked.device, stacked.dtype)
         for block in self.blocks:
             tokens = block(tokens, embedding, rows)
-        tokens = self.proj_out(self.norm_out(tokens, embedding))
-        patches = tokens.unflatten(1, (rows, columns)).unflatten(-1, (p, p, self.config.channels))
-        return patches.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)[..., :height, :width]
+        return unpatchify(self.proj_out(self.norm_out(tokens, embedding)), p, height, width)
 
     def _check(self, last: Tensor, **others: Tensor) -> None:
         if last.ndim not in (4, 5) or last.shape[1] != self.config.channels or 0 in last.shape:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from itertools import chain, count
 from pathlib import Path
 
 import folder_paths
 
 from ...deepinv_core.errors import DeepInvError
+from ...deepinv_core.names import free_path
 
 FOLDER = "deepinv"
 
@@ -31,8 +31,7 @@ def inversion_path(name: str) -> Path:
 
 def new_inversion_path(name: str) -> Path:
     """Where an inversion of that name is saved: a number follows where the name is taken."""
-    numbered = (_folder() / f"{name}_{number:05}.safetensors" for number in count(2))
-    return next(path for path in chain([_folder() / f"{name}.safetensors"], numbered) if not path.exists())
+    return free_path(_folder(), name)
 
 
 def _folder() -> Path:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ import torch
 from ...deepinv_core.adapters.transformer import describe_geometry
 from ...deepinv_core.errors import DeepInvError
 from ...deepinv_core.methods.deepinv import Solver, bind
+from ...deepinv_core.names import free_path
 from ...deepinv_core.solver import BaseInfo, LoadedSolver, load_solver, require_base
 
 SOLVER_FOLDER = "deepinv"
@@ -117,10 +117,7 @@ def solver_path(name: str) -> str:
 
 def new_solver_path(name: str) -> Path:
     """Where a solver of that name is saved in ``models/deepinv``: a number follows where the name is taken."""
-    folder = Path(folder_paths.get_folder_paths(SOLVER_FOLDER)[0])
-    numbered = (folder / f"{name}_{number:05}.safetensors" for number in count(2))
-    first = folder / f"{name}.safetensors"
-    return next(path for path in chain([first], numbered) if not path.exists())
+    return free_path(Path(folder_paths.get_folder_paths(SOLVER_FOLDER)[0]), name)
 
 
 def training_folder(name: str) -> Path:

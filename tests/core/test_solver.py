@@ -28,7 +28,7 @@ from comfyui_deepinv.deepinv_core.solver import (
     preset,
     save_solver,
 )
-from comfyui_deepinv.deepinv_core.solver.grids import area_matrix, token_positions
+from comfyui_deepinv.deepinv_core.solver.grids import area_matrix, token_positions, unpatchify
 
 REFERENCE = Path(__file__).parents[1] / "data" / "official_solver_small.safetensors"
 SMALL = SolverConfig(
@@ -281,7 +281,7 @@ def test_unpatchify_inverts_the_patch_order():
     solver.pos_embed1.proj.weight.copy_(torch.eye(8).reshape(2, 2, 2, 8).permute(3, 2, 0, 1))
     solver.pos_embed1.proj.bias.zero_()
     x = inputs(config, size=(4, 6))["latent"]
-    assert torch.equal(solver._image(solver._tokens(solver.pos_embed1, x), 4, 6), x)
+    assert torch.equal(unpatchify(solver._tokens(solver.pos_embed1, x), 2, 4, 6), x)
 
 
 @pytest.mark.parametrize("name", ["velocity", "latent", "latent_clean", "sigma", "context", "pooled"])
