@@ -82,6 +82,10 @@ ENTRIES: Final = (
 )
 
 
+FEW: Final = ("euler", "uni_inv", "fireflow", "anderson K=2", "anderson_extrapolated K=2", "paper K=0", "fast K=0")
+"""Starts of the labels that are measured off the test photographs too."""
+
+
 @dataclass(frozen=True)
 class Bench:
     """The model, the solvers by name, and what a solver evaluation costs in base evaluations."""
@@ -122,9 +126,10 @@ class Bench:
         kind = self.model.name.removeprefix("demo-")
         return solver_flops(self.solvers[entry.solver].config, **sizes) / transformer_flops(kind, KINDS[kind], **sizes)
 
-    def entries(self) -> list[Entry]:
-        """Those whose solver is there."""
-        return [entry for entry in ENTRIES if not entry.solver or entry.solver in self.solvers]
+    def entries(self, starts: tuple[str, ...] = ("",)) -> list[Entry]:
+        """Those whose solver is there and whose label starts so."""
+        there = [entry for entry in ENTRIES if not entry.solver or entry.solver in self.solvers]
+        return [entry for entry in there if entry.label.startswith(starts)]
 
 
 def _round(value: Tensor) -> float:
@@ -147,21 +152,29 @@ def photo_latents(model: BaseModel, height: int, width: int) -> Tensor:
     return model.encode(photos[:, :, top : top + height, left : left + width])
 
 
-def measure(bench: Bench, archive: Path, images: int) -> dict[str, Any]:
-    """All rows."""
-    latent, classes = test_latents(bench.model, archive, images)
-    rows: dict[str, list[dict[str, Any]]] = {"test": [], "shapes": [], "classes": [], "swapped": []}
+Rows = list[dict[str, Any]]
+
+
+def measure_steps(bench: Bench, latent: Tensor) -> Rows:
+    """Every entry at every number of steps."""
+    rows = []
     for steps in (*TRAINED_STEPS, *NEW_STEPS):
         for entry in bench.entries():
-            rows["test"].append(bench.run(entry, latent, steps))
-            log.info("%s", rows["test"][-1])
+            rows.append(bench.run(entry, latent, steps))
+            log.info("%s", rows[-1])
+    return rows
+
+
+def measure_others(bench: Bench, latent: Tensor, classes: list[str]) -> dict[str, Rows]:
+    """What no solver was trained for: other shapes, a prompt, another prompt on the way back."""
+    rows: dict[str, Rows] = {"shapes": [], "classes": [], "swapped": []}
     for height, width in SHAPES:
         log.info("%dx%d", width, height)
         photos = photo_latents(bench.model, height, width)
         for steps in (4, 8, 16):
-            for entry in bench.entries():
+            for entry in bench.entries(FEW):
                 rows["shapes"].append({"shape": f"{width}x{height}", **bench.run(entry, photos, steps)})
-    for entry, steps in ((entry, steps) for steps in (4, 8, 16) for entry in bench.entries()):
+    for entry, steps in ((entry, steps) for steps in (4, 8, 16) for entry in bench.entries(FEW)):
         rows["classes"].append(
             {"entry": entry.label, "steps": steps, **true_class(bench, entry, latent, classes, steps)}
         )
@@ -314,6 +327,7 @@ def main() -> None:
     files = {"paper": args.paper, "fast": args.fast or model.solver_path}
     solvers = {name: load_solver(file, expect=model.info) for name, file in files.items() if file}
     bench = Bench(model, solvers)
+    latent, classes = test_latents(model, args.data, args.images)
     report: dict[str, Any] = {
         "command": f"python -m comfyui_deepinv.training.embedded.solver_card {args.kind} {args.data.name} docs "
         + " ".join(f"--{name} {Path(file).name}" for name, file in files.items() if file),
@@ -326,7 +340,8 @@ def main() -> None:
             }
             for name, loaded in solvers.items()
         },
-        **measure(bench, args.data, args.images),
+        "test": measure_steps(bench, latent),
+        **measure_others(bench, latent, classes),
     }
     report["goals"] = goals(report["test"])
     (args.docs / f"solvers_{args.kind}.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
