@@ -25,7 +25,7 @@ class DeepInvSaveInversion(io.ComfyNode):
             description="Saves an inversion to output/deepinv, so that a photo is inverted once and edited often.",
             is_output_node=True,
             inputs=[
-                InversionType.Input("inversion", tooltip="From DeepInv Invert."),
+                InversionType.Input("inversion", tooltip="What to save, from DeepInv Invert."),
                 io.String.Input(
                     "name",
                     default="inversion",
