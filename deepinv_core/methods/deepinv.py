@@ -76,13 +76,10 @@ class Predicted:
 
     def predict(self, point: Point) -> torch.Tensor:
         """The guess from the velocities in ``point.history``."""
-        last, slope = point.history[-1], None
-        if len(point.history) > 1:
-            before = point.history[-2]
-            slope = (last.velocity - before.velocity) / (last.sigma - before.sigma)
+        last = point.history[-1]
         return self.network(
             last=last.velocity,
-            slope=slope,
+            slope=point.slope(),
             latent=point.z,
             latent_clean=point.latent_clean,
             sigma=_times(point, point.step.sigma_next),

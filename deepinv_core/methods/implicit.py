@@ -46,6 +46,13 @@ class Point(NamedTuple):
     step: Step
     history: tuple[Known, ...]
 
+    def slope(self) -> torch.Tensor | None:
+        """Change of the velocity with sigma between the last two known ones; None where there is only one."""
+        if len(self.history) < 2:
+            return None
+        before, last = self.history[-2:]
+        return (last.velocity - before.velocity) / (last.sigma - before.sigma)
+
 
 class Guess(Protocol):
     """A first ``eps`` for the step. ``uses_history`` asks for one evaluation at the start of the walk."""
@@ -90,12 +97,8 @@ class Extrapolated:
 
     def __call__(self, v: CountedVelocity, point: Point) -> torch.Tensor:
         """Guess without an evaluation; in the first step there is one velocity only, and it is taken as it is."""
-        last = point.history[-1]
-        if len(point.history) < 2:
-            return last.velocity
-        before = point.history[-2]
-        slope = (last.velocity - before.velocity) / (last.sigma - before.sigma)
-        return last.velocity + (point.step.sigma_next - last.sigma) * slope
+        last, slope = point.history[-1], point.slope()
+        return last.velocity if slope is None else last.velocity + (point.step.sigma_next - last.sigma) * slope
 
 
 FIRST_SIGMA: Final = 0.2
