@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, ClassVar, Final, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -34,7 +34,6 @@ ALEXNET_FILE: Final = "alexnet-owt-7be5be79.pth"
 WIDTHS: Final = (64, 192, 384, 256, 256)
 """Channels of the five stages."""
 
-_STAGES: Final = (0, 2, 5, 8, 10, 12)
 _SHIFT: Final = (-0.030, -0.088, -0.188)  # ImageNet's mean and deviation on [-1, 1], to LPIPS' three digits
 _SCALE: Final = (0.458, 0.448, 0.450)
 
@@ -42,8 +41,15 @@ _SCALE: Final = (0.458, 0.448, 0.450)
 class Lpips(nn.Module):
     """``d(a, b) = sum_l mean_hw w_l . (f_l(a) - f_l(b))^2``, f_l normalised over channels, ``w_l >= 0`` (eq. 1).
 
-    The names under ``features`` are those of torchvision's AlexNet.
+    The names under ``features`` are those of torchvision's AlexNet. Another network is a subclass.
+
+    Attributes:
+        title: in errors.
+        stages: bounds of the layers after which features are compared.
     """
+
+    title: ClassVar[str] = "LPIPS-AlexNet"
+    stages: ClassVar[tuple[int, ...]] = (0, 2, 5, 8, 10, 12)
 
     def __init__(self) -> None:
         super().__init__()
@@ -84,7 +90,7 @@ class Lpips(nn.Module):
         shift, scale = (torch.tensor(c, dtype=a.dtype, device=a.device).view(3, 1, 1) for c in (_SHIFT, _SCALE))
         x, y = ((2 * image - 1 - shift) / scale for image in (a, b))
         distance = a.new_zeros(len(a))
-        for (start, end), head in zip(pairwise(_STAGES), self.heads, strict=True):
+        for (start, end), head in zip(pairwise(self.stages), self.heads, strict=True):
             stage = self.features[start:end]
             x, y = stage(x), stage(y)
             distance = distance + head((_unit(x) - _unit(y)).square()).mean(dim=(1, 2, 3))
@@ -113,7 +119,7 @@ def load_lpips(path: str | os.PathLike[str] | None = None) -> Lpips:
     source = path or os.environ.get(ENVIRONMENT)
     if source:
         source = Path(source).expanduser()
-        return _network(checkpoint.load(source, kind=KIND)[0], source)
+        return filled(Lpips, checkpoint.load(source, kind=KIND)[0], source)
     alexnet, heads = _cached_alexnet(), _torchmetrics_heads()
     if not alexnet.is_file() or not heads.is_file():
         absent = " and ".join(f"'{file}'" for file in (alexnet, heads) if not file.is_file())
@@ -122,10 +128,10 @@ def load_lpips(path: str | os.PathLike[str] | None = None) -> Lpips:
             "made by save_lpips, or run `torchvision.models.alexnet(weights='DEFAULT')` once, which stores the first "
             "file, with torchmetrics installed, which has the second; nothing is downloaded here"
         )
-    tensors = {key: value for key, value in _read_pth(alexnet).items() if key.startswith("features.")}
-    linear = _read_pth(heads)
+    tensors = {key: value for key, value in read_state_dict(alexnet).items() if key.startswith("features.")}
+    linear = read_state_dict(heads)
     named = {f"heads.{i}.weight": linear.get(f"lin{i}.model.1.weight") for i in range(len(WIDTHS))}
-    return _network(tensors | named, alexnet)
+    return filled(Lpips, tensors | named, alexnet)
 
 
 def save_lpips(path: str | os.PathLike[str], network: Lpips) -> None:
@@ -157,7 +163,12 @@ def _torchmetrics_heads() -> Path:
     return folder / "functional" / "image" / "lpips_models" / "alex.pth"
 
 
-def _read_pth(path: Path) -> Mapping[str, Any]:
+def read_state_dict(path: Path) -> Mapping[str, Any]:
+    """A state dict of torch.save, read without running anything in it.
+
+    Raises:
+        DeepInvError: Not readable as one.
+    """
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever the bytes make the unpickler raise
@@ -170,17 +181,29 @@ def _read_pth(path: Path) -> Mapping[str, Any]:
     return content
 
 
-def _network(tensors: Mapping[str, Any], source: Path) -> Lpips:
-    """A network of its own weights, checked; built without drawing random numbers."""
+_Network = TypeVar("_Network", bound=Lpips)
+
+
+def filled(build: type[_Network], tensors: Mapping[str, Any], source: Path) -> _Network:
+    """A network of its own weights, checked; built without drawing random numbers.
+
+    Args:
+        build: :class:`Lpips` or a subclass.
+        tensors: By name; others than the network's are ignored.
+        source: For errors.
+
+    Raises:
+        DeepInvError: A tensor is missing, of another shape, or damaged.
+    """
     with torch.device("meta"):
-        network = Lpips()
+        network = build()
     expected = network.state_dict()
     for key, like in expected.items():
         value = tensors.get(key)
         if not isinstance(value, Tensor) or value.shape != like.shape or not value.is_floating_point():
             seen = list(value.shape) if isinstance(value, Tensor) else "nothing"
             raise DeepInvError(
-                f"'{source}' is not LPIPS-AlexNet: {key!r} is {seen} where floats {list(like.shape)} are needed; "
+                f"'{source}' is not {build.title}: {key!r} is {seen} where floats {list(like.shape)} are needed; "
                 "use a file made by save_lpips"
             )
         if not bool(torch.isfinite(value).all()) or (key.startswith("heads.") and bool((value < 0).any())):

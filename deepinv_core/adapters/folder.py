@@ -91,4 +91,4 @@ def _encode(pipe: Any, kind: str, prompt: str, device: torch.device, guidance: f
         context, _, pooled, _ = pipe.encode_prompt(
             prompt=prompt, prompt_2=None, prompt_3=None, device=device, do_classifier_free_guidance=False
         )
-    return Conditioning(context, pooled, guidance)
+    return Conditioning(context.cpu(), pooled.cpu(), guidance)  # a benchmark's 1400 prompts would fill a card

@@ -1,0 +1,284 @@
+"""The doors to real data, ``deepinv bench --pie-bench DIR`` and ``--coco DIR``: their options, and what they share.
+
+Importing this costs nothing beyond argparse; the doors themselves are imported when one is opened.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import platform
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from ..deepinv_core.atomic import replacing
+from ..deepinv_core.errors import DeepInvError
+from ..deepinv_core.methods import BEST_TRAINING_FREE, Options, describe, make_method
+from ..deepinv_core.methods.registry import resolve_refine
+
+if TYPE_CHECKING:
+    from ..deepinv_core.adapters.base_model import BaseModel
+    from ..deepinv_core.methods import Method
+    from ..deepinv_core.methods.deepinv import Solver
+
+log = logging.getLogger(__name__)
+
+CEILING: Final = "vae"
+"""The row that encodes and decodes the photo and does nothing else: what no inversion can exceed."""
+
+FLOWEDIT: Final = "flowedit"
+
+PACKAGES: Final = ("deepinv-inversion", "torch", "diffusers", "transformers", "torchmetrics", "pillow")
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A method asked for as ``METHOD`` or ``METHOD:K``; ``flowedit`` and the ceiling are named the same way.
+
+    Attributes:
+        name: a method's id, :data:`FLOWEDIT` or :data:`CEILING`.
+        refine: K, None for the method's default.
+    """
+
+    name: str
+    refine: int | None = None
+
+    @property
+    def label(self) -> str:
+        """Name in tables and results."""
+        return self.name if self.refine is None else f"{self.name} K={self.refine}"
+
+    @property
+    def folder(self) -> str:
+        """Name of its folder of images."""
+        return self.name if self.refine is None else f"{self.name}_k{self.refine}"
+
+    def method(self, solver: Solver | None, seed: int = 0) -> Method:
+        """The method itself; the seed is RF-Inversion's."""
+        return make_method(self.name, Options(refine=self.refine, seed=seed), solver=solver)
+
+
+def choices(text: str, *, flowedit: bool = False) -> list[Choice]:
+    """Methods separated by commas; each checked, none twice.
+
+    Raises:
+        DeepInvError: an unknown method, a K that it does not take.
+
+    Example:
+        >>> [choice.label for choice in choices("easyinv,anderson:2")]
+        ['easyinv', 'anderson K=2']
+    """
+    found = []
+    for word in dict.fromkeys(part.strip() for part in text.split(",") if part.strip()):
+        name, _, k = word.partition(":")
+        if flowedit and word == FLOWEDIT:
+            found.append(Choice(FLOWEDIT))
+            continue
+        describe(name)
+        if k and not k.isdecimal():
+            raise DeepInvError(f"{word!r}: K is {k!r}, a whole number is needed, as in anderson:2")
+        resolve_refine(name, int(k) if k else None)
+        found.append(Choice(name, int(k) if k else None))
+    return found
+
+
+def words(text: str | None, known: Sequence[str], what: str) -> tuple[str, ...]:
+    """Names separated by commas, in the order of ``known``; all of them without a text.
+
+    Raises:
+        DeepInvError: an unknown name, or none.
+    """
+    asked = list(known) if text is None else [part.strip() for part in text.split(",") if part.strip()]
+    unknown = [one for one in asked if one not in known]
+    if unknown or not asked:
+        raise DeepInvError(f"{what} {unknown[0] if unknown else text!r}: choose of {', '.join(known)}")
+    return tuple(one for one in known if one in asked)
+
+
+class Results:
+    """``results.jsonl``, a line an image and row, and ``settings.json``: a stopped run goes on where it was.
+
+    Attributes:
+        lines: those at hand.
+    """
+
+    def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
+        """Open or begin.
+
+        Args:
+            folder: of both files.
+            settings: what the numbers depend on.
+
+        Raises:
+            DeepInvError: the folder holds results of other settings, or can't be read or written.
+        """
+        self._file, about = folder / "results.jsonl", folder / "settings.json"
+        record = {"settings": settings, "command": shlex.join(["deepinv", *sys.argv[1:]]), "versions": versions()}
+        self.lines: list[dict[str, Any]] = []
+        if about.is_file():
+            before = _read_settings(about)
+            plain = json.loads(json.dumps(settings))
+            other = [name for name in {**before, **plain} if before.get(name) != plain.get(name)]
+            if other:
+                raise DeepInvError(
+                    f"{str(folder)!r} holds results of other settings: {other[0]} was {before.get(other[0])!r} and is "
+                    f"{plain.get(other[0])!r}; choose another --output, or the settings it was begun with"
+                )
+            self.lines = _read_lines(self._file)
+        with replacing(about) as temporary:
+            temporary.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        with replacing(self._file) as temporary:  # without what an interrupted write left
+            temporary.write_text("".join(_line(one) for one in self.lines), encoding="utf-8")
+        self._done = {(one["row"], one["image"]) for one in self.lines}
+
+    def has(self, row: str, image: str) -> bool:
+        """Whether an image's row is at hand."""
+        return (row, image) in self._done
+
+    def add(self, row: str, image: str, values: dict[str, Any]) -> None:
+        """Append a line at once."""
+        line = {"row": row, "image": image, **values}
+        try:
+            with self._file.open("a", encoding="utf-8") as stream:
+                stream.write(_line(line))
+        except OSError as error:
+            raise DeepInvError(f"{str(self._file)!r} could not be written ({error}): free space on the disk") from error
+        self.lines.append(line)
+        self._done.add((row, image))
+
+
+def _line(values: dict[str, Any]) -> str:
+    return json.dumps(values, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _read_settings(path: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8"))["settings"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DeepInvError(f"{str(path)!r} is damaged ({error}): choose another --output") from error
+
+
+def _read_lines(path: Path) -> list[dict[str, Any]]:
+    """The whole lines of a results file; a last one that was cut short is left out."""
+    if not path.is_file():
+        return []
+    text = path.read_text(encoding="utf-8", errors="replace")
+    whole = text[: text.rfind("\n") + 1].splitlines()
+    try:
+        lines = [json.loads(line) for line in whole]
+        return [{"row": str(line["row"]), "image": str(line["image"]), **line} for line in lines]
+    except (ValueError, KeyError, TypeError) as error:
+        raise DeepInvError(f"{str(path)!r} is damaged ({error}): choose another --output") from error
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and the packages that numbers depend on."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def mean_and_interval(values: Sequence[float | None]) -> tuple[float, float, int] | None:
+    """Mean of the values that there are, half its 95 % confidence interval, and their number; None without any."""
+    import torch
+
+    from .quality import half_width
+
+    there = torch.tensor([value for value in values if value is not None], dtype=torch.float64)
+    return (float(there.mean()), half_width(there), len(there)) if len(there) else None
+
+
+def cell(values: Sequence[float | None], factor: float = 1.0, digits: int = 2) -> str:
+    """``mean ± half the interval`` for a table; with their number where some are missing.
+
+    Example:
+        >>> cell([2.0, None], factor=10)
+        '20.00 (1)'
+    """
+    found = mean_and_interval(values)
+    if found is None:
+        return "–"
+    mean, half, count = found
+    some = f" ({count})" if count < len(values) else ""
+    interval = f" ± {half * factor:.{digits}f}" if count > 1 else ""
+    return f"{mean * factor:.{digits}f}{interval}{some}"
+
+
+def opened_model(args: argparse.Namespace, prompts: Sequence[str]) -> tuple[BaseModel, Solver | None]:
+    """The base model with its prompts encoded, and the solver at hand."""
+    from ..deepinv_core.cli import load_model
+    from ..deepinv_core.runs import bound_solver
+
+    model = load_model(args.model or "demo", tuple(dict.fromkeys(prompts)))
+    return model, bound_solver(model, args.solver)
+
+
+def default_method(solver: Solver | None) -> str:
+    """What is measured where nobody chose."""
+    return BEST_TRAINING_FREE if solver is None else "deepinv"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of both doors, as a group. ``--output`` is the parser's own."""
+    group = parser.add_argument_group("real data", "published protocols, for a real model and data you have")
+    add = group.add_argument
+    add("--pie-bench", type=Path, metavar="DIR", help="PIE-Bench: the folder with mapping_file.json")
+    add(
+        "--coco",
+        type=Path,
+        metavar="DIR",
+        help="EasyInv's and DeepInv's protocol: the folder of COCO's test2017 images",
+    )
+    add("--model", help="'demo', 'demo-flux' or a diffusers SD3 / FLUX.1 folder (default demo)")
+    add("--solver", type=Path, help="a trained solver's .safetensors (default: the one shipped for the model)")
+    add("--edit", metavar="METHODS", help=f"PIE-Bench: {FLOWEDIT} and methods, METHOD or METHOD:K, commas between")
+    add("--methods", help="COCO: methods, METHOD or METHOD:K, commas between")
+    add("--metrics", help="names of docs/real_data.md, commas between (default all; each needs its weights)")
+    add("--limit", type=int, metavar="N", help="measure the first N images only")
+    add("--side", type=int, help="side the model works at (default PIE-Bench 512, COCO 1024; demo 64)")
+    add("--steps", type=int, help="steps of every method (default 50)")
+    add("--seed", type=int, default=0, help="of FlowEdit's noise and RF-Inversion's (default 0)")
+    edit = parser.add_argument_group("edits of PIE-Bench")
+    add = edit.add_argument
+    add("--cfg", type=float, default=4.0, help="guidance of the way back (default 4)")
+    add("--strength", type=float, default=1.0, help="share of the steps walked back; below 1 reads the trajectory")
+    add("--anchor", type=float, default=0.0, help="weight of the trajectory on the way back (default 0)")
+    add("--edit-mask", action="store_true", help="keep the background by the benchmark's own mask; rows say so")
+    add("--source-prompt", action="store_true", help="invert under the image's prompt (default: the empty one)")
+    add("--source-cfg", type=float, default=3.5, help="FlowEdit's guidance of the source (default 3.5)")
+    add("--target-cfg", type=float, default=13.5, help="FlowEdit's guidance of the target (default 13.5)")
+    add("--skip", type=float, default=0.33, help="FlowEdit's share of steps left out (default 0.33)")
+    add("--categories", help=f"of {', '.join('0123456789')} (default all)")
+    add("--edited", action="append", default=[], metavar="NAME=DIR", help="measure edits another program stored in DIR")
+    weights = parser.add_argument_group("weights of metrics (default: the user's Hugging Face and torch hub caches)")
+    add = weights.add_argument
+    add("--clip", type=Path, metavar="DIR", help="CLIP ViT-L/14, or DEEPINV_CLIP")
+    add("--dino", type=Path, metavar="DIR", help="DINO ViT-B/8, or DEEPINV_DINO")
+    add("--lpips-squeeze", type=Path, metavar="FILE", help="LPIPS-SqueezeNet, or DEEPINV_LPIPS_SQUEEZE")
+    add("--lpips", type=Path, metavar="FILE", help="LPIPS-AlexNet, or DEEPINV_LPIPS")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Open the door that was named; :func:`add_arguments` made ``args``, which has an ``output`` or None besides."""
+    if args.pie_bench is not None and args.coco is not None:
+        raise DeepInvError("--pie-bench and --coco were both given: run them one after the other")
+    if args.limit is not None and args.limit < 1:
+        raise DeepInvError(f"--limit is {args.limit}: at least 1 is needed")
+    if args.pie_bench is not None:
+        from . import pie_bench
+
+        pie_bench.run(args)
+    else:
+        from . import coco
+
+        coco.run(args)
