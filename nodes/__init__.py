@@ -3,6 +3,7 @@
 from comfy_api.latest import ComfyExtension, io
 
 from .adapter import register_folders
+from .checks import checked
 from .compare import DeepInvCompare
 from .demo import DeepInvDemoModel, DeepInvDemoPrompt
 from .edit import DeepInvEdit, DeepInvFlowEdit
@@ -19,7 +20,7 @@ class DeepInvExtension(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         """Every node of the pack; models/deepinv is made known before their menus are built."""
         register_folders()  # not in on_load, which ComfyUI 0.3.75 never calls
-        return [
+        nodes: list[type[io.ComfyNode]] = [
             DeepInvInvert,
             DeepInvEdit,
             DeepInvFlowEdit,
@@ -33,3 +34,4 @@ class DeepInvExtension(ComfyExtension):
             DeepInvDemoModel,
             DeepInvDemoPrompt,
         ]
+        return [checked(node) for node in nodes]

@@ -12,7 +12,7 @@ from ..deepinv_core.editing import Hold
 from ..deepinv_core.errors import DeepInvError
 from ..deepinv_core.inversion import Inversion
 from . import adapter
-from .types import ADVANCED, CATEGORY, InversionType, schema_extras
+from .types import ADVANCED, CATEGORY, InversionType, scheduler_input, schema_extras, seed_input
 
 
 def latent_mask(mask: torch.Tensor, latent: torch.Tensor) -> torch.Tensor:
@@ -40,6 +40,13 @@ def latent_mask(mask: torch.Tensor, latent: torch.Tensor) -> torch.Tensor:
     return small.reshape(len(mask), 1, *[1] * (latent.ndim - 4), *latent.shape[-2:])
 
 
+def _outputs() -> list[io.Output]:
+    return [
+        io.Latent.Output(display_name="latent", tooltip="The edited photo; decode it with the model's VAE."),
+        io.String.Output(display_name="report", tooltip="What was done and what it cost."),
+    ]
+
+
 class DeepInvEdit(io.ComfyNode):
     """The node."""
 
@@ -63,7 +70,7 @@ class DeepInvEdit(io.ComfyNode):
                 ),
                 io.Float.Input(
                     "cfg",
-                    default=4.0,
+                    default=6.0,
                     min=0.0,
                     max=30.0,
                     step=0.1,
@@ -72,7 +79,7 @@ class DeepInvEdit(io.ComfyNode):
                 ),
                 io.Float.Input(
                     "strength",
-                    default=0.75,
+                    default=0.8,
                     min=0.0,
                     max=1.0,
                     step=0.01,
@@ -81,7 +88,7 @@ class DeepInvEdit(io.ComfyNode):
                 ),
                 io.Float.Input(
                     "anchor",
-                    default=0.0,
+                    default=0.1,
                     min=0.0,
                     max=1.0,
                     step=0.01,
@@ -116,10 +123,7 @@ class DeepInvEdit(io.ComfyNode):
                     **ADVANCED,
                 ),
             ],
-            outputs=[
-                io.Latent.Output(display_name="latent", tooltip="The edited photo; decode it with the model's VAE."),
-                io.String.Output(display_name="report", tooltip="What was done and what it cost."),
-            ],
+            outputs=_outputs(),
             **schema_extras(search_aliases=["prompt edit", "inversion edit", "img2img inversion", "unsampler edit"]),
         )
 
@@ -165,7 +169,9 @@ class DeepInvFlowEdit(io.ComfyNode):
             category=CATEGORY,
             description="Edits a photo by prompt without inverting it (FlowEdit, arXiv 2412.08629), to compare with.",
             inputs=[
-                io.Model.Input("model", tooltip="Any flow model ComfyUI has loaded. Not changed."),
+                io.Model.Input(
+                    "model", tooltip="Any image model ComfyUI has loaded; LoRAs and patches count. Not changed."
+                ),
                 io.Latent.Input("latent", tooltip="The photo, encoded by the VAE that belongs to the model."),
                 io.Conditioning.Input("source", tooltip="What the photo shows now."),
                 io.Conditioning.Input("target", tooltip="What it is to become."),
@@ -216,28 +222,10 @@ class DeepInvFlowEdit(io.ComfyNode):
                     tooltip="Last steps that are sampled plainly: may look cleaner, keeps less of the photo.",
                     **ADVANCED,
                 ),
-                io.Int.Input(
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=0xFFFFFFFFFFFFFFFF,
-                    optional=True,
-                    control_after_generate=False,
-                    tooltip="Of the noises it draws: another seed gives another variant.",
-                ),
-                io.Combo.Input(
-                    "scheduler",
-                    options=adapter.SCHEDULERS,
-                    default="simple",
-                    optional=True,
-                    tooltip="Spacing of the noise levels; the shift is the model's own. simple suits flow models.",
-                    **ADVANCED,
-                ),
+                seed_input("Of the noises it draws: another seed gives another variant."),
+                scheduler_input(),
             ],
-            outputs=[
-                io.Latent.Output(display_name="latent", tooltip="The edited photo; decode it with the model's VAE."),
-                io.String.Output(display_name="report", tooltip="What was done and what it cost."),
-            ],
+            outputs=_outputs(),
             **schema_extras(search_aliases=["inversion-free edit", "flow edit"]),
         )
 
@@ -259,19 +247,17 @@ class DeepInvFlowEdit(io.ComfyNode):
         scheduler: str = "simple",
     ) -> io.NodeOutput:
         """Edit."""
-        levels = adapter.schedule(model, scheduler, steps) if sigmas is None else adapter.descending(sigmas)
+        grid = adapter.levels(model, scheduler, steps, sigmas)
         mask = latent.get("noise_mask")
         result, nfe = adapter.run_flow_edit(
             model,
             latent["samples"],
             adapter.Prompt(source, negative, source_cfg),
             adapter.Prompt(target, negative, target_cfg),
-            levels,
+            grid,
             skip=skip,
             refine=refine_steps,
             seed=seed,
             mask=None if mask is None else latent_mask(mask, latent["samples"]),
         )
-        return io.NodeOutput(
-            {**latent, "samples": result}, f"FlowEdit, {len(levels) - 1} steps: {nfe} base evaluations"
-        )
+        return io.NodeOutput({**latent, "samples": result}, f"FlowEdit, {len(grid) - 1} steps: {nfe} base evaluations")

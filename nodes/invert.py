@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
 
 from comfy_api.latest import io
 
 from ..deepinv_core.inversion import Inversion
 from ..deepinv_core.methods import BEST_TRAINING_FREE, METHODS, Method, Options, make_method
 from . import adapter
-from .types import ADVANCED, CATEGORY, InversionType, Solver, schema_extras
+from .types import ADVANCED, CATEGORY, InversionType, Solver, scheduler_input, schema_extras, seed_input
 
 AUTO = "auto"
 
@@ -23,6 +23,40 @@ def method_menu(names: Iterable[str] = METHODS) -> str:
         f"{name}: {METHODS[name].title}, {METHODS[name].cost} evaluations, {METHODS[name].kept}" for name in names
     ]
     return "\n".join(lines)
+
+
+class Choice(NamedTuple):
+    """The method that is used: its id and settings, the solver where it uses one, and how it is built."""
+
+    method: str
+    options: Options
+    solver: adapter.SolverHandle | None
+    build: Callable[[], Method]
+
+
+def choose(
+    method: str,
+    solver: adapter.SolverHandle | None,
+    conditioning: adapter.Conditioning | None,
+    refine: int,
+    **options: Any,
+) -> Choice:
+    """The method out of the menu; ``conditioning`` is what a solver reads, ``refine`` below 0 the method's own.
+
+    Raises:
+        DeepInvError: a combination that can't work.
+    """
+    if method == AUTO:
+        method = BEST_TRAINING_FREE if solver is None else "deepinv"
+    used = solver if METHODS[method].uses_solver else None
+    settings = Options(refine=None if refine < 0 else refine, **options)
+
+    def build() -> Method:
+        return make_method(method, settings, solver=used.bound(conditioning) if used else None)
+
+    if used is None:
+        build()  # refuse a wrong combination before anything runs
+    return Choice(method, settings, used, build)
 
 
 class DeepInvInvert(io.ComfyNode):
@@ -73,14 +107,7 @@ class DeepInvInvert(io.ComfyNode):
                 io.Conditioning.Input(
                     "negative", optional=True, tooltip="Only read where cfg is not 1: what guidance moves away from."
                 ),
-                io.Combo.Input(
-                    "scheduler",
-                    options=adapter.SCHEDULERS,
-                    default="simple",
-                    optional=True,
-                    tooltip="Spacing of the noise levels; the shift is the model's own. simple suits flow models.",
-                    **ADVANCED,
-                ),
+                scheduler_input(),
                 io.Float.Input(
                     "cfg",
                     default=1.0,
@@ -113,16 +140,7 @@ class DeepInvInvert(io.ComfyNode):
                     "0 always does all K.",
                     **ADVANCED,
                 ),
-                io.Int.Input(
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=0xFFFFFFFFFFFFFFFF,
-                    optional=True,
-                    control_after_generate=False,
-                    tooltip="Only for rf_inversion: which noise it pulls towards.",
-                    **ADVANCED,
-                ),
+                seed_input("Only for rf_inversion: which noise it pulls towards.", **ADVANCED),
                 io.Boolean.Input(
                     "keep_trajectory",
                     default=True,
@@ -171,32 +189,22 @@ class DeepInvInvert(io.ComfyNode):
         """Invert."""
         if solver is not None:
             solver.check(model)
-        chosen = method if method != AUTO else ("deepinv" if solver is not None else BEST_TRAINING_FREE)
-        used = solver if METHODS[chosen].uses_solver else None
-        options = Options(refine=None if refine < 0 else refine, tolerance=tolerance, seed=seed)
-
-        def build() -> Method:
-            return make_method(chosen, options, solver=used.bound(conditioning) if used else None)
-
-        if used is None:
-            build()  # refuse a wrong combination before anything runs
-        levels = adapter.schedule(model, scheduler, steps) if sigmas is None else adapter.descending(sigmas)
+        choice = choose(method, solver, conditioning, refine, tolerance=tolerance, seed=seed)
+        grid = adapter.levels(model, scheduler, steps, sigmas)
         began = time.perf_counter()
         inversion = adapter.run_inversion(
             model,
             latent["samples"],
-            levels,
-            conditioning,
-            negative,
-            cfg,
-            build,
-            solver=used,
+            grid,
+            adapter.Prompt(conditioning, negative, cfg),
+            choice.build,
+            solver=choice.solver,
             keep_trajectory=keep_trajectory,
             measure_residual=measure_residual,
         )
         report = describe(inversion, time.perf_counter() - began, chosen_by_us=method == AUTO)
-        noise = adapter.InvertedNoise(model, inversion, float(levels[0]))
-        return io.NodeOutput(noise, levels, adapter.ReconstructionSampler(inversion), inversion, report)
+        noise = adapter.InvertedNoise(model, inversion, float(grid[0]))
+        return io.NodeOutput(noise, grid, adapter.ReconstructionSampler(inversion), inversion, report)
 
 
 def describe(inversion: Inversion, seconds: float, *, chosen_by_us: bool) -> str:

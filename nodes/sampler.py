@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..deepinv_core.methods import BEST_TRAINING_FREE, METHODS, Method, Options, make_method, way_back
+from ..deepinv_core.methods import METHODS, way_back
 from . import adapter
-from .invert import AUTO, method_menu
+from .invert import AUTO, choose, method_menu
 from .types import ADVANCED, CATEGORY, Solver, schema_extras
 
 PURE = [name for name, info in METHODS.items() if info.kept == "pure"]
@@ -72,15 +72,6 @@ class DeepInvInversionSampler(io.ComfyNode):
         conditioning: adapter.Conditioning | None = None,
     ) -> io.NodeOutput:
         """Build."""
-        chosen = method if method != AUTO else ("deepinv" if solver is not None else BEST_TRAINING_FREE)
-        used = solver if METHODS[chosen].uses_solver else None
-        options = Options(refine=None if refine < 0 else refine)
-
-        def build() -> Method:
-            return make_method(chosen, options, solver=used.bound(conditioning) if used else None)
-
-        if used is None:
-            build()  # refuse a wrong combination before anything runs
-        return io.NodeOutput(
-            adapter.PlainInversionSampler(build, used), adapter.PlainWayBack(way_back(chosen, options))
-        )
+        choice = choose(method, solver, conditioning, refine)
+        back = adapter.PlainWayBack(way_back(choice.method, choice.options))
+        return io.NodeOutput(adapter.PlainInversionSampler(choice.build, choice.solver), back)

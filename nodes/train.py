@@ -10,7 +10,7 @@ from ..deepinv_core.solver import PRESETS
 from ..training.recipes import RECIPES
 from . import adapter
 from .train_run import Settings, run
-from .types import ADVANCED, CATEGORY, Solver, schema_extras
+from .types import ADVANCED, CATEGORY, Solver, schema_extras, seed_input
 
 
 class DeepInvTrainSolver(io.ComfyNode):
@@ -166,15 +166,8 @@ def _advanced_inputs() -> list[io.Input]:
             tooltip="Learning rate. Too high and the loss jumps about, too low and little is learned. 0: the recipe's.",
             **ADVANCED,
         ),
-        io.Int.Input(
-            "seed",
-            default=0,
-            min=0,
-            max=0xFFFFFFFFFFFFFFFF,
-            optional=True,
-            control_after_generate=False,
-            tooltip="Of the first weights and the order of the photos; another gives a solver about as good.",
-            **ADVANCED,
+        seed_input(
+            "Of the first weights and the order of the photos; another gives a solver about as good.", **ADVANCED
         ),
         io.Int.Input(
             "validation_images",

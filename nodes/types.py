@@ -8,6 +8,8 @@ from typing import Any
 
 from comfy_api.latest import io
 
+from . import adapter
+
 CATEGORY = "DeepInv"
 
 Solver = io.Custom("DEEPINV_SOLVER")
@@ -23,3 +25,22 @@ def schema_extras(**extras: Any) -> dict[str, Any]:
     """Those of the given ``io.Schema`` arguments the running version has."""
     known = {field.name for field in dataclasses.fields(io.Schema)}
     return {name: value for name, value in extras.items() if name in known}
+
+
+def seed_input(tooltip: str, **more: Any) -> io.Input:
+    """A seed that stays as it is between runs."""
+    most = 0xFFFFFFFFFFFFFFFF
+    settings: dict[str, Any] = {"default": 0, "min": 0, "max": most, "control_after_generate": False, **more}
+    return io.Int.Input("seed", optional=True, tooltip=tooltip, **settings)
+
+
+def scheduler_input() -> io.Input:
+    """Spacing of the noise levels."""
+    return io.Combo.Input(
+        "scheduler",
+        options=adapter.SCHEDULERS,
+        default="simple",
+        optional=True,
+        tooltip="Spacing of the noise levels; the shift is the model's own. simple suits flow models.",
+        **ADVANCED,
+    )

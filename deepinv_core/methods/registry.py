@@ -90,6 +90,9 @@ def _deepinv(options: Options, k: int, solver: Solver | None) -> Rule:
     return Implicit(solver, Anderson(evaluations, options.tolerance) if evaluations else None)
 
 
+SOLVER_COST = "N(K+1)+1 (paper's recipe: N(K+1)), + N solver"
+"""The fast recipe's guess starts from the velocity at the photo: one evaluation more for the whole walk."""
+
 METHODS: dict[str, Info] = {
     "euler": Info("Euler at the target sigma (DDIM inversion)", "N", "pure", lambda o, k, s: Implicit(TargetEuler())),
     "euler_source": Info("Euler at the source sigma", "N", "pure", lambda o, k, s: Euler()),
@@ -152,10 +155,10 @@ METHODS: dict[str, Info] = {
     "direct_alignment": Info(
         "Direct alignment (2605.02417)", "N", "exact", lambda o, k, s: Implicit(TargetEuler()), lambda o: Aligned()
     ),
-    "deepinv": Info("DeepInv (2601.01487)", "N(K+1) + N solver", "pure", _deepinv, refine=0, uses_solver=True),
+    "deepinv": Info("DeepInv (2601.01487)", SOLVER_COST, "pure", _deepinv, refine=0, uses_solver=True),
     "deepinv_mixed": Info(
         "DeepInv with EasyInv's mixing (released code)",
-        "N(K+1) + N solver",
+        SOLVER_COST,
         "pure",
         lambda o, k, s: Mixed(_deepinv(o, k, s)),
         refine=0,
@@ -234,14 +237,23 @@ def way_back(method: str, options: Options) -> Rule:
 
 
 def options_from(values: dict[str, Any]) -> Options:
-    """Options from a file's JSON, refusing unknown names.
+    """Options from a file's JSON, refusing unknown names and values that can't be.
 
     Raises:
-        DeepInvError: a name this version does not know.
+        DeepInvError: a name this version does not know, or a value that no method takes.
     """
+    if not isinstance(values, dict):
+        raise DeepInvError(f"the method's options are a {type(values).__name__}: an object of settings is accepted")
     unknown = set(values) - set(Options.__dataclass_fields__)
     if unknown:
         raise DeepInvError(
-            f"unknown method option {sorted(unknown)[0]!r}: the file is from a newer version; update this pack"
+            f"unknown method option {sorted(unknown)[0][:60]!a}: the file is from a newer version; update this pack"
         )
+    for name, value in values.items():
+        whole = name in ("refine", "seed")
+        number = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
+        limit = 2**64 if name == "seed" else 1 if name == "eta_share" else 2**31
+        if (value is not None or name != "refine") and not (number and 0 <= value <= limit - (name == "seed")):
+            kind = "an integer" if whole else "a number"
+            raise DeepInvError(f"method option {name} is {ascii(value)[:60]}: {kind} from 0 to {limit} is accepted")
     return Options(**values)

@@ -4,7 +4,7 @@ The core sees a velocity; ComfyUI has a guider that predicts the denoised latent
 keeps LoRA, ControlNet, fp8 and GGUF weights and model patches working, and the user's model is never changed.
 """
 
-from .edits import Prompt, require_same_model, run_edit, run_flow_edit
+from .edits import run_edit, run_flow_edit
 from .files import inversion_names, inversion_path, new_inversion_path
 from .models import (
     Conditioning,
@@ -21,9 +21,17 @@ from .models import (
 )
 from .progress import TrainingProgress
 from .prompts import Prompts
+from .sampling import Prompt
 from .training import Setting, in_model_space, run_training
-from .velocity import SCHEDULERS, descending, own_sigmas, schedule
-from .ways import InvertedNoise, PlainInversionSampler, PlainWayBack, ReconstructionSampler, run_inversion
+from .velocity import SCHEDULERS, levels, own_sigmas, schedule
+from .ways import (
+    InvertedNoise,
+    PlainInversionSampler,
+    PlainWayBack,
+    ReconstructionSampler,
+    require_same_model,
+    run_inversion,
+)
 
 __all__ = [
     "SCHEDULERS",
@@ -37,10 +45,10 @@ __all__ = [
     "Setting",
     "SolverHandle",
     "TrainingProgress",
-    "descending",
     "in_model_space",
     "inversion_names",
     "inversion_path",
+    "levels",
     "load_flow_model",
     "load_solver_handle",
     "load_tiny_vae",

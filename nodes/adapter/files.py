@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import folder_paths
@@ -18,6 +19,23 @@ def inversion_names() -> list[str]:
     return sorted(path.name for path in folder.glob("*.safetensors") if path.is_file()) if folder.is_dir() else []
 
 
+def require_no_way_out(path: Path, root: Path) -> None:
+    """Refuse to write where a link leads out of the pack's own folder; the root itself may be a link of the user's.
+
+    Args:
+        path: a file or a folder to write, with all that is in it.
+        root: the folder to stay in.
+
+    Raises:
+        DeepInvError: the path, or something in it, is a link to elsewhere.
+    """
+    inside = os.path.realpath(root)
+    within = [os.path.join(at, name) for at, folders, files in os.walk(path) for name in (*folders, *files)]
+    for one in (str(path), *within):
+        if os.path.islink(one) and not os.path.realpath(one).startswith(os.path.join(inside, "")):
+            raise DeepInvError(f"{one!r} is a link out of {str(root)!r}, and nothing is written through it: remove it")
+
+
 def inversion_path(name: str) -> Path:
     """Path of an inversion by its name in the menu.
 
@@ -25,7 +43,9 @@ def inversion_path(name: str) -> Path:
         DeepInvError: it is gone.
     """
     if name not in inversion_names():
-        raise DeepInvError(f"there is no inversion {name!r} in {_folder()}: save one with DeepInv Save Inversion")
+        raise DeepInvError(
+            f"there is no inversion {name!a:.120} in {str(_folder())!r}: save one with DeepInv Save Inversion"
+        )
     return _folder() / name
 
 

@@ -18,6 +18,7 @@ from ...deepinv_core.errors import DeepInvError
 from ...deepinv_core.methods.deepinv import Solver, bind
 from ...deepinv_core.names import free_path
 from ...deepinv_core.solver import BaseInfo, LoadedSolver, load_solver, require_base
+from .files import require_no_way_out
 
 SOLVER_FOLDER = "deepinv"
 
@@ -106,12 +107,17 @@ def solver_names() -> list[str]:
 def solver_path(name: str) -> str:
     """Path of a solver file by its name in the menu.
 
+    ComfyUI's list is the limit: what it shows of the folder, links that the user put there included, can be read; no
+    other name leads anywhere.
+
     Raises:
         DeepInvError: it is gone.
     """
-    path = folder_paths.get_full_path(SOLVER_FOLDER, name)
+    path = folder_paths.get_full_path(SOLVER_FOLDER, name) if name in solver_names() else None
     if path is None:
-        raise DeepInvError(f"there is no solver {name!r} in models/{SOLVER_FOLDER}: put its .safetensors file there")
+        raise DeepInvError(
+            f"there is no solver {name!a:.120} in models/{SOLVER_FOLDER}: put its .safetensors file there"
+        )
     return path
 
 
@@ -121,8 +127,14 @@ def new_solver_path(name: str) -> Path:
 
 
 def training_folder(name: str) -> Path:
-    """The folder of a training, ``output/deepinv/NAME``; it may not exist yet."""
-    return Path(folder_paths.get_output_directory()) / SOLVER_FOLDER / name
+    """The folder of a training, ``output/deepinv/NAME``; it may not exist yet.
+
+    Raises:
+        DeepInvError: it, or what is in it, is a link out of ``output/deepinv``.
+    """
+    folder = Path(folder_paths.get_output_directory()) / SOLVER_FOLDER / name
+    require_no_way_out(folder, folder.parent)
+    return folder
 
 
 def load_solver_handle(path: str | Path) -> SolverHandle:

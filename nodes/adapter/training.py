@@ -24,8 +24,8 @@ from ...training.loop import Base, Trained
 from ...training.objectives import Bound
 from .models import model_info
 from .prompts import Prompts, read, stack
+from .sampling import Call, check_latent, run_inside
 from .velocity import GuiderVelocity, checked_grid, schedule
-from .ways import check_latent
 
 if TYPE_CHECKING:
     from ...deepinv_core.solver.file import Network
@@ -148,57 +148,35 @@ Train = Callable[[Setting], Trained]
 """A training, in its setting."""
 
 
-class TrainingSampler(comfy.samplers.Sampler):
-    """Runs a training where ComfyUI expects a sampler; ``trained`` holds the result afterwards."""
+def _base(model: Any, prompts: Prompts, call: Call) -> Base:
+    """The guider in mid-run as the base of a training."""
+    device = call.noise.device
+    ends = list(accumulate((len(prompt) for prompt in prompts.distinct), initial=0))
+    entries = [slice(*pair) for pair in pairwise(ends)]
+    texts = [read(prompt, device) for prompt in prompts.distinct]
 
-    def __init__(self, model: Any, vae: Any, prompts: Prompts, train: Train, reserved: list[Tensor]) -> None:
-        self._model, self._vae, self._prompts = model, vae, prompts
-        self._train, self._reserved = train, reserved
-        self.trained: Trained | None = None
+    def bind(names: tuple[str, ...]) -> Bound:
+        numbers = prompts.of(names)
+        velocity = PromptedVelocity(call.guider, entries, numbers, call.extra_args)
+        if len(set(numbers)) == 1:
+            return Bound(velocity, *texts[numbers[0]])
+        return Bound(velocity, stack([texts[k][0] for k in numbers]), stack([texts[k][1] for k in numbers]))
 
-    def sample(  # noqa: D102 - ComfyUI's interface
-        self,
-        model_wrap: Any,
-        sigmas: Tensor,
-        extra_args: dict[str, Any],
-        callback: Callable[..., None] | None,
-        noise: Tensor,
-        latent_image: Tensor,
-        denoise_mask: Tensor | None = None,
-        disable_pbar: bool = False,
-    ) -> Tensor:
-        self._reserved.clear()  # the base is loaded beside it; now the training may have it
-        decode = None if self._vae is None else partial(self._decode, model_wrap, noise.shape)
-        with torch.inference_mode(False):
-            self.trained = self._train(Setting(self._base(model_wrap, extra_args, noise.device), decode))
-        return latent_image
+    @lru_cache
+    def levels(steps: int) -> Tensor:
+        return checked_grid(call.model_sampling, schedule(model, SCHEDULER, steps))
 
-    def _base(self, guider: _Guider, extra_args: dict[str, Any], device: torch.device) -> Base:
-        ends = list(accumulate((len(prompt) for prompt in self._prompts.distinct), initial=0))
-        entries = [slice(*pair) for pair in pairwise(ends)]
-        texts = [read(prompt, device) for prompt in self._prompts.distinct]
+    return Base(model_info(model), bind, lambda steps, latent: levels(steps), device)
 
-        def bind(names: tuple[str, ...]) -> Bound:
-            numbers = self._prompts.of(names)
-            velocity = PromptedVelocity(guider, entries, numbers, extra_args)
-            if len(set(numbers)) == 1:
-                return Bound(velocity, *texts[numbers[0]])
-            return Bound(velocity, stack([texts[k][0] for k in numbers]), stack([texts[k][1] for k in numbers]))
 
-        @lru_cache
-        def levels(steps: int) -> Tensor:
-            return checked_grid(guider.inner_model.model_sampling, schedule(self._model, SCHEDULER, steps))
-
-        return Base(model_info(self._model), bind, lambda steps, latent: levels(steps), device)
-
-    @torch.inference_mode()
-    def _decode(self, guider: _Guider, shape: torch.Size, latents: Tensor) -> Tensor:
-        raw = self._model.model.process_latent_out(latents)
-        images = _to_the_end(partial(self._vae.decode, raw))
-        memory = guider.model_patcher.memory_required(list(shape))  # the VAE may have pushed the base out
-        loaded = [guider.model_patcher, *guider.loaded_models]
-        comfy.model_management.load_models_gpu(loaded, memory_required=memory)
-        return images.flatten(0, -4).movedim(-1, 1).float().cpu().clamp(0, 1)
+@torch.inference_mode()
+def _decode(vae: Any, guider: _Guider, shape: torch.Size, latents: Tensor) -> Tensor:
+    """Latents in model space to images, with the base of a training kept where it is."""
+    model = guider.model_patcher
+    images = _to_the_end(partial(vae.decode, model.model.process_latent_out(latents)))
+    memory = model.memory_required(list(shape))  # the VAE may have pushed the base out
+    comfy.model_management.load_models_gpu([model, *guider.loaded_models], memory_required=memory)
+    return images.flatten(0, -4).movedim(-1, 1).float().cpu().clamp(0, 1)
 
 
 def run_training(
@@ -222,7 +200,13 @@ def run_training(
     entries = [entry for prompt in prompts.distinct for entry in prompt]
     guider.set_conds(entries, entries)
     reserved: list[Tensor] = []
-    sampler = TrainingSampler(working, vae, prompts, train, reserved)
+
+    def run(call: Call) -> tuple[Tensor, Trained]:
+        reserved.clear()  # the base is loaded beside it; now the training may have it
+        decode = None if vae is None else partial(_decode, vae, call.guider, call.noise.shape)
+        with torch.inference_mode(False):
+            return call.latent, train(Setting(_base(working, prompts, call), decode))
+
     blank = torch.zeros(tuple(shape))
     kept, passing = _memory(network, shape, working.load_device)
     try:
@@ -231,7 +215,9 @@ def run_training(
         if working.load_device.type == "cuda":  # so that ComfyUI doesn't fill it with the base
             coming = kept * KEPT // (KEPT + 1) + passing
             reserved.append(torch.empty(coming, dtype=torch.uint8, device=working.load_device))
-        guider.sample(blank, blank, sampler, schedule(model, SCHEDULER, 16), disable_pbar=True)
+        trained = run_inside(guider, blank, schedule(model, SCHEDULER, 16), run)[1]
+        _move(trained.network, "cpu")
+        return trained
     except BaseException as error:
         traceback.clear_frames(error.__traceback__)  # they hold what the training had on the device
         if not isinstance(error, torch.cuda.OutOfMemoryError):
@@ -243,16 +229,9 @@ def run_training(
     finally:
         reserved.clear()
         _move(network, "cpu")
-        if sampler.trained is not None:
-            _move(sampler.trained.network, "cpu")
         del guider
         gc.collect()
         comfy.model_management.soft_empty_cache()
-    if sampler.trained is None:
-        raise DeepInvError(
-            "the training did not run: another node replaced the sampling of this model; remove its patch"
-        )
-    return sampler.trained
 
 
 def _move(network: Network, device: torch.device | str) -> None:

@@ -10,10 +10,13 @@ import comfy.model_sampling
 import comfy.samplers
 import torch
 
-from ...deepinv_core.integrator import Callback, Progress
+from ...deepinv_core.errors import DeepInvError
 from ...deepinv_core.schedule import custom_grid
 
 SCHEDULERS: list[str] = list(comfy.samplers.SCHEDULER_NAMES)
+
+RANGE_TOLERANCE = 1e-3
+"""Core's own schedules exceed the largest sigma by a rounding."""
 
 
 def is_flow(model_sampling: Any) -> bool:
@@ -28,9 +31,17 @@ def to_flow_time(model_sampling: Any, sigmas: torch.Tensor) -> torch.Tensor:
 
 
 def checked_grid(model_sampling: Any, sigmas: torch.Tensor) -> torch.Tensor:
-    """ComfyUI's SIGMAS as the core's ascending grid, refused with a sentence where unusable."""
-    most = to_flow_time(model_sampling, torch.as_tensor(float(model_sampling.sigma_max)))
-    return custom_grid(to_flow_time(model_sampling, sigmas), sigma_max=max(1.0, float(most)))
+    """ComfyUI's SIGMAS as the core's ascending grid, refused with a sentence where unusable.
+
+    Raises:
+        DeepInvError: beyond the model's range, in its own terms, or what the core refuses.
+    """
+    most = float(model_sampling.sigma_max)
+    least, largest = (float(end) for end in sigmas.aminmax()) if sigmas.numel() else (0.0, most)
+    if least < 0 or largest > most * (1 + RANGE_TOLERANCE):
+        raise DeepInvError(f"the sigmas run from {least:g} to {largest:g}: this model takes values from 0 to {most:g}")
+    flow = float(to_flow_time(model_sampling, torch.as_tensor(most)))
+    return custom_grid(to_flow_time(model_sampling, sigmas), sigma_max=max(1.0, flow))
 
 
 def descending(sigmas: torch.Tensor) -> torch.Tensor:
@@ -41,6 +52,11 @@ def descending(sigmas: torch.Tensor) -> torch.Tensor:
 def schedule(model: Any, scheduler: str, steps: int) -> torch.Tensor:
     """The sigmas ComfyUI would sample this model with: its own schedule and shift, descending ``[N + 1]``."""
     return comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), scheduler, steps).cpu()
+
+
+def levels(model: Any, scheduler: str, steps: int, given: torch.Tensor | None) -> torch.Tensor:
+    """The SIGMAS that were given, descending, else the schedule."""
+    return schedule(model, scheduler, steps) if given is None else descending(given)
 
 
 def own_sigmas(model: Any, grid: torch.Tensor) -> torch.Tensor:
@@ -72,14 +88,3 @@ class GuiderVelocity:
         x = z if self._flow else z * (1 + own)
         denoised = self._denoise(x, torch.full((len(x),), own, device=x.device, dtype=x.dtype), **self._extra_args)
         return (z - denoised) / sigma
-
-
-def preview(callback: Callable[..., None] | None) -> Callback | None:
-    """ComfyUI's sampler callback (progress bar, preview of the denoised estimate, interrupt) as the core's."""
-    if callback is None:
-        return None
-
-    def report(progress: Progress) -> None:
-        callback(progress.done - 1, progress.denoised, progress.z, progress.total)
-
-    return report

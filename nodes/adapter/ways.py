@@ -3,70 +3,35 @@
 from __future__ import annotations
 
 import math
+import re
+import sys
 from collections.abc import Callable
 from typing import Any
 
 import comfy.model_management
 import comfy.samplers
-import comfy.utils
-import latent_preview
 import torch
 
 from ...deepinv_core.errors import DeepInvError
 from ...deepinv_core.integrator import Rule, integrate
 from ...deepinv_core.inversion import Inversion, invert, with_residual
 from ...deepinv_core.methods import Method, way_back
-from .models import Conditioning, SolverHandle, model_info
-from .velocity import GuiderVelocity, checked_grid, is_flow, preview
+from .models import SolverHandle, model_info
+from .sampling import Call, CoreSampler, Prompt, check_latent, prompted, run_inside
+from .velocity import GuiderVelocity, checked_grid, is_flow
 
+STOCHASTIC = re.compile("ancestral|sde|lcm|ddpm|seeds|sa_solver")
+"""In the names of ComfyUI's samplers that draw noise."""
 
-class InversionSampler(comfy.samplers.Sampler):
-    """Runs the core's inversion where ComfyUI expects a sampler, so that it loads, offloads and cleans up.
-
-    ``inversion`` holds the result afterwards, on the CPU. The returned latent is the noise.
-    """
-
-    def __init__(
-        self, make_method: Callable[[], Method], *, keep_trajectory: bool, measure_residual: bool, model: str
-    ) -> None:
-        self._make_method, self._model = make_method, model
-        self._keep, self._measure = keep_trajectory, measure_residual
-        self.inversion: Inversion | None = None
-
-    def sample(  # noqa: D102 - ComfyUI's interface
-        self,
-        model_wrap: Any,
-        sigmas: torch.Tensor,
-        extra_args: dict[str, Any],
-        callback: Callable[..., None] | None,
-        noise: torch.Tensor,
-        latent_image: torch.Tensor,
-        denoise_mask: torch.Tensor | None = None,
-        disable_pbar: bool = False,
-    ) -> torch.Tensor:
-        velocity = GuiderVelocity(model_wrap, model_wrap, extra_args)
-        inversion = invert(
-            velocity,
-            latent_image,
-            checked_grid(model_wrap.inner_model.model_sampling, sigmas),
-            self._make_method(),
-            keep_trajectory=self._keep or self._measure,
-            callback=preview(callback),
-            model=self._model,
-        )
-        if self._measure:
-            inversion = with_residual(velocity, inversion, drop_trajectory=not self._keep)
-        self.inversion = inversion.to("cpu")
-        return inversion.noise
+UNI_PC_END = 2e-3
+"""ComfyUI's uni_pc writes 0.001 for 0 into the SIGMAS that it is given, which stay in the cache."""
 
 
 def run_inversion(
     model: Any,
     latent: torch.Tensor,
     sigmas: torch.Tensor,
-    positive: Conditioning,
-    negative: Conditioning | None,
-    cfg: float,
+    prompt: Prompt,
     make_method: Callable[[], Method],
     *,
     solver: SolverHandle | None = None,
@@ -79,9 +44,7 @@ def run_inversion(
         model: the user's MODEL; not changed.
         latent: raw latent of a LATENT, ``[B, C, ...]``.
         sigmas: ComfyUI's sigmas, either direction.
-        positive: conditioning, usually the empty prompt.
-        negative: what guidance moves away from; needed where ``cfg`` is not 1.
-        cfg: guidance scale.
+        prompt: usually the empty one.
         make_method: builds the method once the models are on their device.
         solver: loaded beside the model, so that both fit or take turns.
         keep_trajectory: keep every latent.
@@ -93,50 +56,55 @@ def run_inversion(
     """
     check_latent(model, latent)
     checked_grid(model.get_model_object("model_sampling"), sigmas)
-    working = model.clone()
+    fingerprint = model_info(model).fingerprint
+
+    def run(call: Call) -> tuple[torch.Tensor, Inversion]:
+        inversion = invert(
+            call.velocity,
+            call.latent,
+            call.grid,
+            make_method(),
+            keep_trajectory=keep_trajectory or measure_residual,
+            callback=call.callback,
+            model=fingerprint,
+        )
+        if measure_residual:
+            inversion = with_residual(call.velocity, inversion, drop_trajectory=not keep_trajectory)
+        return inversion.noise, inversion.to("cpu")
+
+    guider = prompted(model, prompt)
     if solver is not None:
-        working.set_additional_models("deepinv_solver", [solver.patcher])
-    guider = comfy.samplers.CFGGuider(working)
-    if math.isclose(cfg, 1.0):
-        guider.set_conds(positive, positive)
-    elif negative is None:
-        raise DeepInvError(f"cfg is {cfg} but no negative conditioning is connected: connect one, or set cfg to 1")
-    else:
-        guider.set_conds(positive, negative)
-    guider.set_cfg(cfg)
-    sampler = InversionSampler(
-        make_method,
-        keep_trajectory=keep_trajectory,
-        measure_residual=measure_residual,
-        model=model_info(model).fingerprint,
-    )
-    callback = latent_preview.prepare_callback(model, len(sigmas) - 1)
-    guider.sample(
-        torch.zeros_like(latent),
-        latent,
-        sampler,
-        sigmas,
-        callback=callback,
-        disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,
-    )
-    if sampler.inversion is None:
-        raise DeepInvError(
-            "the inversion did not run: another node replaced the sampling of this model; remove its patch"
-        )
-    return sampler.inversion
+        guider.model_patcher.set_additional_models("deepinv_solver", [solver.patcher])
+    return run_inside(guider, latent, sigmas, run, len(sigmas) - 1)[1]
 
 
-def check_latent(model: Any, latent: torch.Tensor) -> None:
-    """Refuse an empty latent, or one with other channels than the model takes."""
-    wanted = model.model.latent_format.latent_channels
-    if latent.ndim < 4 or latent.numel() == 0:
+def require_same_model(model: Any, inversion: Inversion) -> None:
+    """Refuse an inversion that was made with another architecture.
+
+    Raises:
+        DeepInvError: the fingerprints differ.
+    """
+    own = model_info(model).fingerprint
+    if inversion.model and inversion.model != own:
         raise DeepInvError(
-            f"the latent has shape {list(latent.shape)}: a non-empty batch [B, {wanted}, H, W] is needed"
+            f"the inversion was made with another model (fingerprint {inversion.model}, this one has {own}): "
+            "connect the model it was made with"
         )
-    if latent.shape[1] != wanted:
+
+
+def refuse_stochastic(sampler: Any) -> None:
+    """Refuse a sampler of ComfyUI's that adds noise of its own on the way, after which no photo comes back.
+
+    Raises:
+        DeepInvError: it is one. Samplers of other packs are let through.
+    """
+    name = getattr(getattr(sampler, "sampler_function", None), "__name__", "").removeprefix("sample_")
+    options = getattr(sampler, "extra_options", {})
+    amount = options.get("eta", 1.0) * options.get("s_noise", 1.0) if STOCHASTIC.search(name) else 0.0
+    if amount or options.get("s_churn", 0.0):
         raise DeepInvError(
-            f"the latent has {latent.shape[1]} channels, this model takes {wanted}: "
-            "encode with the VAE that belongs to it"
+            f"the sampler {name} adds new noise at each step, so that the photo can't come back: connect the sampler "
+            "output of the node that this noise is from, or a deterministic sampler such as euler"
         )
 
 
@@ -155,7 +123,12 @@ class InvertedNoise:
         self._latent_format = model.model.latent_format
 
     def generate_noise(self, input_latent: dict[str, Any]) -> torch.Tensor:
-        """The noise for the LATENT given to the sampler, raw, on the CPU."""
+        """The noise for the LATENT given to the sampler, raw, on the CPU.
+
+        Raises:
+            DeepInvError: a latent of another shape, or a stochastic sampler.
+        """
+        refuse_stochastic(sys._getframe(1).f_locals.get("sampler"))  # a NOISE isn't told it, but whoever calls has it
         z, latent = self._inversion.noise, input_latent["samples"].float().cpu()
         if latent.shape != z.shape:
             raise DeepInvError(
@@ -174,83 +147,62 @@ class InvertedNoise:
         return (x - offset) / gain
 
 
-class ReconstructionSampler(comfy.samplers.Sampler):
+class ReconstructionSampler(CoreSampler):
     """ComfyUI's SAMPLER that walks an inversion back by the rule that matches it."""
 
     def __init__(self, inversion: Inversion) -> None:
         self._inversion = inversion
 
-    def sample(  # noqa: D102 - ComfyUI's interface
-        self,
-        model_wrap: Any,
-        sigmas: torch.Tensor,
-        extra_args: dict[str, Any],
-        callback: Callable[..., None] | None,
-        noise: torch.Tensor,
-        latent_image: torch.Tensor,
-        denoise_mask: torch.Tensor | None = None,
-        disable_pbar: bool = False,
-    ) -> torch.Tensor:
-        sampling = model_wrap.inner_model.model_sampling
-        grid = checked_grid(sampling, sigmas)
-        wanted = self._inversion.sigmas
-        if grid.shape != wanted.shape or not torch.allclose(grid, wanted, atol=1e-5):
+    def walk(self, call: Call) -> torch.Tensor:
+        """Noise in, photo out."""
+        require_same_model(call.guider.model_patcher, self._inversion)
+        if call.noise.shape != self._inversion.noise.shape or not call.noise.any():
+            raise DeepInvError(
+                f"the way back was given a noise of shape {list(call.noise.shape)} with values up to "
+                f"{float(call.noise.abs().max()):g}, which is not the inverted one of shape "
+                f"{list(self._inversion.noise.shape)}: connect the noise output of the node that this sampler is from"
+            )
+        grid, wanted, sampling = call.grid, self._inversion.sigmas, call.model_sampling
+        same = grid.shape == wanted.shape and torch.allclose(grid[1:], wanted[1:], atol=1e-5)
+        if not same or abs(grid[0] - wanted[0]) > UNI_PC_END:
             raise DeepInvError(
                 f"the sigmas given to the way back ({len(grid) - 1} steps from {grid[-1]:.4f}) are not those of the "
                 f"inversion ({len(wanted) - 1} steps from {wanted[-1]:.4f}): connect DeepInv Invert's sigmas output"
             )
-        inpaint = comfy.samplers.KSamplerX0Inpaint(model_wrap, sigmas)
-        inpaint.latent_image, inpaint.noise = latent_image, noise
-        velocity = GuiderVelocity(model_wrap, inpaint, {**extra_args, "denoise_mask": denoise_mask})
-        x = sampling.noise_scaling(sigmas[0], noise, latent_image, self.max_denoise(model_wrap, sigmas))
+        inpaint = comfy.samplers.KSamplerX0Inpaint(call.guider, call.sigmas)
+        inpaint.latent_image, inpaint.noise = call.latent, call.noise
+        velocity = GuiderVelocity(call.guider, inpaint, {**call.extra_args, "denoise_mask": call.mask})
+        at_start = self.max_denoise(call.guider, call.sigmas)
+        x = sampling.noise_scaling(call.sigmas[0], call.noise, call.latent, at_start)
         z = x if is_flow(sampling) else x * (1 - float(grid[-1]))
         rule = way_back(self._inversion.method, self._inversion.options)
         carried = {name: value.to(z.device) for name, value in self._inversion.carried.items()}
-        return integrate(velocity, z, wanted.flip(0), rule, carried=carried, callback=preview(callback)).z
+        return integrate(velocity, z, wanted.flip(0), rule, carried=carried, callback=call.callback).z
 
 
-class PlainInversionSampler(comfy.samplers.Sampler):
+class PlainInversionSampler(CoreSampler):
     """An inversion method as ComfyUI's SAMPLER: takes the photo as latent_image, gives the noise as the latent."""
 
     def __init__(self, make_method: Callable[[], Method], solver: SolverHandle | None) -> None:
         self._make_method, self._solver = make_method, solver
 
-    def sample(  # noqa: D102 - ComfyUI's interface
-        self,
-        model_wrap: Any,
-        sigmas: torch.Tensor,
-        extra_args: dict[str, Any],
-        callback: Callable[..., None] | None,
-        noise: torch.Tensor,
-        latent_image: torch.Tensor,
-        denoise_mask: torch.Tensor | None = None,
-        disable_pbar: bool = False,
-    ) -> torch.Tensor:
+    def walk(self, call: Call) -> torch.Tensor:
+        """Photo in, noise out."""
         if self._solver is not None:
-            self._solver.check(model_wrap.model_patcher)
-            comfy.model_management.load_models_gpu([model_wrap.model_patcher, self._solver.patcher])
-        grid = checked_grid(model_wrap.inner_model.model_sampling, sigmas)
-        velocity = GuiderVelocity(model_wrap, model_wrap, extra_args)
-        return invert(velocity, latent_image, grid, self._make_method(), callback=preview(callback)).noise
+            model = call.guider.model_patcher
+            self._solver.check(model)
+            comfy.model_management.load_models_gpu([model, self._solver.patcher])
+        return invert(call.velocity, call.latent, call.grid, self._make_method(), callback=call.callback).noise
 
 
-class PlainWayBack(comfy.samplers.Sampler):
+class PlainWayBack(CoreSampler):
     """The matching way back as ComfyUI's SAMPLER: takes the noise as latent_image, gives the photo."""
 
     def __init__(self, rule: Rule) -> None:
         self._rule = rule
 
-    def sample(  # noqa: D102 - ComfyUI's interface
-        self,
-        model_wrap: Any,
-        sigmas: torch.Tensor,
-        extra_args: dict[str, Any],
-        callback: Callable[..., None] | None,
-        noise: torch.Tensor,
-        latent_image: torch.Tensor,
-        denoise_mask: torch.Tensor | None = None,
-        disable_pbar: bool = False,
-    ) -> torch.Tensor:
-        grid = checked_grid(model_wrap.inner_model.model_sampling, sigmas)
-        velocity = GuiderVelocity(model_wrap, model_wrap, extra_args)
-        return integrate(velocity, latent_image, grid.flip(0), self._rule, callback=preview(callback)).z
+    def walk(self, call: Call) -> torch.Tensor:
+        """Noise in, photo out."""
+        if not call.latent.any():
+            raise DeepInvError("latent_image is empty: connect the noise there, the latent of the sampler that made it")
+        return integrate(call.velocity, call.latent, call.grid.flip(0), self._rule, callback=call.callback).z

@@ -50,6 +50,16 @@ SEE_EVERYTHING = """() => {
     app.canvas.ds.offset[1] = (view.height / scale - top - bottom) / 2;
     app.canvas.setDirty(true, true);
 }"""
+CLOSE_UP = """([type, room]) => {
+    const [x, y, width, height] = app.graph.nodes.findLast(node => node.type === type).getBounding();
+    const view = app.canvas.canvas.getBoundingClientRect(), ds = app.canvas.ds;
+    ds.scale = 1;
+    ds.offset[0] = (view.width - width) / 2 - x;
+    ds.offset[1] = (view.height - height) / 2 - y;
+    app.canvas.setDirty(true, true);
+    const left = view.left + (view.width - width) / 2, top = view.top + (view.height - height) / 2;
+    return [left - room, top - room, left + width + room, top + height + room];
+}"""
 NODES_ON_SCREEN = """() => {
     const boxes = app.graph.nodes.map(node => node.getBounding());
     const view = app.canvas.canvas.getBoundingClientRect(), room = 20, ds = app.canvas.ds;
@@ -152,6 +162,14 @@ class FrontEnd:
         left, top, right, bottom = self.page.evaluate(NODES_ON_SCREEN)
         with Image.open(file) as window:
             return window.crop((int(left), int(top), int(right), int(bottom)))
+
+    def node_picture(self, node_type: str, file: Path, room: int = 24) -> Image.Image:
+        """The opened workflow's last node of a type at full size, with some pixels around it."""
+        box = self.page.evaluate(CLOSE_UP, [node_type, room])
+        self.page.wait_for_timeout(500)
+        self.screenshot(file)
+        with Image.open(file) as window:
+            return window.crop(tuple(map(int, box)))
 
     def set_widget(self, node_id: int, name: str, value: Any) -> None:
         """Type a value into a node's widget."""

@@ -59,7 +59,8 @@ def comfyui(request: pytest.FixtureRequest) -> Installation:
 def server(comfyui: Installation, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComfyServer]:
     """A running server with the pack in it."""
     packs = {PACK_NAME: ROOT, "deepinv_probe": HERE / "probe_pack"}
-    with ComfyServer(comfyui, tmp_path_factory.mktemp(f"comfyui-{comfyui.version}-"), packs) as running:
+    base = tmp_path_factory.mktemp(f"comfyui-{comfyui.version}-")
+    with ComfyServer(comfyui, base, packs, ["--preview-method", "latent2rgb"]) as running:
         yield running
 
 

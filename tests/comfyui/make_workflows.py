@@ -86,15 +86,15 @@ def finish(workflow: dict[str, Any], name: str) -> None:
         workflow.get("extra", {}).pop(key, None)
 
 
-def save_picture(picture: Image.Image, file: Path) -> None:
-    """Save as JPEG, at the best quality that keeps the file small."""
+def save_picture(picture: Image.Image, file: Path, largest: int = LARGEST_FILE) -> None:
+    """Save as JPEG, at the best quality that keeps the file within so many bytes."""
     picture = picture.convert("RGB")
     picture.thumbnail((LONGEST_SIDE, LONGEST_SIDE), Image.Resampling.LANCZOS)
     for quality in range(92, 30, -6):
         picture.save(file, quality=quality, subsampling=0, optimize=True)
-        if file.stat().st_size <= LARGEST_FILE:
+        if file.stat().st_size <= largest:
             return
-    raise ValueError(f"{file.name} is larger than {LARGEST_FILE} bytes even at low quality")
+    raise ValueError(f"{file.name} is larger than {largest} bytes even at low quality")
 
 
 def labelled(picture: Image.Image, text: str) -> Image.Image:

@@ -7,8 +7,15 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
+from PIL import Image
+
+from comfyui_deepinv.deepinv_core.images import to_tensor
+from comfyui_deepinv.deepinv_core.metrics import psnr
 
 from .browser import FrontEnd, open_front_end, to_ui_format
+from .environment import ROOT
+from .make_help_pictures import SOURCES
 from .make_workflows import ORDER, needs_a_download, twin, workflow_file
 from .server import PACK_NAME
 from .test_workflows import SHORT, provide_files
@@ -20,6 +27,10 @@ CORE_PROMPT = {
     "4": {"class_type": "PreviewImage", "inputs": {"images": ["3", 0]}},
 }
 CORE_PROMPT["3"]["inputs"] |= {"blend_factor": 0.5, "blend_mode": "normal"}
+PICTURE_LOADED = """end => {
+    const picture = [...document.images].find(image => image.src.endsWith(end));
+    return picture?.complete && picture.naturalWidth > 0 && picture.getBoundingClientRect().height > 50;
+}"""
 
 
 @pytest.fixture
@@ -92,14 +103,50 @@ def test_shipped_workflow_opens_and_runs(server, client, tmp_path, name):
         assert front_end.our_errors() == []
 
 
-def test_help_page_opens(front_end, server, tmp_path):
+OWN_PHOTO = """async ([name, prompt]) => {
+    const photo = app.graph.nodes.find(node => node.type === "LoadImage");
+    photo.widgets.find(widget => widget.name === "image").value = name;
+    const edit = app.graph.nodes.find(node => node.type === "DeepInvEdit");
+    const link = app.graph.getLink(edit.inputs.find(input => input.name === "positive").link);
+    app.graph.getNodeById(link.origin_id).widgets[0].value = prompt;
+    const size = app.graph.nodes.find(node => node.title === "To the demo model's size");
+    photo.connect(0, size, size.inputs.findIndex(input => input.name === "image"));
+}"""
+
+
+def test_own_photo_is_edited(server, client, tmp_path):
+    """What the README and the template's note say: connect Load Image, choose a prompt, press Run."""
+    photo = ROOT / "deepinv_core" / "embedded" / "photos" / "rocket.png"
+    client.module.upload_image(server.address, photo)
+    with open_front_end(server) as front_end:
+        front_end.load_workflow(json.loads(workflow_file("edit_by_prompt").read_text(encoding="utf-8")), "own photo")
+        front_end.page.evaluate(OWN_PHOTO, [photo.name, "ship"])
+        entry = front_end.run()
+        assert entry["status"]["status_str"] == "success", entry["status"]
+        front_end.wait_for_pictures(entry["outputs"])
+        front_end.show_all()
+        front_end.screenshot(picture_file(server, "own_photo", tmp_path))
+        sent = front_end.api_format()
+    assert [node["inputs"]["image"] for node in sent.values() if node["class_type"] == "LoadImage"] == [photo.name]
+    (image,) = [image for output in entry["outputs"].values() for image in output.get("images", [])]
+    made = server.base / "output" / image["subfolder"] / image["filename"]
+    own, edited, _ = to_tensor(Image.open(made).convert("RGB")).chunk(3, dim=3)
+    size = own.shape[-2:]
+    given = torch.nn.functional.interpolate(to_tensor(Image.open(photo).convert("RGB")), size, mode="area")
+    assert float(psnr(own, given)) > 18  # it is the photo that was chosen
+    assert float(psnr(edited, own)) < 24  # and it was edited
+
+
+def test_help_pages_open_with_their_pictures(front_end, server, tmp_path):
     """What the (i) button over a selected node shows."""
-    front_end.load_api({"1": {"class_type": "DeepInvEdit", "inputs": {}}}, "help")
     page = front_end.page
-    page.evaluate("() => { app.canvas.selectNode(app.graph.nodes[0]); app.canvas.setDirty(true, true); }")
-    page.get_by_test_id("info-button").click()
-    page.get_by_text("Samples an inverted photo back under another prompt").wait_for(timeout=15_000)
-    front_end.screenshot(picture_file(server, "help", tmp_path))
+    for name in SOURCES:
+        front_end.load_api({"1": {"class_type": name, "inputs": {}}}, "help")
+        page.evaluate("() => { app.canvas.selectNode(app.graph.nodes[0]); app.canvas.setDirty(true, true); }")
+        page.get_by_test_id("info-button").click()
+        page.wait_for_function(PICTURE_LOADED, arg=f"/docs/images/{name}.jpg", timeout=15_000)
+        assert page.get_by_role("heading", name="If it goes wrong").count() == 1
+        front_end.screenshot(picture_file(server, f"help-{name}", tmp_path))
     assert [error for error in front_end.our_errors() if "/en.md" not in error] == []  # it asks for a translation first
 
 

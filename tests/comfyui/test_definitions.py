@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 from urllib.request import urlopen
@@ -15,10 +16,12 @@ import pytest
 
 from .conftest import Client
 from .environment import HERE, ROOT
+from .make_help_pictures import LARGEST_FILE, SOURCES
 from .server import PACK_NAME, ComfyServer
 
 SNAPSHOT = HERE / "definitions.json"
 LOCALES = ROOT / "locales"
+DOCS = ROOT / "web" / "docs"
 LANGUAGES = ("en", "zh", "ja")
 FILE_MENUS = {("DeepInvLoadSolver", "solver_name"), ("DeepInvLoadInversion", "inversion_name")}
 COMFYUI_S_MENUS = {"scheduler"}
@@ -50,7 +53,7 @@ def public(name: str, info: dict[str, Any]) -> dict[str, Any]:
     return {
         "inputs": inputs,
         "outputs": dict(zip(info["output_name"], info["output"], strict=True)),
-        "lists": [info.get("is_input_list", False), *info["output_is_list"]],
+        "lists": info["output_is_list"],
         "output_node": info["output_node"],
     }
 
@@ -78,6 +81,10 @@ def test_definitions_are_those_that_were_published(client: Client) -> None:
     if os.environ.get("DEEPINV_UPDATE_DEFINITIONS"):
         write(SNAPSHOT, seen)
     assert seen == json.loads(SNAPSHOT.read_text(encoding="utf-8"))
+    told = {
+        name: info["is_input_list"] for name, info in ours(client).items() if "is_input_list" in info
+    }  # 0.3.75: none
+    assert [name for name, is_list in told.items() if is_list] == (["DeepInvTrainSolver"] if told else [])
 
 
 def test_english_locale_says_what_the_nodes_say(client: Client) -> None:
@@ -105,6 +112,34 @@ def test_every_text_is_translated(language: str) -> None:
     assert changed > 100, f"only {changed} texts differ from the English ones"
 
 
+HEADINGS = ["Inputs", "Outputs", "Typical values", "If it goes wrong"]
+PICTURE = re.compile(r"!\[.{8,}\]\((images/\w+\.jpg)\)")
+
+
+def test_each_help_page_has_every_part() -> None:
+    """Purpose, a picture of its own, inputs, outputs, typical values, what can go wrong."""
+    pages = {page.stem: page.read_text(encoding="utf-8") for page in DOCS.glob("*.md")}
+    assert len(pages) >= 12
+    for name, text in pages.items():
+        assert [line[3:] for line in text.splitlines() if line.startswith("## ")] == HEADINGS, name
+        title, purpose, picture = text.split("\n\n")[:3]
+        assert title.startswith("# DeepInv") and len(purpose) > 60, name
+        assert PICTURE.fullmatch(picture) and PICTURE.findall(text) == [f"images/{name}.jpg"], name
+        assert all(len(part.strip()) > 40 for part in re.split(r"(?m)^## .*$", text)), name
+        file = DOCS / "images" / f"{name}.jpg"
+        assert 5_000 < file.stat().st_size <= LARGEST_FILE, file
+    assert {file.stem for file in (DOCS / "images").iterdir()} == set(pages) == set(SOURCES)
+
+
+def test_newer_fields_are_used_where_the_version_has_them(client: Client) -> None:
+    """Search aliases and folded inputs; 0.3.75 knows neither."""
+    nodes, known = ours(client), client.get("/object_info")
+    if any(info.get("search_aliases") for name, info in known.items() if name not in nodes):
+        assert all(info["search_aliases"] for info in nodes.values())
+        folded = [key for info in nodes.values() for key, spec in inputs_of(info).items() if spec[1].get("advanced")]
+        assert len(folded) >= 10, folded
+
+
 def test_nothing_around_a_node_is_missing(client: Client) -> None:
     """Tooltip on every input and output, a description, a help page, a place in a shipped workflow."""
     used = set()
@@ -118,10 +153,9 @@ def test_nothing_around_a_node_is_missing(client: Client) -> None:
         for key, spec in inputs_of(info).items():
             assert len(spec[1].get("tooltip", "")) > 20, f"{name}.{key}"
         assert all(len(tooltip or "") > 10 for tooltip in info["output_tooltips"]), name
-        page = ROOT / "web" / "docs" / f"{name}.md"
-        assert page.is_file() and len(page.read_text(encoding="utf-8")) > 300, name
+        assert (DOCS / f"{name}.md").is_file(), name
         assert name in used | in_examples, f"{name} is in no shipped workflow"
-    assert {path.stem for path in (ROOT / "web" / "docs").glob("*.md")} == set(ours(client))
+    assert {path.stem for path in DOCS.glob("*.md")} == set(ours(client))
 
 
 def test_help_pages_are_served(client: Client, server: ComfyServer) -> None:

@@ -6,6 +6,7 @@ import itertools
 import json
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -66,6 +67,18 @@ class Bench(Pair):
             graph["train"] = node("DeepInvTrainSolver", **given, **FEW, name=f"trained {seed}")
             graph["shown"] = node("PreviewAny", source=["train", 2])
             return graph, ["train", 0]
+        if name == "save solver":
+            graph = {"solver": node("DeepInvLoadSolver", solver_name=self.solver), "model": graph["model"]}
+            graph["keep"] = node("DeepInvSaveSolver", solver=["solver", 0], name=f"solver {seed}")
+            return graph, ["keep", 0]
+        if name == "demo":
+            graph |= self.demo | {"prompt": node("DeepInvDemoPrompt", prompt="(empty)")}
+            graph["photo"] = node("EmptyImage", width=64, height=64, batch_size=1, color=seed)
+            graph["encoded"] = node("VAEEncode", pixels=["photo", 0], vae=["demo", 1])
+            own = {"model": ["demo", 0], "latent": ["encoded", 0], "conditioning": ["prompt", 0], "steps": 4}
+            graph["invert"]["inputs"] |= {**own, "method": "auto", "solver": ["demo", 2]}
+            graph["guider"]["inputs"] |= {"model": ["demo", 0], "conditioning": ["prompt", 0]}
+            graph["back"]["inputs"]["latent_image"] = ["encoded", 0]
         if name == "compare":
             graph["photo"] = node("EmptyImage", width=64, height=64, batch_size=1, color=seed)
             compared = {"reference": ["photo", 0], "result": ["photo", 0], "vae": ["demo", 1]}
@@ -130,10 +143,12 @@ def test_ten_runs_in_a_row_do_not_grow(server: ComfyServer, client: Client) -> N
 
 
 NODES = ["invert", "edit", "flow edit", "solver", "inversion sampler", "save", "load", "compare", "train"]
+NODES += ["save solver", "demo"]
 
 
 @pytest.mark.parametrize("name", NODES)
 def test_models_are_untouched_and_memory_is_free_after_a_node(name: str, bench: Bench) -> None:
+    """After one run, and after ten in a row; three of a training."""
     if name != "train":  # it has tests of its own
         before = bench.digests()
         after = bench.digests(*bench.of(name))
@@ -144,39 +159,80 @@ def test_models_are_untouched_and_memory_is_free_after_a_node(name: str, bench: 
     assert during["bytes"] > start["bytes"]  # so that the probe sees what it looks for
     assert bench.rest() == start
     assert start["loaded"] == []
+    for _ in range(3 if name == "train" else 10):
+        bench.client.run(bench.of(name)[0])
+    assert bench.rest() == start
 
 
-OURS = {"invert": "invert", "edit": "edit", "flow edit": "flow"}
-"""The node under test in each graph."""
+def damaged(path: Path) -> str:
+    """The name of a file beside that one, which ends half way."""
+    target = path.with_name(f"damaged {path.name}")
+    target.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    return target.name
 
 
-@pytest.mark.parametrize("name", OURS)
-def test_an_error_in_the_middle_leaves_nothing(name: str, bench: Bench) -> None:
-    """The model's output is not finite."""
+def broken(name: str, bench: Bench) -> tuple[dict[str, Any], str]:
+    """A graph in which the node fails, most of them in the middle as the model's output is infinite; the message."""
+    graph, _ = bench.of(name)
+    if name == "compare":
+        graph["other"] = node("EmptyImage", width=32, height=64, batch_size=1, color=0)
+        graph["compare"]["inputs"]["result"] = ["other", 0]
+        return graph, "both need the same number and size"
+    if name in ("save", "save solver"):
+        graph["keep"]["inputs"]["name"] = "a/b"
+        return graph, "a name is no path"
+    if name == "load":
+        inputs = graph["invert"]["inputs"]
+        inputs["inversion_name"] = damaged(bench.server.base / "output" / "deepinv" / inputs["inversion_name"])
+        return graph, "DeepInvError"
+    if name == "solver":
+        inputs = graph["solver"]["inputs"]
+        inputs["solver_name"] = damaged(bench.server.base / "models" / "deepinv" / inputs["solver_name"])
+        return graph, "DeepInvError"
+    graph["patch"] = node("ProbePatch", model=["model", 0], factor=1e39)  # infinite in float32
+    for key in PATCHED[name]:
+        graph[key]["inputs"]["model"] = ["patch", 0]
+    return graph, "NaN or infinity"
+
+
+PATCHED = {"invert": ["invert"], "edit": ["edit"], "flow edit": ["flow"], "train": ["train"]}
+PATCHED["inversion sampler"] = ["guider"]
+"""What gets the patched model."""
+
+
+@pytest.mark.parametrize("name", [name for name in NODES if name != "demo"])
+def test_an_error_leaves_nothing(name: str, bench: Bench) -> None:
     before, start = bench.digests(), bench.rest()
     for _ in range(2):
-        graph, _ = bench.of(name)
-        graph["patch"] = node("ProbePatch", model=["model", 0], factor=1e39)  # infinite in float32
-        graph[OURS[name]]["inputs"]["model"] = ["patch", 0]
-        with pytest.raises(bench.client.module.WorkflowError, match="the model returned NaN or infinity"):
+        graph, message = broken(name, bench)
+        with pytest.raises(bench.client.module.WorkflowError, match=message):
             bench.client.run(graph)
         assert bench.digests() == before
     assert bench.rest() == start
 
 
-@pytest.mark.parametrize("name", OURS)
+LOOPS = {"invert": "invert", "edit": "edit", "flow edit": "flow", "solver": "invert", "inversion sampler": "up"}
+LOOPS |= {"way back": "back", "plain way back": "back", "train": "train"}
+"""Graph and the node in it that is stopped on its way: every node of ours that takes long, and its samplers."""
+
+
+@pytest.mark.parametrize("name", LOOPS)
 def test_an_interrupt_leaves_nothing(name: str, bench: Bench) -> None:
     before, start = bench.digests(), bench.rest()
-    graph, _ = bench.of(name)
-    if name == "edit":
-        graph["invert"]["inputs"] |= {"method": "euler", "steps": 200}
-        graph["edit"]["inputs"]["strength"] = 1.0
+    graph, _ = bench.of({"way back": "invert", "plain way back": "inversion sampler"}.get(name, name))
+    if name == "train":
+        graph["train"]["inputs"]["images"] = 8000
+    elif name == "flow edit":
+        graph["flow"]["inputs"]["steps"] = 1000
     else:
-        graph[OURS[name]]["inputs"]["steps"] = 1000
+        inverting = LOOPS[name] == "invert"
+        graph["invert"]["inputs"] |= {"steps": 1000} if inverting else {"steps": 200, "method": "euler"}
+    if name == "edit":
+        graph["edit"]["inputs"]["strength"] = 1.0
     stopped = threading.Event()
 
     def stop_when_it_runs(kind: str, data: dict[str, Any]) -> None:
-        if kind == "progress" and data["node"] == OURS[name] and data["value"] >= 2 and not stopped.is_set():
+        if kind == "progress" and data["node"] == LOOPS[name] and data["value"] >= 2 and not stopped.is_set():
             stopped.set()
             bench.client.post("/interrupt", {})
 

@@ -27,7 +27,7 @@ __all__ = ["log_stays_clean"]
 PREVIEW, TEXT, JPEG = 1, 3, b"\xff\xd8"
 """ComfyUI's kinds of binary messages, and how a JPEG starts."""
 
-FEW = {"recipe": "fast", "preset": "tiny", "minutes": 1.0, "images": 24, "batch": 2, "validation_images": 1}
+FEW = {"recipe": "fast", "preset": "tiny", "minutes": 30.0, "images": 24, "batch": 2, "validation_images": 1}
 FEW |= {"validation_steps": "2"}
 
 

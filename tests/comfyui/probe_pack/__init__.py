@@ -17,6 +17,7 @@ from comfyui_deepinv.deepinv_core.solver import build, predictor_preset
 from comfyui_deepinv.nodes import adapter
 from comfyui_deepinv.training.loop import Trained
 
+from .carried import ProbeControlNet, ProbeQuantised
 from .models import ProbeBuilt, ProbeMemory, ProbePatch, ProbeVaeDigest
 
 AnyType = io.Custom("*")
@@ -64,6 +65,22 @@ class ProbeInputs(io.ComfyNode):
         if guidance:
             extras["guidance"] = guidance
         return io.NodeOutput({"samples": tensors["latent"]}, [[tensors["context"], extras]])
+
+
+class ProbeSigmas(io.ComfyNode):
+    """SIGMAS as typed in."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """Inputs and outputs."""
+        return io.Schema(
+            node_id="ProbeSigmas", category="probe", inputs=[io.String.Input("values")], outputs=[io.Sigmas.Output()]
+        )
+
+    @classmethod
+    def execute(cls, values: str) -> io.NodeOutput:
+        """Read numbers with commas between them."""
+        return io.NodeOutput(torch.tensor([float(value) for value in values.split(",") if value]))
 
 
 class ProbeSave(io.ComfyNode):
@@ -190,7 +207,7 @@ class ProbeTrainingBase(io.ComfyNode):
         prompts = adapter.Prompts(conditioning, [len(latent["samples"]) for latent in latents])
         walks = [
             adapter.run_inversion(
-                *(model[0], latent, sigmas, prompts.distinct[number], None, 1.0),
+                *(model[0], latent, sigmas, adapter.Prompt(prompts.distinct[number])),
                 lambda: make_method("euler", Options()),
                 keep_trajectory=True,
             ).carried["trajectory"]
@@ -225,8 +242,8 @@ class ProbeExtension(ComfyExtension):
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         """Its nodes."""
-        files = [ProbeModel, ProbeInputs, ProbeSave, ProbeDigest, ProbeClip, ProbeTrainingBase]
-        return [*files, ProbeBuilt, ProbePatch, ProbeVaeDigest, ProbeMemory]
+        files = [ProbeModel, ProbeInputs, ProbeSigmas, ProbeSave, ProbeDigest, ProbeClip, ProbeTrainingBase]
+        return [*files, ProbeQuantised, ProbeControlNet, ProbeBuilt, ProbePatch, ProbeVaeDigest, ProbeMemory]
 
 
 async def comfy_entrypoint() -> ComfyExtension:

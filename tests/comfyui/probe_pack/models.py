@@ -48,6 +48,18 @@ WAN = {
 }
 
 
+def seed_weights(network: torch.nn.Module, seed: int = 0) -> None:
+    """Weights for a network that ComfyUI built, which leaves them as the memory was."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, weight in network.named_parameters():
+        values = torch.randn(weight.shape, generator=generator)
+        if weight.ndim > 1:
+            values /= 2 * weight[0].numel() ** 0.5  # so that fixed points are found in few iterations
+        else:
+            values = 0.1 * values + name.endswith("weight")
+        weight.copy_(values)
+
+
 def noise_prediction(kind: comfy.model_base.ModelType) -> Callable[[], comfy.model_base.BaseModel]:
     """Stable Diffusion 1.5's network, noise schedule and latent format, small."""
 
@@ -90,14 +102,7 @@ class ProbeBuilt(io.ComfyNode):
     def execute(cls, kind: str) -> io.NodeOutput:
         """Build."""
         base = BUILDERS[kind]().eval().requires_grad_(False)
-        generator = torch.Generator().manual_seed(0)
-        for name, weight in base.diffusion_model.named_parameters():  # ComfyUI leaves them as the memory was
-            values = torch.randn(weight.shape, generator=generator)
-            if weight.ndim > 1:
-                values /= 2 * weight[0].numel() ** 0.5  # so that fixed points are found in few iterations
-            else:
-                values = 0.1 * values + name.endswith("weight")
-            weight.copy_(values)
+        seed_weights(base.diffusion_model)
         management = comfy.model_management
         devices = management.get_torch_device(), management.unet_offload_device()
         return io.NodeOutput(comfy.model_patcher.ModelPatcher(base, *devices))
