@@ -11,19 +11,24 @@ from .recipes import Stage
 
 @dataclass(frozen=True)
 class Budget:
-    """How long to train: images carried through (each pass counts its batch), or minutes; one of the two.
+    """How long to train; one of the three.
 
-    Validation is not counted in the minutes.
+    Attributes:
+        images: carried through; each pass counts its batch.
+        minutes: of training, validation not counted.
+        evaluations: of the base, of one image each, those for stored labels included; the last pass is finished.
     """
 
     images: int | None = None
     minutes: float | None = None
+    evaluations: int | None = None
 
     def __post_init__(self) -> None:
-        values = [value for value in (self.images, self.minutes) if value is not None]
+        values = [value for value in (self.images, self.minutes, self.evaluations) if value is not None]
         if len(values) != 1 or not 0 < values[0] < math.inf:
             raise DeepInvError(
-                f"the budget is {self.images} images, {self.minutes} minutes: give one of the two, above 0"
+                f"the budget is {self.images} images, {self.minutes} minutes, {self.evaluations} base evaluations: "
+                "give one of the three, above 0"
             )
 
 
@@ -38,7 +43,7 @@ class Position:
         images: images carried through.
         seconds: spent training, over all processes that resumed it.
         evaluations: base evaluations spent, of one image each.
-        began: seconds spent when the stage's first pass began.
+        began: seconds or evaluations, whichever the budget counts, spent when the stage's first pass began.
         progress: of the stage, and overall, when the pass began.
     """
 
@@ -56,17 +61,30 @@ class Schedule:
     """The share of the budget each stage has, and how much of it is used."""
 
     def __init__(self, stages: list[Stage], budget: Budget, batch: int) -> None:
-        self._by_time = budget.minutes is not None
-        weights = [stage.passes * stage.cost + stage.prepare if self._by_time else stage.passes for stage in stages]
-        self._length = (budget.minutes or 0) * 60 if self._by_time else (budget.images or 0) / batch
+        self._budget = budget
+        if budget.minutes is not None:
+            weights = [stage.passes * stage.cost + stage.prepare for stage in stages]
+            self._length: float = budget.minutes * 60
+        elif budget.evaluations is not None:
+            weights = [stage.passes * stage.evaluations + stage.prepare_evaluations for stage in stages]
+            self._length = budget.evaluations
+        else:
+            weights = [stage.passes for stage in stages]
+            self._length = (budget.images or 0) / batch
         ends = [sum(weights[: k + 1]) / sum(weights) * self._length for k in range(len(weights))]
         self._ends = [round(end, 6) for end in ends]  # whole passes stay whole
 
+    def used(self, position: Position) -> float:
+        """What is spent of the budget, in its unit; passes for images."""
+        if self._budget.minutes is not None:
+            return position.seconds
+        return position.evaluations if self._budget.evaluations is not None else position.passes
+
     def progress(self, position: Position) -> tuple[float, float]:
         """Share of the stage and of the whole that is done."""
-        used = position.seconds if self._by_time else position.passes
+        used = self.used(position)
         begin = self._ends[position.stage - 1] if position.stage else 0.0
-        if self._by_time:
-            begin = max(begin, position.began)  # after the labels; a stage that is late has what is left of its time
+        if self._budget.images is None:
+            begin = max(begin, position.began)  # after the labels; a stage that is late has what is left of its share
         length = max(self._ends[position.stage] - begin, 1e-9)
         return (used - begin) / length, used / self._length

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from ..deepinv_core.errors import DeepInvError
 from ..deepinv_core.flow import CountedVelocity, Velocity
 from ..deepinv_core.integrator import Step
 from ..deepinv_core.methods.deepinv import Predicted
@@ -75,8 +76,18 @@ class Walk:
         return {"index": self.index, "sigmas": [known.sigma for known in self.history]}
 
     def restore(self, metadata: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-        """Go to where a walk of the same pass had been stored."""
-        device = self.z.device
+        """Go to where a walk of the same pass had been stored.
+
+        Raises:
+            DeepInvError: what was stored is of another walk.
+        """
+        device, names = self.z.device, [f"walk.velocity.{k}" for k in range(len(metadata["sigmas"]))]
+        fits = [name in tensors and tensors[name].shape == self.z.shape for name in ("walk.z", *names)]
+        if metadata["index"] >= self.last or not all(fits) or len(tensors) != len(fits):
+            raise DeepInvError(
+                f"the training state stands at step {metadata['index']} of {self.last} with {len(tensors)} "
+                "latents that don't fit: it is damaged; train into a new folder"
+            )
         self.index, self.z = int(metadata["index"]), tensors["walk.z"].to(device)
         self.history = tuple(
             Known(float(sigma), tensors[f"walk.velocity.{k}"].to(device)) for k, sigma in enumerate(metadata["sigmas"])
@@ -92,6 +103,36 @@ class Walk:
         self.index += 1
 
 
+Share = Callable[[slice], Tensor]
+"""The part that some rows of a batch have in its loss: the parts of all rows sum up to it."""
+
+
+class Broken:
+    """The first place at which the base model's answer was not finite; kept on the device until it is asked for."""
+
+    def __init__(self) -> None:
+        self._step: Tensor | None = None
+        self._sigma: Tensor | None = None
+
+    def note(self, velocity: CountedVelocity) -> None:
+        """Look at the answers of one more step; no host sync."""
+        for finite, step, sigma in velocity.answers():
+            if self._step is None or self._sigma is None:
+                self._step = torch.full((), -1.0, device=finite.device)
+                self._sigma = torch.full((), -1.0, device=finite.device)
+            known = finite | (self._step >= 0)
+            self._step = torch.where(known, self._step, float(step))
+            self._sigma = torch.where(known, self._sigma, sigma)
+
+    def __str__(self) -> str:
+        if self._step is None or self._sigma is None or self._step < 0:
+            return "all that the base model returned was finite: lower the learning rate"
+        return (
+            f"the base model returned NaN or infinity, first at step {int(self._step)}, sigma "
+            f"{float(self._sigma):.4f}: use float32 or bfloat16 weights"
+        )
+
+
 Grid = Callable[[int, Tensor], Tensor]
 """``(steps, latent) -> sigmas`` as the base model is sampled."""
 
@@ -101,6 +142,9 @@ class Objective(Protocol):
 
     evaluations: int
     """Base evaluations of the walks so far in this process, of one image each, times the cost under guidance."""
+
+    broken: Broken
+    """What became of them."""
 
     def enter(
         self,
@@ -135,10 +179,11 @@ class Objective(Protocol):
         """The walk of pass ``number``."""
         ...
 
-    def losses(self, walk: Walk, model: Network, bound: Bound) -> Iterator[Tensor]:
+    def losses(self, walk: Walk, model: Network, bound: Bound) -> Iterator[Share]:
         """Losses of the walk's next step, one an update, each with the model as the update before left it.
 
-        When it ends, the walk has gone the step.
+        Each has to be asked for all rows, in order, before the next; a call with the first row begins it anew. When
+        the last is done, the walk has gone the step.
         """
         ...
 
@@ -153,6 +198,7 @@ class FastObjective:
     def __init__(self, recipe: FastRecipe, grid: Grid, seed: int, autocast: AbstractContextManager[None]) -> None:
         self._recipe, self._grid, self._seed, self._autocast = recipe, grid, seed, autocast
         self.evaluations = 0
+        self.broken = Broken()
 
     def enter(self, *stage: object, **options: object) -> int:
         """Nothing to prepare."""
@@ -171,20 +217,36 @@ class FastObjective:
         last = int(torch.randint(1, self._recipe.short_steps + 1, (), generator=generator)) if short else steps
         return Walk(number, clean, names, self._grid(steps, clean).tolist(), min(last, steps), clean)
 
-    def losses(self, walk: Walk, model: Network, bound: Bound) -> Iterator[Tensor]:
+    def losses(self, walk: Walk, model: Network, bound: Bound) -> Iterator[Share]:
         """One loss a step."""
         step, z = walk.point().step, walk.z
-        velocity = CountedVelocity(bound.velocity)
+        first = CountedVelocity(bound.velocity)
         with torch.no_grad():
-            known = () if walk.history else (first_known(velocity, z, step),)
-        with self._autocast:
-            eps = Predicted(model).predict(walk.point(*known))  # type: ignore[arg-type]
-        refine = 1 + self._refine(walk.number)
-        with torch.no_grad():
-            label, _ = Anderson(refine)(lambda e: velocity(z + step.h * e, step.sigma_next), eps.detach())
-        self.evaluations += velocity.nfe * len(z)
-        yield (((eps - label) / step.h).square().flatten(1).mean(1) + 1e-3).sqrt().mean()
-        walk.go(label, keep=2)
+            point = walk.point(*() if walk.history else (first_known(first, z, step),))
+        refined = Anderson(1 + self._refine(walk.number))
+        labels: list[Tensor] = []
+        asked: list[tuple[CountedVelocity, int]] = []
+
+        def share(rows: slice) -> Tensor:
+            if rows.start == 0:
+                labels.clear()
+                asked[:] = [(first, len(z))]
+            here, velocity = point.part(rows), CountedVelocity(bound.velocity, rows, len(z))
+            velocity.step = step.index
+            with self._autocast:
+                eps = Predicted(model).predict(here)  # type: ignore[arg-type]
+            with torch.no_grad():
+                label, _ = refined(lambda e: velocity(here.z + step.h * e, step.sigma_next), eps.detach())
+            labels.append(label)
+            asked.append((velocity, len(label)))
+            loss = (((eps - label) / step.h).square().flatten(1).mean(1) + 1e-3).sqrt().mean()
+            return loss * (len(label) / len(z))
+
+        yield share
+        for velocity, count in asked:
+            self.evaluations += velocity.nfe * count
+            self.broken.note(velocity)
+        walk.go(torch.cat(labels), keep=2)
 
     def _refine(self, number: int) -> int:
         generator = torch.Generator().manual_seed(derived_seed(self._seed, "refine", number))

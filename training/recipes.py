@@ -26,6 +26,8 @@ class Stage:
         labels: round whose stored labels are trained on; 0 for none (paper).
         relabel: store them before the stage, from the network as it is then (paper).
         prepare: what that costs, in solver updates of a whole batch.
+        evaluations: base evaluations of one pass, of each image, on average; the stage's share of a budget in them.
+        prepare_evaluations: what ``relabel`` costs, in base evaluations of a whole batch.
         grow: ``(left, right)`` blocks to add before it (paper).
         only_new: train the added blocks alone (paper).
         lr_scale: factor on the recipe's learning rate.
@@ -38,6 +40,8 @@ class Stage:
     labels: int = 0
     relabel: bool = False
     prepare: float = 0.0
+    evaluations: float = 0.0
+    prepare_evaluations: float = 0.0
     grow: tuple[int, int] = (0, 0)
     only_new: bool = False
     lr_scale: float = 1.0
@@ -95,8 +99,10 @@ class PaperRecipe(Recipe):
             same latent; a step trained on a stored label alone has one.
         curriculum: ``(steps T, passes)`` in order.
         rounds: rounds after the first that repeat the curriculum with stored labels.
+        start_round: round to begin with; 1 trains on stored labels from the start, those of the untrained network.
         sweeps: times the curriculum is repeated in each of them.
         last_sweeps: passes through the last step count after growth: the first trains the new blocks alone.
+        last_always: have these passes without growth too, all weights trained: what growth is to be compared with.
         last_lr: factor on the learning rate when all weights are trained after growth.
         grow_left: blocks added to the left branch for the last round. The released code grows the left list, by what
             looks like a slip; the paper's Table 4 finds that only the right one helps.
@@ -118,10 +124,12 @@ class PaperRecipe(Recipe):
     """
 
     step_updates: int = 3
-    curriculum: tuple[tuple[int, int], ...] = ((1, 300), (5, 300), (10, 250), (25, 200), (50, 100))
+    curriculum: tuple[tuple[int, float], ...] = ((1, 300), (5, 300), (10, 250), (25, 200), (50, 100))
     rounds: int = 3
+    start_round: int = 0
     sweeps: int = 2
     last_sweeps: int = 2
+    last_always: bool = False
     last_lr: float = 0.1
     grow_left: int = 0
     grow_right: int = 1
@@ -142,6 +150,8 @@ class PaperRecipe(Recipe):
         for name, value in least.items():
             if getattr(self, name) < value:
                 raise DeepInvError(f"{name} is {getattr(self, name)}: use {value} or more")
+        if not 0 <= self.start_round <= self.rounds:
+            raise DeepInvError(f"start_round is {self.start_round}: use a round from 0 to the last, {self.rounds}")
         for name in ("switch", "interpolation", "label_share"):
             if not 0 <= getattr(self, name) <= 1:
                 raise DeepInvError(f"{name} is {getattr(self, name)}: it is a share, use a number from 0 to 1")
@@ -153,26 +163,38 @@ class PaperRecipe(Recipe):
     def stages(self) -> list[Stage]:
         """Round 0 once on self labels, the other rounds ``sweeps`` times, then growth at the last step count."""
         plan = []
-        for number in range(self.rounds + 1):
+        for number in range(self.start_round, self.rounds + 1):
             for sweep in range(self.sweeps if number else 1):
                 for part, (steps, passes) in enumerate(self.curriculum):
                     relabel = number > 0 and sweep == part == 0
                     name = f"round {number}.{sweep + 1}, T = {steps}"
                     plan.append(self._stage(name, steps, passes, number, relabel))
         steps, passes = self.curriculum[-1]
-        for sweep in range(self.last_sweeps if self.grow_left + self.grow_right else 0):
-            name = f"grown, {'all' if sweep else 'new blocks'}, T = {steps}"
+        grown = self.grow_left + self.grow_right > 0
+        for sweep in range(self.last_sweeps if grown or self.last_always else 0):
+            only_new = grown and not sweep
+            name = f"{'grown' if grown else 'last'}, {'new blocks' if only_new else 'all'}, T = {steps}"
             stage = self._stage(name, steps, passes, self.rounds, relabel=False)
             grow = (0, 0) if sweep else (self.grow_left, self.grow_right)
-            plan.append(replace(stage, grow=grow, only_new=not sweep, lr_scale=self.last_lr if sweep else 1.0))
+            plan.append(replace(stage, grow=grow, only_new=only_new, lr_scale=self.last_lr if sweep else 1.0))
         return plan
 
     def _stage(self, name: str, steps: int, passes: float, labels: int, relabel: bool) -> Stage:
         alone = math.ceil(self.switch * steps) if labels else 0
-        cost = alone + (steps - alone) * self.step_updates
+        both = steps - alone
         # A label step costs two evaluations and a network pass, about what an update does.
         prepare = self.label_images * self.label_steps / self.batch if relabel else 0.0
-        return Stage(name, passes, cost, (steps,), labels=labels, relabel=relabel, prepare=prepare)
+        return Stage(
+            name,
+            passes,
+            alone + both * self.step_updates,
+            (steps,),
+            labels=labels,
+            relabel=relabel,
+            prepare=prepare,
+            evaluations=alone + both * (1 + self.step_updates),
+            prepare_evaluations=2 * prepare,
+        )
 
     def lr_factor(self, stage: Stage, progress: float, overall: float) -> float:
         """A staircase that restarts with each stage (StepLR)."""
@@ -212,7 +234,8 @@ class FastRecipe(Recipe):
     def stages(self) -> list[Stage]:
         """Equal parts."""
         cost = len(self.steps) / sum(1 / steps for steps in self.steps)
-        return [Stage(f"part {k + 1} of {self.checks}", 100, cost, self.steps) for k in range(self.checks)]
+        names = [f"part {k + 1} of {self.checks}" for k in range(self.checks)]
+        return [Stage(name, 100, cost, self.steps, evaluations=cost + 1) for name in names]
 
     def lr_factor(self, stage: Stage, progress: float, overall: float) -> float:
         """A cosine over the whole training."""

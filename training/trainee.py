@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from ..deepinv_core.errors import DeepInvError
+from ..deepinv_core.memory import Chunks
 from .latent_order import derived_seed
 from .recipes import Recipe
 
 if TYPE_CHECKING:
     from ..deepinv_core.solver.file import Network
+    from .objectives import Broken, Share
 
 
 class SolverTrainee:
@@ -28,8 +31,17 @@ class SolverTrainee:
         skipped: how many of them were skipped because their gradient was not finite, on the device.
     """
 
-    def __init__(self, network: Network, recipe: Recipe, wrap: Callable[[Any], Any] = lambda model: model) -> None:
+    def __init__(
+        self,
+        network: Network,
+        recipe: Recipe,
+        wrap: Callable[[Any], Any] = lambda model: model,
+        *,
+        split: bool = True,
+    ) -> None:
+        """Without ``split`` a batch is never divided where memory runs out, as several processes need."""
         self.network, self._recipe, self._wrap = network.train(), recipe, wrap
+        self._chunks = Chunks(split=split)
         self.updates = 0
         self.skipped = torch.zeros((), device=network.device)
         self._loss = torch.zeros((), device=network.device)
@@ -79,12 +91,30 @@ class SolverTrainee:
         """Learning rate of the last update."""
         return self.optimizer.param_groups[0]["lr"]
 
-    def update(self, loss: Tensor, lr: float) -> None:
-        """One step down ``loss``, its gradient clipped; skipped, without a host sync, where that is not finite."""
+    def update(self, share: Share, count: int, lr: float) -> None:
+        """One step down a loss, its gradient clipped; skipped, without a host sync, where that is not finite.
+
+        Where memory runs out, the gradient is summed up over chunks of the batch: the step is the same.
+
+        Args:
+            share: of the loss, by rows of the batch.
+            count: rows of the batch.
+            lr: learning rate.
+
+        Raises:
+            DeepInvError: too little memory for one row.
+        """
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        forget = partial(self.optimizer.zero_grad, set_to_none=True)
+
+        def descend(rows: slice) -> Tensor:
+            part = share(rows)
+            part.backward()
+            return part.detach()
+
+        forget()
+        loss = torch.stack(self._chunks.run(count, descend, forget)).sum()
         size = torch.nn.utils.clip_grad_norm_(self._parameters, self._recipe.clip)
         broken = (~torch.isfinite(size)).float()
         self.optimizer.found_inf = broken  # type: ignore[attr-defined]  # as torch's GradScaler hands it over
@@ -94,20 +124,20 @@ class SolverTrainee:
         with torch.no_grad():
             torch._foreach_lerp_(list(self.average.parameters()), list(self.network.parameters()), 1 - decay)
             self.skipped += broken
-            self._loss += torch.where(broken > 0, 0, loss.detach())
+            self._loss += torch.where(broken > 0, 0, loss)
         self._counted += 1
 
-    def mean_loss(self) -> float:
+    def mean_loss(self, broken: Broken) -> float:
         """Mean loss since the last call; NaN when there was no update.
 
         Raises:
-            DeepInvError: too many updates were skipped.
+            DeepInvError: too many updates were skipped; ``broken`` knows where the base model is to blame.
         """
         skipped = int(self.skipped)
         if skipped > self._recipe.max_skipped:
             raise DeepInvError(
                 f"{skipped} of {self.updates} updates had a loss or gradient that was not finite, more than the "
-                f"{self._recipe.max_skipped} allowed: lower the learning rate, or use float32 or bfloat16 weights"
+                f"{self._recipe.max_skipped} allowed, and {broken}"
             )
         mean = float(self._loss) / self._counted if self._counted else float("nan")
         self._loss.zero_()
@@ -130,22 +160,38 @@ class SolverTrainee:
             DeepInvError: the tensors are of another network.
         """
         try:
-            self.network.load_state_dict(_part(tensors, "network."))
-            self.average.load_state_dict(_part(tensors, "average."))
+            _fill(self.network, _part(tensors, "network."))
+            _fill(self.average, _part(tensors, "average."))
             state: dict[int, dict[str, Tensor]] = {}
             for name, value in _part(tensors, "optimizer.").items():
                 index, key = name.split(".")
                 state.setdefault(int(index), {})[key] = value
+            for number, values in state.items():
+                shapes = {key: value.shape for key, value in values.items()}
+                shape = self._parameters[number].shape
+                if number < 0 or shapes != {"step": torch.Size(), "exp_avg": shape, "exp_avg_sq": shape}:
+                    raise ValueError(f"optimizer.{number} is of other shapes")
             groups = self.optimizer.state_dict()["param_groups"]
             self.optimizer.load_state_dict({"state": state, "param_groups": groups})
-            self.updates, self._counted = tensors["counts"].tolist()
+            counts = tensors["counts"]
+            if counts.shape != (2,) or counts.dtype != torch.int64 or int(counts.min()) < 0:
+                raise ValueError("its counts can't be")
+            self.updates, self._counted = counts.tolist()
             self.skipped.copy_(tensors["skipped"])
             self._loss.copy_(tensors["loss"])
-        except (KeyError, ValueError, RuntimeError) as error:
+        except (IndexError, KeyError, ValueError, RuntimeError) as error:
             raise DeepInvError(
-                f"the training state is of another network ({' '.join(str(error).split())[:160]}): "
+                f"the training state is of another network ({ascii(' '.join(str(error).split()))[1:-1][:160]}): "
                 "resume with the preset it was started with, or train into a new folder"
             ) from error
+
+
+def _fill(network: torch.nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Load the weights as they are: with another dtype they are no state of this network."""
+    own = network.state_dict()
+    if other := [name for name, value in tensors.items() if name in own and value.dtype != own[name].dtype]:
+        raise ValueError(f"{other[0]} is {tensors[other[0]].dtype}, not {own[other[0]].dtype}")
+    network.load_state_dict(tensors)
 
 
 def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -15,7 +15,7 @@ else:
     import tomli as tomllib
 
 ROOT = Path(__file__).absolute().parents[2]
-PACKAGES = ("deepinv_core", "nodes", "training")
+PACKAGES = ("deepinv_core", "nodes", "training", "benchmarks")
 
 
 def sources(folder: str) -> list[Path]:
@@ -51,6 +51,17 @@ def test_the_core_knows_neither_comfyui_nor_the_layers_above(path: Path) -> None
 
 @pytest.mark.parametrize("path", sources("training"), ids=lambda p: str(p.relative_to(ROOT)))
 def test_training_does_not_use_the_nodes(path: Path) -> None:
+    assert not imported(path) & {"comfy", "comfy_api", "folder_paths", ".nodes"}
+
+
+@pytest.mark.parametrize("folder", ["deepinv_core", "nodes", "training"])
+def test_nothing_but_the_command_knows_the_benchmarks(folder: str) -> None:
+    """``.comfyignore`` leaves them out of what the registry installs."""
+    assert not [path for path in sources(folder) if "benchmarks" in import_parts(path)]
+
+
+@pytest.mark.parametrize("path", sources("benchmarks"), ids=lambda p: str(p.relative_to(ROOT)))
+def test_benchmarks_do_not_use_the_nodes(path: Path) -> None:
     assert not imported(path) & {"comfy", "comfy_api", "folder_paths", ".nodes"}
 
 

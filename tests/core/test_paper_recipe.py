@@ -144,6 +144,37 @@ def test_making_labels_takes_no_time_from_the_passes() -> None:
     assert schedule.progress(Position(stage=1, seconds=70, began=65))[0] > 1
 
 
+def test_a_budget_of_base_evaluations_is_shared_by_what_the_stages_ask_for(tmp_path: Path) -> None:
+    """T = 1, 2, 4 on self labels, then on stored ones from the switch on; labels and passes as they are counted."""
+    stages = SHORT.stages()
+    passes = {"round 0.1": (4, 8, 16), "round 1.1": (1, 5, 10), "grown, new": (10,), "grown, all": (10,)}
+    for stage in stages:
+        wanted = next(found for name, found in passes.items() if stage.name.startswith(name))
+        assert stage.evaluations == wanted[min((1, 2, 4).index(stage.steps[0]), len(wanted) - 1)], stage.name
+    assert [stage.prepare_evaluations for stage in stages] == [0, 0, 0, 2 * 4 * 4 / 2, 0, 0, 0, 0]
+    asked = int(sum(stage.passes * stage.evaluations + stage.prepare_evaluations for stage in stages)) * SHORT.batch
+    train(tmp_path, SHORT, Budget(evaluations=asked), CORRECTOR)
+    state = metadata(tmp_path)["position"]
+    assert (state["passes"], state["evaluations"]) == (sum(stage.passes for stage in stages), asked)
+
+
+def test_a_training_may_begin_with_stored_labels_and_have_its_last_passes_without_growth() -> None:
+    plan = replace(SHORT, start_round=1, grow_right=0, last_always=True).stages()
+    assert [stage.labels for stage in plan] == [1, 1, 1, 1, 1]
+    assert plan[0].relabel and not any(stage.relabel for stage in plan[1:])
+    assert [(stage.steps, stage.grow, stage.only_new, stage.lr_scale) for stage in plan[-2:]] == [
+        ((4,), (0, 0), False, 1.0),
+        ((4,), (0, 0), False, 0.1),
+    ]
+    with pytest.raises(DeepInvError, match="start_round is 2: use a round from 0 to the last, 1"):
+        replace(SHORT, start_round=2)
+
+
+def all_losses(objective: PaperObjective, walk, network, bound) -> list[torch.Tensor]:
+    """Of a step, each of the whole batch."""
+    return [share(slice(0, len(walk.z))) for share in objective.losses(walk, network, bound)]
+
+
 def test_evaluations_of_each_kind_of_stage(tmp_path: Path) -> None:
     """1 + 3 on self labels, 1 on a stored label alone, 2 a label step; two images a batch, four labelled."""
     objective, watched, network, cost = entered(tmp_path)
@@ -154,14 +185,14 @@ def test_evaluations_of_each_kind_of_stage(tmp_path: Path) -> None:
         bound = bound._replace(velocity=watched)
         before, counted, losses = watched.rows, objective.evaluations, []
         while not walk.done:
-            losses.append(len(list(objective.losses(walk, network, bound))))
+            losses.append(len(all_losses(objective, walk, network, bound)))
         assert losses == [1] * alone + [3] * (steps - alone)
         assert watched.rows - before == objective.evaluations - counted == 2 * (alone + 4 * (steps - alone))
     fresh = PaperObjective(SHORT, base()[0], 0, NO_AUTOCAST, Workers())
     first = Stage("round 0", 1, 4, (4,))
     assert enter(fresh, first, network, tmp_path) == 0
     walk, bound = walk_of(fresh, first)
-    assert [len(list(fresh.losses(walk, network, bound))) for _ in range(4)] == [3, 3, 3, 3]
+    assert [len(all_losses(fresh, walk, network, bound)) for _ in range(4)] == [3, 3, 3, 3]
     assert fresh.evaluations == 2 * 4 * 4
 
 
@@ -226,7 +257,7 @@ def test_easyinv_s_mixing_is_that_of_the_method() -> None:
     walk = objective.begin(Stage("round 0", 1, 10, (10,)), 0, clean, ("0", "1"))
     bound = base()[0].bind(())._replace(velocity=flow)
     while not walk.done:
-        list(objective.losses(walk, scaled, bound))
+        all_losses(objective, walk, scaled, bound)
     torch.testing.assert_close(walk.z, z)
 
 
@@ -248,7 +279,7 @@ def test_the_losses_by_hand(tmp_path: Path) -> None:
                 own = F.mse_loss(eps, bound.velocity(z + h * eps, sigma))
                 other = F.mse_loss(eps, torch.stack([files[name][place] for name in walk.names]))
             alone = i < 0.5 * steps
-            losses = list(objective.losses(walk, network, bound))
+            losses = all_losses(objective, walk, network, bound)
             wanted = other if alone else 0.7 * own + 0.3 * other
             assert len(losses) == (1 if alone else 3)
             for loss in losses:  # no update between them: three times the same
@@ -265,7 +296,7 @@ def test_the_fused_label_is_more_than_a_self_label_rescaled(tmp_path: Path) -> N
     """With the current eps* in place of the stored label, the gradient would be lambda_1 times that of L_self."""
     objective, _, network, _ = entered(tmp_path)
     walk, bound = walk_of(objective, stored(2))
-    list(objective.losses(walk, network, bound))
+    all_losses(objective, walk, network, bound)
     z, h, sigma = walk.z, walk.grid[2] - walk.grid[1], walk.grid[2]
     with torch.no_grad():
         e = bound.velocity(z, sigma)
@@ -275,7 +306,8 @@ def test_the_fused_label_is_more_than_a_self_label_rescaled(tmp_path: Path) -> N
     eps = Corrected(network, bound.context, bound.pooled).correct(e, walk.point())
     degenerate = gradient(F.mse_loss(eps, 0.7 * label + 0.3 * eps.detach()), network)
     torch.testing.assert_close(degenerate, of_self, rtol=1e-3, atol=1e-6)
-    ours = gradient(next(objective.losses(walk, network, bound)), network)
+    share = next(objective.losses(walk, network, bound))
+    ours = gradient(share(slice(0, len(walk.z))), network)
     assert (ours - of_self).norm() > 0.1 * of_self.norm()
 
 
@@ -446,7 +478,7 @@ def test_an_added_block_changes_nothing_before_its_first_update() -> None:
         .square()
         .mean()
     )
-    trainee.update(loss, 1e-2)
+    trainee.update(lambda rows: loss, 1, 1e-2)
     assert not torch.equal(answer(trainee.network), old)
     assert not torch.equal(answer(trainee.average), average)
 

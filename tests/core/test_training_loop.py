@@ -20,6 +20,7 @@ from comfyui_deepinv.deepinv_core.solver import load_solver
 from comfyui_deepinv.training import loop
 from comfyui_deepinv.training.budget import Budget
 from comfyui_deepinv.training.loop import Event
+from comfyui_deepinv.training.objectives import Broken
 from comfyui_deepinv.training.recipes import FastRecipe
 from comfyui_deepinv.training.state import FILE, STATS, load_state
 from comfyui_deepinv.training.trainee import SolverTrainee
@@ -205,8 +206,18 @@ def test_too_many_nans_end_the_training(tmp_path: Path) -> None:
             watched.broken = range(watched.calls + 1, 10**9)
         return False
 
-    with pytest.raises(DeepInvError, match=r"\d+ of \d+ updates .* not finite, more than the 5 allowed"):
+    said = r"\d+ of \d+ updates .* not finite, more than the 5 allowed, and the base model returned NaN or infinity, "
+    said += r"first at step \d, sigma [01]\.\d{4}: use float32"
+    with pytest.raises(DeepInvError, match=said):
         train(tmp_path, replace(FAST, max_skipped=5, checks=1), WHOLE, PREDICTOR, base=model, stop=stop)
+
+
+def test_a_network_that_breaks_by_itself_is_not_blamed_on_the_base(tmp_path: Path) -> None:
+    network = solver(PREDICTOR)
+    trainee = SolverTrainee(network, replace(FAST, max_skipped=0))
+    trainee.update(lambda rows: sum(p.sum() for p in network.parameters()) * torch.nan, 1, 1e-2)
+    with pytest.raises(DeepInvError, match="all that the base model returned was finite: lower the learning rate"):
+        trainee.mean_loss(Broken())
 
 
 def test_the_moving_average_by_hand() -> None:
@@ -214,13 +225,13 @@ def test_the_moving_average_by_hand() -> None:
     trainee = SolverTrainee(solver(PREDICTOR), replace(FAST, average=0.2))
     wanted = {name: value.double() for name, value in trainee.network.state_dict().items()}
     for decay in (1 / 10, 2 / 11, 0.2, 0.2):
-        trainee.update(sum(p.square().sum() for p in trainee.network.parameters()), 1e-2)
+        trainee.update(lambda rows: sum(p.square().sum() for p in trainee.network.parameters()), 1, 1e-2)
         new = trainee.network.state_dict()
         wanted = {name: decay * value + (1 - decay) * new[name].double() for name, value in wanted.items()}
     for name, value in trainee.average.state_dict().items():
         torch.testing.assert_close(value.double(), wanted[name], rtol=1e-5, atol=1e-7)
     without = SolverTrainee(solver(PREDICTOR), replace(FAST, average=0.0))
-    without.update(sum(p.square().sum() for p in without.network.parameters()), 1e-2)
+    without.update(lambda rows: sum(p.square().sum() for p in without.network.parameters()), 1, 1e-2)
     pairs = zip(without.average.parameters(), without.network.parameters(), strict=True)
     assert all(torch.equal(one, two) for one, two in pairs)
 
@@ -253,7 +264,10 @@ def test_a_budget_of_minutes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert trained[-1].seconds + trained[-1].left == pytest.approx(30, abs=2.0)
 
 
-@pytest.mark.parametrize("given", [{}, {"images": 5, "minutes": 1.0}, {"images": 0}, {"minutes": float("nan")}])
+@pytest.mark.parametrize(
+    "given",
+    [{}, {"images": 5, "minutes": 1.0}, {"images": 0}, {"minutes": float("nan")}, {"images": 5, "evaluations": 5}],
+)
 def test_budgets_that_can_t_be_are_refused(given: dict[str, float]) -> None:
-    with pytest.raises(DeepInvError, match="give one of the two, above 0"):
+    with pytest.raises(DeepInvError, match="give one of the three, above 0"):
         Budget(**given)

@@ -11,8 +11,11 @@ Progress goes to ``RUN/stats.jsonl``; ``RUN/model.safetensors`` holds the EMA we
 
 from __future__ import annotations
 
+import argparse
 import logging
 import math
+from collections.abc import Callable
+from pathlib import Path
 
 import torch
 import torch.nn as nn
@@ -30,13 +33,16 @@ from ...deepinv_core.embedded.spec import (
     POOLED_WIDTH,
     SD3_CONFIG,
 )
-from ..run_folder import Trainee, begin, run_parser
+from ..run_folder import RunFolder, Trainee, begin, run_parser
 from .data import Split, load_split, upsample
 from .vae import encode, patch_transform
 
 log = logging.getLogger(__name__)
 
 NULL_CLASS = len(CLASSES)
+
+Loss = Callable[[nn.Module, torch.Tensor, torch.Tensor, dict[str, torch.Tensor], torch.Generator], torch.Tensor]
+"""What a base model is trained by: ``(model, z0, label, prompts, generator)`` to a mean squared error."""
 
 
 def make_prompts(seed: int = 0) -> dict[str, torch.Tensor]:
@@ -59,6 +65,18 @@ def latents_of(split: Split, transform: tuple[torch.Tensor, torch.Tensor]) -> to
         straight.append(encode(images, *transform).half())
         mirrored.append(encode(images.flip(-1), *transform).half())
     return torch.stack([torch.cat(straight), torch.cat(mirrored)])
+
+
+def cached_latents(archive: Path) -> dict[str, torch.Tensor]:
+    """``train`` and ``test``, each as :func:`latents_of` gives them; encoded once, kept beside the archive."""
+    cache = archive.parent / "latents.safetensors"
+    if not cache.exists():
+        train = load_split(archive, "train")
+        transform = patch_transform(train)
+        with replacing(cache) as temporary:
+            splits = {"train": latents_of(train, transform)}
+            save_file({**splits, "test": latents_of(load_split(archive, "test"), transform)}, temporary)
+    return load_file(cache)
 
 
 def sample_sigma(count: int, generator: torch.Generator) -> torch.Tensor:
@@ -86,67 +104,68 @@ def flow_loss(
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, latents: torch.Tensor, labels: torch.Tensor, prompts: dict[str, torch.Tensor]) -> float:
-    """Velocity loss over the given latents ``[N, 16, 8, 8]`` with fixed noise and true classes."""
+def evaluate(
+    loss: Loss, model: nn.Module, latents: torch.Tensor, labels: torch.Tensor, prompts: dict[str, torch.Tensor]
+) -> float:
+    """Mean loss over the given latents ``[N, 16, 8, 8]`` with fixed noise and true classes."""
     generator = torch.Generator().manual_seed(123)
     losses = [
-        flow_loss(model, z.float(), y, prompts, generator)
+        loss(model, z.float(), y, prompts, generator)
         for z, y in zip(latents.split(500), labels.split(500), strict=True)
     ]
     return round(float(torch.stack(losses).mean()), 5)
 
 
-def main() -> None:
-    """Command line; see the module's docstring."""
-    parser = run_parser(__doc__, kinds=("sd3", "flux"))
-    parser.add_argument("--steps", type=int, default=16000)
+def base_parser(doc: str | None, *, kinds: tuple[str, ...] = (), steps: int) -> argparse.ArgumentParser:
+    """The parser of a base model's training script, what :func:`fit` reads."""
+    parser = run_parser(doc, kinds=kinds)
+    parser.add_argument("--steps", type=int, default=steps)
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--lr", type=float, default=1.5e-3)
-    args, folder = begin(parser)
+    return parser
 
-    train, test = load_split(args.data, "train"), load_split(args.data, "test")
-    cache = args.data.parent / "latents.safetensors"
-    if not cache.exists():
-        transform = patch_transform(train)
-        with replacing(cache) as temporary:
-            save_file({"train": latents_of(train, transform), "test": latents_of(test, transform)}, temporary)
-    latents = load_file(cache)
+
+def fit(model: nn.Module, loss_of: Loss, args: argparse.Namespace, folder: RunFolder) -> nn.Module:
+    """Train a base model from the run's arguments, resumed where it stood; returns its moving average."""
+    latents = cached_latents(args.data)
+    labels = {name: load_split(args.data, name).labels for name in ("train", "test")}
     chosen = torch.Generator().manual_seed(7)  # the splits are sorted by class: check on a random part of each
-    rows_train = torch.randperm(len(train.labels), generator=chosen)[:4000]
-    rows_test = torch.randperm(len(test.labels), generator=chosen)[:4000]
+    rows_train = torch.randperm(len(labels["train"]), generator=chosen)[:4000]
+    rows_test = torch.randperm(len(labels["test"]), generator=chosen)[:4000]
     prompts = make_prompts()
     folder.save_weights("prompts", prompts)
-
-    model: nn.Module = (
-        SD3Transformer2DModel(**SD3_CONFIG) if args.kind == "sd3" else FluxTransformer2DModel(**FLUX_CONFIG)
-    )
-    log.info("%s: %.2f M parameters", args.kind, sum(p.numel() for p in model.parameters()) / 1e6)
+    log.info("%.2f M parameters", sum(p.numel() for p in model.parameters()) / 1e6)
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, weight_decay=0.01, betas=(0.9, 0.99), fused=True)
     trainee = Trainee(model, optimizer, decay=0.9995)
 
     for step in range(trainee.resume(folder), args.steps):
         generator = torch.Generator().manual_seed(args.seed * 1_000_003 + step)
-        rows = torch.randint(len(train.labels), (args.batch,), generator=generator)
+        rows = torch.randint(len(labels["train"]), (args.batch,), generator=generator)
         flip = torch.randint(2, (args.batch,), generator=generator)
         z0 = latents["train"][flip, rows].float()
         dropped = torch.rand(args.batch, generator=generator) < 0.1
-        label = torch.where(dropped, NULL_CLASS, train.labels[rows])
+        label = torch.where(dropped, NULL_CLASS, labels["train"][rows])
         cosine = 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / args.steps))
-        loss = flow_loss(model, z0, label, prompts, generator)
+        loss = loss_of(model, z0, label, prompts, generator)
         trainee.step(loss, step, args.lr * min(1, (step + 1) / 500) * cosine)
         if (step + 1) % 1000 == 0 or step + 1 == args.steps:
-            average = trainee.average
-            folder.report(
-                {
-                    "step": step + 1,
-                    "images": (step + 1) * args.batch,
-                    "loss": trainee.mean_loss(),
-                    "train_loss": evaluate(average, latents["train"][0, rows_train], train.labels[rows_train], prompts),
-                    "test_loss": evaluate(average, latents["test"][0, rows_test], test.labels[rows_test], prompts),
-                }
-            )
+            checks = {
+                f"{name}_loss": evaluate(loss_of, trainee.average, latents[name][0, rows], labels[name][rows], prompts)
+                for name, rows in (("train", rows_train), ("test", rows_test))
+            }
+            counts = {"step": step + 1, "images": (step + 1) * args.batch}
+            folder.report({**counts, "loss": trainee.mean_loss(), **checks})
             trainee.save(folder, step + 1)
-            folder.save_weights("model", {name: value.half() for name, value in average.state_dict().items()})
+            folder.save_weights("model", {name: value.half() for name, value in trainee.average.state_dict().items()})
+    return trainee.average
+
+
+def main() -> None:
+    """Command line; see the module's docstring."""
+    args, folder = begin(base_parser(__doc__, kinds=("sd3", "flux"), steps=16000))
+    sd3 = args.kind == "sd3"
+    model: nn.Module = SD3Transformer2DModel(**SD3_CONFIG) if sd3 else FluxTransformer2DModel(**FLUX_CONFIG)
+    fit(model, flow_loss, args, folder)
 
 
 if __name__ == "__main__":

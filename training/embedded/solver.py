@@ -16,9 +16,7 @@ from ast import literal_eval
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 
-from ...deepinv_core.atomic import replacing
 from ...deepinv_core.embedded.model import load_embedded
 from ...deepinv_core.embedded.spec import CONTEXT_WIDTH, LATENT_CHANNELS, POOLED_WIDTH
 from ...deepinv_core.solver import build, predictor_preset, preset
@@ -29,9 +27,7 @@ from ..recipes import make_recipe
 from ..run_folder import begin, run_parser
 from ..state import load_state
 from ..validation import Checks
-from .data import load_split
-from .flow_model import latents_of
-from .vae import patch_transform
+from .flow_model import cached_latents
 
 log = logging.getLogger(__name__)
 
@@ -45,14 +41,7 @@ def main() -> None:
     args, _ = begin(parser)
     settings: dict[str, Any] = {name: literal_eval(value) for name, value in (one.split("=") for one in args.set)}
 
-    cache = args.data.parent / "latents.safetensors"
-    if not cache.exists():
-        train = load_split(args.data, "train")
-        transform = patch_transform(train)
-        with replacing(cache) as temporary:
-            splits = {"train": latents_of(train, transform)}
-            save_file({**splits, "test": latents_of(load_split(args.data, "test"), transform)}, temporary)
-    latents = load_file(cache)["train"][0]  # without the mirrored ones: a held-out photo's mirror is the photo
+    latents = cached_latents(args.data)["train"][0]  # without the mirrored ones: a held-out photo's mirror is the photo
 
     model = load_embedded(args.kind)
     empty = model.condition("")

@@ -1,0 +1,143 @@
+"""Experiment 8: is it the dual branch? The same cost in a generic transformer, or in base evaluations alone.
+
+    python -m comfyui_deepinv.benchmarks.experiments.architecture cifar10_jpeg.zip docs/experiments
+
+``dual`` (the paper's corrector) and ``single`` (a transformer that sees the same inputs in one stream of tokens) are
+trained alike: self labels, step counts in turn. ``predictor`` is ours by its own recipe. All three cost the same FLOPs
+within 7 %, are given the same number of base evaluations, and stand beside methods without a network that spend one
+more base evaluation a step.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+
+from ...deepinv_core.embedded.spec import CONTEXT_TOKENS, SD3_CONFIG
+from ...deepinv_core.solver import build
+from ...deepinv_core.solver.cost import solver_flops, transformer_flops
+from .common import CORRECTOR, PAPER, Experiment, Report, Scale, Setup, main, round_trips, train
+from .drawing import figure, markdown, save_figure, spread
+from .short import FAST, PREDICTOR
+from .single_stream import SingleStreamConfig, SingleStreamSolver, single_stream_flops
+from .tables import method_label, of_steps
+
+STEPS: Final = (2, 4, 8, 16)
+COST_STEPS: Final = 8
+"""Step count whose cost the table tells."""
+
+SIDE: Final = 8
+
+SINGLE: Final = SingleStreamConfig(**{**asdict(CORRECTOR), "layers": 3})
+
+SELF_LABELS: Final = replace(PAPER, rounds=0, grow_right=0, curriculum=((2, 80), (4, 40), (8, 20), (16, 10)) * 3)
+"""The paper's objective without its order of step counts, which is another experiment: each in turn, three times."""
+
+VARIANTS: Final = {"dual": "dual branch", "single": "single stream", "predictor": "our predictor"}
+
+WITHOUT: Final = (
+    ("euler", None, False),
+    ("uni_inv", 1, False),
+    ("uni_inv_2", 1, False),
+    ("anderson", 1, True),
+    ("anderson_extrapolated", 2, True),
+)
+"""Method, K, and whether it spends one more base evaluation a step."""
+
+
+def flops() -> dict[str, int]:
+    """FLOPs of one evaluation of each network and of the base, on one latent."""
+    sizes = {"height": SIDE, "width": SIDE, "context_tokens": CONTEXT_TOKENS}
+    return {
+        "dual": solver_flops(CORRECTOR, **sizes),
+        "single": single_stream_flops(SINGLE, side=SIDE, context_tokens=CONTEXT_TOKENS),
+        "predictor": solver_flops(PREDICTOR, **sizes),
+        "base": transformer_flops("sd3", SD3_CONFIG, **sizes),
+    }
+
+
+def measure(setup: Setup, scale: Scale, variant: str, seed: int) -> dict[str, Any]:
+    """Train one network and send photographs there and back, K = 0 and 1."""
+    torch.manual_seed(seed)
+    if variant == "predictor":
+        trained = train(setup, FAST, scale.evaluations, seed, config=PREDICTOR)
+    else:
+        network: Any = build(CORRECTOR) if variant == "dual" else SingleStreamSolver(SINGLE)
+        trained = train(setup, SELF_LABELS, scale.evaluations, seed, start=network)
+    rows = {str(k): round_trips(setup, STEPS, network=trained.network, refine=k, images=scale.images) for k in (0, 1)}
+    weights = sum(parameter.numel() for parameter in trained.network.parameters())
+    return {"parameters": weights, **trained.costs(), "round_trips": rows}
+
+
+def baseline(setup: Setup, scale: Scale) -> list[dict[str, Any]]:
+    """The methods without a network."""
+    found = []
+    for name, k, more in WITHOUT:
+        rows = round_trips(setup, STEPS, method=name, refine=k, images=scale.images)
+        found.append({"method": name, "refine": k, "more": more, "round_trips": rows})
+    return found
+
+
+def table(report: Report) -> str:
+    """Latent SNR by step count, with what an inversion of 8 steps costs in base evaluations, the network included."""
+    costs = report["settings"]["flops"]
+    lines = []
+    for row in report["baseline"]:
+        cost = f"{of_steps(row['round_trips'], COST_STEPS, 'nfe'):.1f}"
+        snr = [f"{of_steps(row['round_trips'], n):.1f}" for n in STEPS]
+        lines.append([f"*{method_label(row['method'], row['refine'])}*", cost, *snr])
+    for variant, name in VARIANTS.items():
+        for k in ("0", "1"):
+            runs = [row["round_trips"][k] for row in report["rows"] if row["variant"] == variant]
+            cost = f"{of_steps(runs[0], COST_STEPS, 'nfe') + COST_STEPS * costs[variant] / costs['base']:.1f}"
+            lines.append([f"{name} K={k}", cost, *(spread([of_steps(run, n) for run in runs]) for n in STEPS)])
+    return markdown(["", f"cost at N = {COST_STEPS}", *(f"N = {n}" for n in STEPS)], lines)
+
+
+def draw(report: Report, path: Path) -> None:
+    """Quality against cost, a line a network or method."""
+    costs = report["settings"]["flops"]
+    made, axes = figure(2, title="Architecture: latent SNR of round trips, mean and range of the seeds", share_y=True)
+    for panel, k in zip(axes, ("0", "1"), strict=True):
+        for line, row in enumerate(row for row in report["baseline"] if row["more"] == (k == "1")):
+            points = [(one["nfe"], one["snr"]) for one in row["round_trips"]]
+            label, style = method_label(row["method"], row["refine"]), ("--", ":", "-.")[line % 3]
+            panel.plot(*zip(*points, strict=True), ls=style, color="grey", marker=".", label=label)
+        for number, (variant, name) in enumerate(VARIANTS.items()):
+            runs = [row["round_trips"][k] for row in report["rows"] if row["variant"] == variant]
+            costs_by_n = [of_steps(runs[0], n, "nfe") + n * costs[variant] / costs["base"] for n in STEPS]
+            snr = torch.tensor([[of_steps(run, n) for n in STEPS] for run in runs])
+            panel.plot(costs_by_n, snr.mean(0), color=f"C{number}", marker="o", markersize=4, label=name)
+            panel.fill_between(costs_by_n, snr.amin(0), snr.amax(0), color=f"C{number}", alpha=0.2, linewidth=0)
+        panel.set(xscale="log", xlabel="cost of the inversion in base evaluations, network included")
+        panel.set_title("about one base evaluation a step" if k == "0" else "one more")
+        panel.set_xticks([2, 4, 8, 16, 32], ["2", "4", "8", "16", "32"])
+        panel.minorticks_off()
+        panel.legend(fontsize="small")
+    axes[0].set_ylabel("latent SNR, dB")
+    save_figure(made, path)
+
+
+EXPERIMENT: Final = Experiment(
+    name="architecture",
+    doc=__doc__ or "",
+    scale=Scale(evaluations=8_000),
+    variants=tuple(VARIANTS),
+    settings={
+        "flops": flops(),
+        "single": SINGLE.to_dict(),
+        "predictor": PREDICTOR.to_dict(),
+        "self_labels": SELF_LABELS.to_dict(),
+        "fast": FAST.to_dict(),
+    },
+    measure=measure,
+    draw=draw,
+    table=table,
+    baseline=baseline,
+)
+
+if __name__ == "__main__":
+    main(EXPERIMENT)

@@ -1,0 +1,88 @@
+r"""Experiment 1: does the paper's curriculum of step counts pay? T = 1 only, T = 50 only, the whole progression.
+
+    python -m comfyui_deepinv.benchmarks.experiments.curriculum cifar10_jpeg.zip docs/experiments
+
+All variants spend the same base evaluations. The first four train on self labels alone, so that nothing but the order
+of the step counts differs; the last is the recipe with its round of stored labels and its growth.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from .common import PAPER, Experiment, Report, Scale, Setup, main, round_trips, train
+from .drawing import by_variant, draw_curve, figure, plot_by_steps, save_figure, steps_table
+
+if TYPE_CHECKING:
+    from ...deepinv_core.solver.file import Network
+
+STEPS: Final = (1, 2, 5, 10, 25, 50)
+CURVE_STEPS: Final = (5, 50)
+CURVE_IMAGES: Final = 12
+POINTS: Final = 6
+BASELINES: Final = {"Euler": "euler", "Uni-Inv (N + 1)": "uni_inv"}
+
+ONE_ROUND: Final = replace(PAPER, rounds=0, grow_right=0)
+RECIPES: Final = {
+    "T = 1 only": replace(ONE_ROUND, curriculum=((1, 100),)),
+    "T = 50 only": replace(ONE_ROUND, curriculum=((50, 100),)),
+    "progression": ONE_ROUND,
+    "progression, cycled": replace(ONE_ROUND, curriculum=tuple((t, p / 4) for t, p in PAPER.curriculum) * 4),
+    "progression, all rounds": PAPER,
+}
+"""The single-stage variants have 100 passes at full length, so that their learning rate falls as T = 50's does."""
+
+
+def measure(setup: Setup, scale: Scale, variant: str, seed: int) -> dict[str, Any]:
+    """Train, with round trips on the way and at the end."""
+    curve: list[dict[str, Any]] = []
+
+    def watch(network: Network, evaluations: int) -> None:
+        points = round_trips(setup, CURVE_STEPS, network=network, images=min(CURVE_IMAGES, scale.images))
+        curve.extend({"evaluations": evaluations, **point} for point in points)
+
+    marks = [scale.evaluations * k // POINTS for k in range(1, POINTS + 1)]
+    done = train(setup, RECIPES[variant], scale.evaluations, seed, config=scale.config, watch=watch, marks=marks)
+    final = round_trips(setup, STEPS, network=done.network, images=scale.images)
+    return {**done.costs(), "curve": curve, "final": final}
+
+
+def baseline(setup: Setup, scale: Scale) -> dict[str, list[dict[str, Any]]]:
+    """What needs no training."""
+    return {name: round_trips(setup, STEPS, method=m, images=scale.images) for name, m in BASELINES.items()}
+
+
+def draw(report: Report, path: Path) -> None:
+    """Convergence at two step counts, and the final quality over all."""
+    made, axes = figure(3, title="Curriculum: latent SNR of round trips, mean and range of the seeds")
+    for steps, panel in zip(CURVE_STEPS, axes, strict=False):
+        for number, (name, rows) in enumerate(by_variant(report).items()):
+            draw_curve(panel, [row["curve"] for row in rows], steps, f"C{number}", name)
+        panel.set(xlabel="base evaluations spent", ylabel="latent SNR, dB", title=f"N = {steps} during training")
+    plot_by_steps(axes[-1], report)
+    axes[-1].set_title("after training")
+    axes[-1].legend(fontsize="small")
+    save_figure(made, path)
+
+
+def table(report: Report) -> str:
+    """Latent SNR in dB by N."""
+    return steps_table(report, "trained on")
+
+
+EXPERIMENT: Final = Experiment(
+    name="curriculum",
+    doc=str(__doc__),
+    scale=Scale(evaluations=16000),
+    variants=tuple(RECIPES),
+    settings={"recipes": {name: recipe.to_dict() for name, recipe in RECIPES.items()}, "curve_steps": CURVE_STEPS},
+    measure=measure,
+    baseline=baseline,
+    draw=draw,
+    table=table,
+)
+
+if __name__ == "__main__":
+    main(EXPERIMENT)

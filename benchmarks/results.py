@@ -1,0 +1,177 @@
+"""The rows of results.jsonl, chosen and compared."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from ..deepinv_core.errors import DeepInvError
+from .entries import CONVERGED
+from .measure import Row
+from .plan import read
+
+REFERENCES: Final = tuple(entry.label for entry in CONVERGED)
+
+
+@dataclass(frozen=True)
+class Point:
+    """A pure round trip on the plane of quality against cost.
+
+    Attributes:
+        entry: label of the method.
+        steps: N.
+        cost: base evaluations there and back, a solver's FLOPs as their share.
+        snr: latent SNR in dB, mean over images.
+        width: half its 95 % confidence interval.
+    """
+
+    entry: str
+    steps: int
+    cost: float
+    snr: float
+    width: float
+
+    def __str__(self) -> str:
+        return f"`{self.entry}`, N = {self.steps}: {self.snr:.1f} ± {self.width:.1f} dB"
+
+
+@dataclass(frozen=True)
+class Results:
+    """All rows of a run; ``about`` is the first one."""
+
+    about: Row
+    rows: list[Row]
+
+    @property
+    def models(self) -> list[str]:
+        """Those measured, in order."""
+        return list(dict.fromkeys(row["model"] for row in self.rows))
+
+    @property
+    def steps(self) -> list[int]:
+        """N of the main tables."""
+        return list(self.about["steps"])
+
+    def among(self, wanted: Iterable[int]) -> list[int]:
+        """Those of the N that were measured."""
+        return [steps for steps in wanted if steps in self.steps]
+
+    def where(self, part: str, **wanted: Any) -> list[Row]:
+        """Rows of a part whose fields have these values."""
+        return [
+            row
+            for row in self.rows
+            if row["part"] == part and all(row.get(name) == value for name, value in wanted.items())
+        ]
+
+    def trips(
+        self, model: str, *, images: str = "test", prompt: str = "empty", cfg: float = 1.0, size: str = "64x64"
+    ) -> list[Row]:
+        """Round trips of one setting, :data:`CONVERGED` left out."""
+        found = self.where("round_trip", model=model, images=images, prompt=prompt, cfg=cfg, size=size)
+        return [row for row in found if row["entry"] not in REFERENCES]
+
+    def converged(self, model: str) -> list[Row]:
+        """Round trips of :data:`CONVERGED`."""
+        return [row for row in self.where("round_trip", model=model) if row["entry"] in REFERENCES]
+
+    def guided(self, model: str) -> list[Row]:
+        """Round trips at the real CFG."""
+        return self.trips(model, prompt="class", cfg=self.about["cfg"])
+
+    def ceiling(self, model: str, images: str = "test") -> Row:
+        """What the VAE alone gives."""
+        return self.where("ceiling", model=model, images=images)[0]
+
+
+def load(path: Path) -> Results:
+    """Read a results.jsonl.
+
+    Raises:
+        DeepInvError: none there, or of a run that has not ended.
+    """
+    rows = read(path)
+    if not rows or rows[0].get("part") != "about":
+        raise DeepInvError(f"{path} holds no finished run: `deepinv bench DATA --output` with the same folder goes on")
+    return Results(rows[0], rows[1:])
+
+
+def points(rows: Iterable[Row]) -> list[Point]:
+    """The pure ones as points, from cheap to dear."""
+    found = [
+        Point(row["entry"], row["steps"], row["cost"] + row["nfe_back"], *row["latent_snr_db"])
+        for row in rows
+        if row["kept"] == "pure" and "failed" not in row
+    ]
+    return sorted(found, key=lambda point: (point.cost, -point.snr))
+
+
+def trained(label: str) -> bool:
+    """Whether the method of this label uses a solver."""
+    return label.startswith(("fast", "paper"))
+
+
+def best_within(found: Sequence[Point], budget: float) -> Point | None:
+    """The best that costs no more; None where nothing does."""
+    return max((point for point in found if point.cost <= budget), key=lambda point: point.snr, default=None)
+
+
+def front(found: Sequence[Point]) -> list[Point]:
+    """Points that no other exceeds at no more cost, from cheap to dear.
+
+    Example:
+        >>> a, b, c = Point("a", 1, 2, 5.0, 0), Point("b", 1, 3, 4.0, 0), Point("c", 1, 4, 6.0, 0)
+        >>> [point.entry for point in front([a, b, c])]
+        ['a', 'c']
+    """
+    kept: list[Point] = []
+    for point in sorted(found, key=lambda point: (point.cost, -point.snr)):
+        if not kept or point.snr > kept[-1].snr:
+            kept.append(point)
+    return kept
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """How a method stands to the front.
+
+    Attributes:
+        on_front: its N that are on it.
+        nearest: its own point that is nearest to the front.
+        rival: what is better there at no more cost; None where it is on the front.
+    """
+
+    on_front: list[int]
+    nearest: Point
+    rival: Point | None
+
+
+def verdict(label: str, found: Sequence[Point]) -> Verdict:
+    """How a method stands among points."""
+    best = front(found)
+    mine = [point for point in found if point.entry == label]
+    gaps = [(rival.snr - point.snr, point, rival) for point in mine if (rival := best_within(best, point.cost))]
+    _, nearest, rival = min(gaps, key=lambda gap: gap[0])
+    on_front = sorted(point.steps for point in mine if point in best)
+    return Verdict(on_front, nearest, None if on_front else rival)
+
+
+def goals(rows: Iterable[Row]) -> list[Row]:
+    """What the solvers are to reach, margins in dB of latent SNR: what was wanted and what was seen."""
+    snr = {(row["entry"], row["steps"]): row["latent_snr_db"][0] for row in rows if "failed" not in row}
+    claims: list[tuple[str, str, str, dict[int, float]]] = [
+        ("paper K=0 over Euler", "paper K=0", "euler", {2: 8, 4: 8, 8: 8, 16: 5}),
+        ("fast K=0 over Uni-Inv", "fast K=0", "uni_inv K=1", dict.fromkeys((2, 4, 8, 16, 25), 8)),
+        ("fast K=0 over extrapolated Uni-Inv", "fast K=0", "uni_inv_2 K=1", dict.fromkeys((2, 4, 8, 16, 25), 3)),
+        ("fast K=0 over FireFlow both ways", "fast K=0", "fireflow", dict.fromkeys((2, 4, 8), 0)),
+        ("fast K=1 (2N+1) over Anderson K=2 (3N)", "fast K=1", "anderson K=2", dict.fromkeys((2, 4, 8, 16), 2)),
+        ("fast K=2 (3N+1) over Anderson K=3 (4N)", "fast K=2", "anderson K=3", {2: 2, 4: 2, 8: 0}),
+    ]
+    return [
+        {"claim": claim, "steps": n, "wanted_db": wanted, "seen_db": round(snr[a, n] - snr[b, n], 2)}
+        for claim, a, b, margins in claims
+        for n, wanted in margins.items()
+        if (a, n) in snr and (b, n) in snr
+    ]

@@ -1,0 +1,153 @@
+"""Wall time as a ratio to Euler's in the same run, and the memory a walk holds."""
+
+from __future__ import annotations
+
+import time
+import weakref
+from collections.abc import Sequence
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from ..deepinv_core.editing import edit
+from ..deepinv_core.inversion import Inversion, invert, reconstruct
+from ..deepinv_core.schedule import uniform_grid
+from .entries import Entry
+from .measure import ASSISTED, Row, Suite
+
+BASELINE = Entry("euler")
+
+
+def timings(suite: Suite, entries: Sequence[Entry], latent: Tensor, steps: int, repeats: int) -> list[Row]:
+    """Seconds there and back of each entry, repeats interleaved so that a busy machine slows all alike.
+
+    ``up_ratio`` and ``both_ratio`` are medians over repeats of the time over Euler's in the same repeat, with the
+    smallest and the largest.
+
+    Args:
+        suite: the model.
+        entries: with Euler at the target sigma among them.
+        latent: ``[B, C, h, w]``.
+        steps: N.
+        repeats: after one that is not counted.
+    """
+    seconds: dict[str, list[tuple[float, float]]] = {entry.label: [] for entry in entries}
+    for _ in range(repeats + 1):
+        for entry in entries:
+            seconds[entry.label].append(_once(suite, entry, latent, steps))
+    base = seconds[BASELINE.label][1:]
+    rows = []
+    for entry in entries:
+        own = seconds[entry.label][1:]
+        up = [mine[0] / theirs[0] for mine, theirs in zip(own, base, strict=True)]
+        both = [sum(mine) / sum(theirs) for mine, theirs in zip(own, base, strict=True)]
+        rows.append(
+            {
+                "part": "timing",
+                "model": suite.kind,
+                "entry": entry.label,
+                "kept": entry.group,
+                "steps": steps,
+                "batch": len(latent),
+                "repeats": repeats,
+                "up_ratio": _spread(up),
+                "both_ratio": _spread(both),
+                "seconds_up": round(median(mine[0] for mine in own), 5),
+            }
+        )
+    return rows
+
+
+def _once(suite: Suite, entry: Entry, latent: Tensor, steps: int) -> tuple[float, float]:
+    method, velocity = suite.method(entry), suite.velocity()
+    began = time.perf_counter()
+    inversion = invert(velocity, latent, uniform_grid(steps), method, keep_trajectory=entry.assisted)
+    _finish(latent)
+    there = time.perf_counter()
+    _back(suite, entry, inversion)
+    _finish(latent)
+    return there - began, time.perf_counter() - there
+
+
+def _back(suite: Suite, entry: Entry, inversion: Inversion) -> None:
+    if entry.assisted:
+        edit(suite.velocity(), inversion, ASSISTED)
+    else:
+        reconstruct(suite.velocity(), inversion)
+
+
+def _finish(like: Tensor) -> None:
+    if like.is_cuda:
+        torch.cuda.synchronize(like.device)
+
+
+def _spread(values: list[float]) -> list[float]:
+    return [round(value, 3) for value in (median(values), min(values), max(values))]
+
+
+class PeakBytes(TorchDispatchMode):
+    """The most bytes that tensors made under it hold at once, counted between operations.
+
+    Weights, which were there before, don't count; nor does what an operation needs only while it runs. It is the same
+    on every device and every run, where a process' memory is the allocator's.
+
+    Example:
+        >>> import torch
+        >>> with PeakBytes() as held:
+        ...     x = torch.zeros(1000)
+        ...     x = x + 1
+        >>> held.peak
+        8000
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self._known: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run the operation and note the storages it made."""
+        before = {leaf.untyped_storage()._cdata for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
+        result = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, Tensor) and leaf.untyped_storage()._cdata not in before | self._known:
+                self._note(leaf.untyped_storage())
+        return result
+
+    def _note(self, storage: torch.UntypedStorage) -> None:
+        number, size = storage._cdata, storage.nbytes()
+        self._known.add(number)
+        self.now += size
+        self.peak = max(self.peak, self.now)
+        weakref.finalize(storage, self._drop, number, size)
+
+    def _drop(self, number: int, size: int) -> None:
+        self._known.discard(number)
+        self.now -= size
+
+
+def memory(suite: Suite, entry: Entry, latent: Tensor, steps: int) -> list[Row]:
+    """Peak bytes of the inversion, and the bytes it leaves for the way back."""
+    method, velocity = suite.method(entry), suite.velocity()
+    row: Row = {
+        "part": "memory",
+        "model": suite.kind,
+        "entry": entry.label,
+        "kept": entry.group,
+        "steps": steps,
+        "batch": len(latent),
+    }
+    with PeakBytes() as held:
+        inversion = invert(velocity, latent, uniform_grid(steps), method, keep_trajectory=entry.assisted)
+    row["peak_bytes"] = held.peak
+    if latent.is_cuda:
+        torch.cuda.reset_peak_memory_stats(latent.device)
+        invert(velocity, latent, uniform_grid(steps), method, keep_trajectory=entry.assisted)
+        row["cuda_peak_bytes"] = torch.cuda.max_memory_allocated(latent.device)
+    kept = (inversion.noise, *inversion.carried.values())
+    row["kept_bytes"] = sum(one.numel() * one.element_size() for one in kept)
+    return [row]

@@ -1,0 +1,383 @@
+"""The benchmark of the embedded models: what it compares, how it measures, and that its orderings hold."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import subprocess
+import sys
+import zipfile
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from comfyui_deepinv.benchmarks import cli, measure, plan, quick, report, results, tables, timing
+from comfyui_deepinv.benchmarks.data import Images, photographs
+from comfyui_deepinv.benchmarks.entries import ENTRIES, FEW, GROUPS, Entry, solver_files
+from comfyui_deepinv.benchmarks.quality import half_width, noise_health, student, summary
+from comfyui_deepinv.deepinv_core.embedded.spec import CLASSES
+from comfyui_deepinv.deepinv_core.errors import DeepInvError
+from comfyui_deepinv.deepinv_core.inversion import latent_snr
+from comfyui_deepinv.deepinv_core.methods import METHODS
+from comfyui_deepinv.deepinv_core.metrics import MS_SSIM_WEIGHTS, ms_ssim
+from comfyui_deepinv.deepinv_core.solver import build, predictor_preset
+
+ROOT = Path(__file__).absolute().parents[2]
+SOME = tuple(
+    entry
+    for entry in ENTRIES
+    if entry.label in ("euler", "fireflow", "uni_inv K=1", "paper K=0", "fast K=0", "rf_inversion", "leapfrog")
+    or entry.label in ("euler, assisted", "direct_alignment")
+)
+"""At least one of each group, with and without a solver."""
+
+
+@pytest.fixture(scope="module")
+def suite() -> measure.Suite:
+    return measure.open_suite("sd3")
+
+
+@pytest.fixture(scope="module")
+def ready(suite: measure.Suite) -> measure.Prepared:
+    return suite.prepare(photographs().first(2))
+
+
+@pytest.fixture(scope="module")
+def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A zip in the format of the data, of coloured noise."""
+    path = tmp_path_factory.mktemp("data") / "tiny.zip"
+    generator = torch.Generator().manual_seed(0)
+    with zipfile.ZipFile(path, "w") as opened:
+        for name in CLASSES[:4]:
+            pixels = torch.randint(0, 256, (32, 32, 3), dtype=torch.uint8, generator=generator).numpy()
+            file = io.BytesIO()
+            Image.fromarray(pixels).save(file, format="JPEG")
+            opened.writestr(f"test/{name}/0.jpg", file.getvalue())
+    return path
+
+
+def small(archive: Path) -> plan.Settings:
+    few = {"steps": (1, 4), "new_steps": (3,), "off_steps": (2,), "timed_steps": (1,), "repeats": 1}
+    return plan.Settings(archive, ("sd3",), SOME, images=2, cfg_images=2, **few)
+
+
+# what is compared
+
+
+def test_every_method_is_compared_and_each_line_has_a_name_of_its_own() -> None:
+    assert {entry.method for entry in ENTRIES} == set(METHODS)
+    assert len({entry.label for entry in ENTRIES}) == len(ENTRIES)
+    assert {entry.group for entry in ENTRIES} == set(GROUPS)
+    assert {(e.solver, e.refine) for e in ENTRIES if e.method == "deepinv" and not e.assisted} == {
+        *(("fast", k) for k in (0, 1, 2)),
+        *(("paper", k) for k in (0, 1)),
+    }
+    assert len(FEW) == 5
+
+
+def test_both_recipes_solvers_fit_their_model(suite: measure.Suite) -> None:
+    assert set(solver_files("sd3")) == {"fast", "paper"} and set(solver_files("flux")) == {"fast"}
+    recipes = {name: loaded.training["recipe"] for name, loaded in suite.solvers.items()}
+    assert recipes == {"fast": "fast", "paper": "paper"}
+    assert 0 < suite.share("fast") < 1 and suite.share("") == 0
+
+
+# how it is measured
+
+
+def test_ms_ssim_is_torchmetrics_s() -> None:
+    from torchmetrics.functional.image import multiscale_structural_similarity_index_measure as reference
+
+    generator = torch.Generator().manual_seed(1)
+    for side, weights in ((64, MS_SSIM_WEIGHTS[:3]), (176, MS_SSIM_WEIGHTS)):
+        a = torch.rand(2, 3, side, side, generator=generator, dtype=torch.float64)
+        b = (a + 0.2 * torch.randn(a.shape, generator=generator)).clamp(0, 1)
+        betas = tuple(weight / sum(weights) for weight in weights)
+        wanted = reference(a, b, data_range=1.0, betas=betas, reduction="none")
+        assert torch.allclose(ms_ssim(a, b, weights=weights), wanted, atol=1e-6)
+    with pytest.raises(DeepInvError, match="161 x 161"):
+        ms_ssim(torch.rand(1, 3, 160, 160), torch.rand(1, 3, 160, 160))
+
+
+@pytest.mark.parametrize(
+    ("noise", "deviation", "kurtosis", "neighbour"),
+    [
+        (torch.tensor([[1.0, -1.0], [-1.0, 1.0]]), 1, -2, -1),
+        (torch.tensor([[2.0, -2.0], [2.0, -2.0]]), 2, -2, 0),
+        (torch.tensor([[3.0, 0.0], [0.0, 0.0]]), 27**0.5 / 4, 7 / 3 - 3, 0),
+    ],
+)
+def test_the_noise_s_health_by_hand(noise: Tensor, deviation: float, kurtosis: float, neighbour: float) -> None:
+    found = noise_health(noise[None, None])
+    assert [float(found[f"noise_{name}"]) for name in ("std", "kurtosis", "neighbour")] == pytest.approx(
+        [deviation, kurtosis, neighbour], abs=1e-12
+    )
+
+
+def test_white_noise_is_healthy_and_smooth_noise_is_not() -> None:
+    white = torch.randn(1, 16, 64, 64, generator=torch.Generator().manual_seed(2))
+    smooth = torch.nn.functional.avg_pool2d(white, 3, stride=1)
+    found, blurred = noise_health(white), noise_health(smooth)
+    assert abs(float(found["noise_std"]) - 1) < 0.01 and abs(float(found["noise_kurtosis"])) < 0.05
+    assert abs(float(found["noise_neighbour"])) < 0.01
+    assert float(blurred["noise_neighbour"]) == pytest.approx(2 / 3, abs=0.02)
+
+
+@pytest.mark.parametrize(("freedom", "quantile"), [(3, 3.1824), (7, 2.3646), (23, 2.0687), (63, 1.9983), (10**6, 1.96)])
+def test_intervals_are_student_s(freedom: int, quantile: float) -> None:
+    assert student(freedom) == pytest.approx(quantile, rel=0.01)
+
+
+def test_a_summary_is_mean_and_half_width() -> None:
+    values = torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0])
+    assert summary({"x": values})["x"] == pytest.approx([4.5, 2.3646 * math.sqrt(6 / 8)], rel=1e-3)
+    assert half_width(values[:1]) == 0
+
+
+def test_memory_is_what_tensors_hold_at_once() -> None:
+    ones = torch.ones(1000)
+    with timing.PeakBytes() as held:
+        a = ones + 1  # 4000 bytes
+        b = a.view(10, 100)  # the same storage
+        a = b * 2  # 8000, both alive
+        del b
+        a += 1  # in place: nothing new
+        c = a.double()  # 4000 + 8000: the first is gone
+        del c
+    assert held.peak == 12000 and held.now == 4000
+
+
+def test_memory_grows_with_what_is_kept(suite: measure.Suite, ready: measure.Prepared) -> None:
+    one = ready.latent[:1]
+    size = one.numel() * 4
+    rows = {name: timing.memory(suite, Entry(name), one, 4)[0] for name in ("euler", "leapfrog", "direct_alignment")}
+    kept = {name: row["kept_bytes"] for name, row in rows.items()}
+    assert kept == {"euler": size, "leapfrog": 2 * size, "direct_alignment": 6 * size}  # noise, and N + 1 latents
+    assert rows["direct_alignment"]["peak_bytes"] > rows["euler"]["peak_bytes"] > 10 * size
+
+
+def test_times_are_ratios_to_euler_s_in_the_same_repeat(suite: measure.Suite, ready: measure.Prepared) -> None:
+    entries = [Entry("euler"), Entry("renoise", 9)]
+    rows = timing.timings(suite, entries, ready.latent[:1], 2, repeats=2)
+    assert rows[0]["up_ratio"] == rows[0]["both_ratio"] == [1, 1, 1]
+    middle, low, high = rows[1]["up_ratio"]
+    assert 1 < low <= middle <= high and rows[1]["both_ratio"][0] < middle
+
+
+def test_a_walk_counts_all_it_costs(suite: measure.Suite, ready: measure.Prepared) -> None:
+    plain = measure.round_trips(suite, Entry("deepinv", 1, "fast"), [ready], 2)[0]
+    share = suite.share("fast")
+    assert (plain["nfe"], plain["nfe_back"]) == (5, 2) and plain["cost"] == round(5 + 2 * share, 2)
+    guided = measure.round_trips(suite, Entry("rf_solver"), [ready], 2, cfg=4.0)[0]
+    assert (guided["nfe"], guided["nfe_back"], guided["cost"]) == (8, 8, 8)
+
+
+def test_each_image_has_its_own_prompt(suite: measure.Suite) -> None:
+    images = replace(photographs().first(2), classes=("cat", "ship"))
+    ready = suite.prepare(images)
+    together = measure.walk(suite, Entry("euler"), ready.latent, 2, classes=images.classes, cfg=4.0)
+    for row, name in enumerate(images.classes):
+        alone = measure.walk(suite, Entry("euler"), ready.latent[row : row + 1], 2, classes=(name,), cfg=4.0)
+        other = measure.walk(suite, Entry("euler"), ready.latent[row : row + 1], 2, classes=("frog",), cfg=4.0)
+        mine = together.inversion.noise[row : row + 1]
+        assert torch.allclose(mine, alone.inversion.noise, atol=1e-4)
+        assert not torch.allclose(mine, other.inversion.noise, atol=1e-2)
+
+
+def test_sets_measured_in_one_walk_are_kept_apart(suite: measure.Suite, ready: measure.Prepared) -> None:
+    other = suite.prepare(Images("test", photographs().pixels[2:]))
+    both = measure.round_trips(suite, Entry("uni_inv", 1), [other, ready], 2)
+    for row, alone in zip(both, (other, ready), strict=True):
+        wanted = measure.round_trips(suite, Entry("uni_inv", 1), [alone], 2)[0]
+        assert row["images"] == wanted["images"]
+        for name in ("latent_snr_db", "psnr", "ms_ssim", "noise_std"):
+            assert row[name] == pytest.approx(wanted[name], rel=1e-3), name
+    assert "residual" in both[0] and "residual" not in both[1]
+
+
+def test_the_residual_of_the_first_images_is_under_their_own_prompts(
+    suite: measure.Suite, ready: measure.Prepared
+) -> None:
+    classes = ("cat", "ship")
+    both, first = (
+        measure.walk(suite, Entry("euler"), ready.latent, 2, classes=classes, residual=count).residual
+        for count in (2, 1)
+    )
+    assert both.shape == (2, 2) and torch.allclose(both[:, :1], first, atol=1e-5)
+    other = measure.walk(suite, Entry("euler"), ready.latent, 2, residual=1).residual
+    assert not torch.allclose(other, first, atol=1e-3)
+
+
+def test_the_assisted_way_back_reads_the_trajectory(suite: measure.Suite, ready: measure.Prepared) -> None:
+    plain, assisted = (
+        measure.round_trips(suite, Entry("euler", assisted=flag), [ready], 4)[0] for flag in (False, True)
+    )
+    assert assisted["kept"] == "assisted" and plain["kept"] == "pure" and assisted["nfe_back"] == plain["nfe_back"]
+    assert assisted["latent_snr_db"][0] > plain["latent_snr_db"][0] + 1
+    assert assisted["noise_std"] == plain["noise_std"]
+
+
+# the orderings
+
+
+def test_orderings_hold() -> None:
+    text = quick.run_quick(("sd3", "flux"), photographs())
+    assert "orderings hold on 4 images" in text and "FAILED" not in text
+    for kind in ("sd3", "flux"):
+        for steps in (2, 4, 8):
+            assert f"{kind} fast K=0 N={steps} " in text
+    assert text.count("direct_alignment N=8") == 2
+
+
+def test_a_solver_that_knows_nothing_is_found_out(suite: measure.Suite) -> None:
+    torch.manual_seed(0)
+    network = build(predictor_preset("tiny", channels=16))
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.05)
+    broken = replace(suite, solvers={"fast": replace(suite.solvers["fast"], solver=network.eval())})
+    failed = [check for check in quick.checks(broken, photographs().first(2)) if not check.holds]
+    assert any("fast K=0" in check.better for check in failed)
+    assert all("fast" in check.better for check in failed)
+
+
+def test_an_ordering_that_fails_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    seen = [quick.Check("sd3 a N=2", "sd3 b N=2", 5.0, 4.0), quick.Check("sd3 c N=2", "sd3 d N=2", 4.0, 4.0)]
+    monkeypatch.setattr(quick, "checks", lambda suite, images: iter(seen))
+    assert cli.main(["bench", "--quick", "--models", "sd3"]) == 2
+    error = capsys.readouterr().err
+    assert "1 of 2 orderings did not hold" in error and "c N=2" in error and "a N=2" not in error
+
+
+# the page
+
+
+def test_the_front_and_what_a_method_is_worth() -> None:
+    rows = [
+        {"entry": name, "steps": n, "kept": "pure", "cost": cost, "nfe_back": n, "latent_snr_db": [snr, 0.5]}
+        for name, n, cost, snr in (("a", 1, 1, 3.0), ("a", 2, 2, 5.0), ("b", 1, 2, 4.0), ("b", 2, 4, 9.0))
+    ]
+    rows.append({**rows[0], "entry": "kept", "kept": "exact", "latent_snr_db": [99.0, 0]})
+    found = results.points(rows)
+    assert [(p.entry, p.cost) for p in found] == [("a", 2), ("b", 3), ("a", 4), ("b", 6)]
+    assert [(p.entry, p.steps) for p in results.front(found)] == [("a", 1), ("b", 1), ("a", 2), ("b", 2)]
+    assert results.best_within(found, 5).snr == 5 and results.best_within(found, 1) is None
+    poor = [*found, results.Point("c", 2, 4.5, 4.5, 0.1), results.Point("c", 4, 8, 6.0, 0.1)]
+    seen = results.verdict("c", poor)
+    assert not seen.on_front and seen.nearest.steps == 2 and (seen.rival.entry, seen.rival.steps) == ("a", 2)
+    assert results.verdict("b", poor).on_front == [1, 2]
+
+
+def test_tables_group_by_what_is_kept_and_mark_the_best() -> None:
+    rows = [
+        {"entry": name, "steps": n, "kept": kept, "latent_snr_db": [snr, 1.0]}
+        for name, n, kept, snr in (("a", 1, "pure", 3), ("b", 1, "pure", 4), ("b", 2, "pure", 5), ("d", 1, "exact", 90))
+    ]
+    rows.append({"entry": "a", "steps": 2, "kept": "pure", "failed": "NaN"})
+    lines = tables.by_steps(rows)
+    assert lines[0] == "|  | N = 1 | N = 2 |" and "pure" in lines[2] and "exact" in lines[5]
+    assert lines[3] == "| `a` | 3.0 ± 1.0 | NaN |" and lines[4] == "| `b` | **4.0 ± 1.0** | **5.0 ± 1.0** |"
+    assert lines[6] == "| `d` | **90.0 ± 1.0** |  |"
+
+
+def test_a_run_that_was_stopped_goes_on_and_gives_the_page(
+    archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "benchmark" / "results.jsonl"
+
+    def measured() -> list[dict]:
+        made = plan.Plan(small(archive))
+        return plan.run(made, path, lambda one: plan.about(one, "deepinv bench tiny.zip --output docs"))
+
+    rows = measured()
+    lines = path.read_text().splitlines()
+    assert [json.loads(line) for line in lines] == json.loads(json.dumps(rows))
+    parts = {row["part"] for row in rows}
+    assert parts == {"about", "ceiling", "round_trip", "timing", "memory", "swapped"}
+    labels = {entry.label for entry in SOME}
+    for setting in ({"cfg": 1.0, "images": "test"}, {"cfg": 1.0, "images": "photos"}, {"cfg": 4.0, "images": "test"}):
+        for steps in (1, 4):
+            chosen = {**setting, "steps": steps, "size": "64x64", "part": "round_trip"}
+            assert {r["entry"] for r in rows if all(r.get(k) == v for k, v in chosen.items())} == labels, chosen
+
+    with pytest.raises(DeepInvError, match="no finished run"):
+        (tmp_path / "part").mkdir()
+        (tmp_path / "part" / "results.jsonl").write_text("\n".join(lines[1:5]))
+        results.load(tmp_path / "part" / "results.jsonl")
+
+    path.write_text("\n".join(lines[1:-6]) + "\n" + lines[-6][:40])  # stopped while a line was written
+    calls = []
+    real = measure.swapped
+    monkeypatch.setattr(plan, "swapped", lambda *a: calls.append(a) or real(*a))
+    monkeypatch.setattr(plan, "memory", lambda *a: pytest.fail("measured again"))
+    again = measured()
+    assert len(calls) >= 1
+
+    def numbers(some: list[dict]) -> list[dict]:
+        return [{k: v for k, v in row.items() if k not in ("took", "seconds")} for row in some]
+
+    assert numbers(again) == numbers(rows)
+
+    report.write_page(tmp_path)
+    page = (tmp_path / "benchmark.md").read_text()
+    assert all(f"`{label}`" in page for label in labels)
+    for name in ("pareto.png", "pareto_cfg.png", "noise.png"):
+        assert Image.open(tmp_path / "benchmark" / name).width > 600
+    assert cli.main(["bench", "--report-only", "--output", str(tmp_path)]) == 0
+    assert (tmp_path / "benchmark.md").read_text() == page
+
+
+def test_the_committed_page_is_what_the_committed_results_give() -> None:
+    inside = ROOT / "docs" / "benchmark"
+    found = results.load(inside / "results.jsonl")
+    wanted = "\n".join(report.page(found, inside)) + "\n"
+    assert (ROOT / "docs" / "benchmark.md").read_text(encoding="utf-8") == wanted
+    assert set(found.models) == {"sd3", "flux"} and found.steps == [1, 2, 4, 8, 16, 25, 50]
+    for kind in found.models:  # of the weights in the package, not of others
+        weights = measure.open_suite(kind).weights
+        assert all(row["unit"].startswith(f"{kind} {weights} ") for row in found.rows if row["model"] == kind)
+
+
+# the command
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ([], "--output"),
+        (["--output", "docs"], "--quick, which needs none"),
+        (["missing.zip", "--output", "docs"], "missing.zip"),
+        (["--report-only", "--output", "nowhere"], "no finished run"),
+        (["--models", "sd1"], "sd1"),
+    ],
+)
+def test_bad_input_gets_one_line(arguments: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["bench", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert says in error and error.count("\n") == 1
+
+
+def test_the_command_costs_nothing_until_it_runs() -> None:
+    code = (
+        "import sys\nfrom comfyui_deepinv.benchmarks import cli\n"
+        "cli.core.build_parser(cli.training.add_commands, cli.add_commands)\n"
+        "loaded = {n for n in sys.modules if n.startswith('comfyui_deepinv.benchmarks.')}\n"
+        "assert loaded <= {'comfyui_deepinv.benchmarks.cli', 'comfyui_deepinv.benchmarks.doors'}, loaded\n"
+        "heavy = {'diffusers', 'transformers', 'torchmetrics', 'matplotlib'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_quick_suite_s_images_differ() -> None:
+    images = quick.quick_images().pixels
+    assert images.shape == (20, 3, 64, 64)
+    flat = images.flatten(1)
+    assert float((torch.cdist(flat, flat) + 100 * torch.eye(20)).min()) > 1
+    assert float(latent_snr(images[:1], images[:1])) > 100
