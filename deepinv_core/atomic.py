@@ -1,9 +1,10 @@
-"""Write a file whole or not at all."""
+"""Write a file whole or not at all, and read one of a size that can be."""
 
 from __future__ import annotations
 
 import os
 import secrets
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -45,3 +46,22 @@ def replacing(path: Path, *errors: type[Exception]) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def read_whole(path: Path, limit: int) -> bytes:
+    """The content of a regular file; a pipe or a device, which may never end, isn't opened.
+
+    Args:
+        path: The file.
+        limit: Bytes it may have.
+
+    Raises:
+        OSError: No such file, no regular one, or a larger one.
+    """
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError("it is no regular file")
+    if status.st_size > limit:
+        raise OSError(f"it has more than {limit} bytes")
+    with open(path, "rb") as stream:
+        return stream.read(status.st_size)

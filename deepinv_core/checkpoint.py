@@ -34,8 +34,11 @@ FORMAT_VERSION: Final = 1
 
 METADATA_KEY: Final = "deepinv"
 PREFIX: Final = "deepinv/"
-MAX_HEADER_BYTES: Final = 100_000_000
-"""The safetensors format's own limit."""
+MAX_HEADER_BYTES: Final = 8 * 2**20
+"""Parsing takes up to 40 times a header's size in memory; the format itself allows 100 MB."""
+
+MAX_METADATA_BYTES: Final = 3 * 2**20
+"""Of what is written: quoting can double it, and the tensors' names are in the header too."""
 
 DTYPES: Final[dict[str, torch.dtype]] = {
     "F64": torch.float64,
@@ -130,6 +133,23 @@ def read_metadata(path: str | os.PathLike[str], *, kind: str) -> dict[str, Any]:
         return _read_header(stream, size, name, kind)[1]
 
 
+def read_shapes(path: str | os.PathLike[str], *, kind: str) -> dict[str, torch.Size]:
+    """The tensors' names and shapes alone, to refuse a file before its tensors take memory.
+
+    Args:
+        path: The file.
+        kind: What it must hold.
+
+    Returns:
+        Shapes by name.
+
+    Raises:
+        DeepInvError: As :func:`read_metadata`.
+    """
+    with _opened(path) as (stream, size, name):
+        return {key: torch.Size(entry.shape) for key, entry in _read_header(stream, size, name, kind)[0].items()}
+
+
 def load_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     """Reads a plain safetensors file, of any metadata or none: weights that come with the pack or from elsewhere.
 
@@ -170,9 +190,15 @@ def _metadata_text(metadata: Mapping[str, Any], name: str) -> str:
             f"start them with checkpoint.header(kind)."
         )
     try:
-        return json.dumps(dict(metadata), allow_nan=False, sort_keys=True)
+        text = json.dumps(dict(metadata), allow_nan=False, sort_keys=True)
     except (TypeError, ValueError, RecursionError) as error:
         raise DeepInvError(f"{name!r}: metadata must be finite JSON values, but {_short(error)}.") from error
+    if len(text) > MAX_METADATA_BYTES:
+        raise DeepInvError(
+            f"{name!r}: its metadata take {len(text)} bytes where {MAX_METADATA_BYTES} are accepted: it was not "
+            "written; an older file of this name is unchanged."
+        )
+    return text
 
 
 def _ready(tensors: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
@@ -229,7 +255,7 @@ def _damaged(name: str, what: str) -> DeepInvError:
 
 def _short(value: object) -> str:
     """A printable, bounded form of anything a file may hold."""
-    text = ascii(value) if not isinstance(value, BaseException) else f"{type(value).__name__}: {value}"
+    text = ascii(f"{type(value).__name__}: {value}")[1:-1] if isinstance(value, BaseException) else ascii(value)
     return text if len(text) <= 120 else text[:117] + "..."
 
 
@@ -240,11 +266,18 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return result
 
 
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text[:20]} is no finite number")
+    return value
+
+
 def _json(text: bytes | str, name: str, what: str) -> dict[str, Any]:
     try:
         plain = text.decode("utf-8") if isinstance(text, bytes) else text
-        value = json.loads(plain, object_pairs_hook=_unique)
-    except (ValueError, RecursionError) as error:
+        value = json.loads(plain, object_pairs_hook=_unique, parse_constant=_finite, parse_float=_finite)
+    except (ValueError, RecursionError, MemoryError) as error:
         raise _damaged(name, f"{what} isn't JSON ({_short(error)})") from error
     if not isinstance(value, dict):
         raise _damaged(name, f"{what} is a JSON {type(value).__name__} where an object is expected")

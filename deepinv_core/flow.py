@@ -7,15 +7,22 @@ gives the velocity ``v(z, sigma) ~ eps - z_0 = dz/dsigma``. Sampling walks sigma
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 import torch
 
 from .errors import DeepInvError
+from .memory import Chunks
 
 
 class Velocity(Protocol):
     """A base model with its conditioning bound: ``v = velocity(z, sigma)``.
+
+    Where memory runs out it is asked for fewer rows of a batch at a time. One whose prompts differ from row to row has
+    a method ``part(z, sigma, rows, count)`` too, which gives the velocity of the ``rows`` (a slice) of a batch of
+    ``count``, ``z`` being theirs alone; and one that lives longer than a walk has a
+    :class:`~.memory.Chunks` as ``chunks``, which remembers how many rows there is memory for.
 
     Attributes:
         sigma_min: smallest sigma the model may be evaluated at; below it sigma is raised to it, in both
@@ -45,8 +52,10 @@ class CountedVelocity:
     once at the end.
     """
 
-    def __init__(self, velocity: Velocity) -> None:
-        self._velocity = velocity
+    def __init__(self, velocity: Velocity, rows: slice | None = None, count: int = 0) -> None:
+        """``rows`` and ``count`` where it is called with some rows of a batch of ``count`` only."""
+        self._velocity, self._rows, self._count = velocity, rows, count
+        self._chunks: Chunks = getattr(velocity, "chunks", None) or Chunks()
         self._finite: list[torch.Tensor] = []
         self._places: list[tuple[int, float]] = []
         self.nfe = 0
@@ -59,11 +68,29 @@ class CountedVelocity:
     def of(self, velocity: Velocity, z: torch.Tensor, sigma: float) -> torch.Tensor:
         """The same for another velocity, counted with this one's: FlowEdit walks under two prompts."""
         sigma = max(sigma, velocity.sigma_min)
-        v = velocity(z, sigma).to(z.dtype)
+        v = self.in_chunks(len(z), lambda rows: self._ask(velocity, z, sigma, rows)).to(z.dtype)
         self.nfe += velocity.cost
         self._finite.append(torch.isfinite(v).all())
         self._places.append((self.step, sigma))
         return v
+
+    def in_chunks(self, count: int, compute: Callable[[slice], torch.Tensor]) -> torch.Tensor:
+        """Rows of ``compute``, as many at a time as there is memory for."""
+        parts = self._chunks.run(count, compute)
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def _ask(self, velocity: Velocity, z: torch.Tensor, sigma: float, rows: slice) -> torch.Tensor:
+        first = 0 if self._rows is None else self._rows.start
+        rows_of_all, count = slice(first + rows.start, first + rows.stop), self._count or len(z)
+        part = getattr(velocity, "part", None)
+        if part is None or rows_of_all == slice(0, count):
+            return velocity(z[rows], sigma)
+        found: torch.Tensor = part(z[rows], sigma, rows_of_all, count)
+        return found
+
+    def answers(self) -> list[tuple[torch.Tensor, int, float]]:
+        """Whether each answer was finite, on the device, with its step and sigma."""
+        return [(finite, *place) for finite, place in zip(self._finite, self._places, strict=True)]
 
     def raise_if_not_finite(self) -> None:
         """Raise ``DeepInvError`` naming the first step and sigma at which the model gave NaN or infinity."""

@@ -7,13 +7,19 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageDraw, ImageOps
 
 from .atomic import replacing
 from .errors import DeepInvError
 
 MAX_PIXELS = 1024 * 1024
 """A photo for a full-size model is scaled down to this many pixels at most, as the paper's protocol has it."""
+
+MAX_SOURCE_PIXELS = 2**27
+"""Larger files are refused before they are decoded, which takes up to 12 bytes a pixel."""
+
+FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "BMP", "GIF", "TIFF", "AVIF")
+"""What is read of what Pillow knows: for some of the others (EPS) it starts a program."""
 
 
 def load_photo(path: str | Path, *, side: int | None = None) -> tuple[torch.Tensor, str]:
@@ -31,23 +37,55 @@ def load_photo(path: str | Path, *, side: int | None = None) -> tuple[torch.Tens
         DeepInvError: no such file, or not an image.
     """
     if not Path(path).is_file():
-        raise DeepInvError(f"no such file: {path}")
+        raise DeepInvError(f"no such file: {str(path)!r}, check the name and the folder")
     try:
-        with Image.open(path) as opened:
-            image = ImageOps.exif_transpose(opened).convert("RGB")
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise DeepInvError(
-            f"{path} is not an image that can be read ({error}): give a PNG, JPEG or WebP file"
-        ) from error
+        image = open_image(Path(path))
+    except Exception as error:  # Pillow's decoders raise nearly anything on damaged bytes
+        raise unreadable(path, error) from error
     size = f"{image.width}x{image.height}"
     if side is not None:
         image = ImageOps.fit(image, (side, side), Image.Resampling.LANCZOS)
     else:
         scale = min(1.0, (MAX_PIXELS / (image.width * image.height)) ** 0.5)
         width, height = (max(16, int(edge * scale) // 16 * 16) for edge in image.size)
+        longest = MAX_PIXELS // min(width, height) // 16 * 16  # a line of pixels loses its ends
+        width, height = min(width, longest), min(height, longest)
         image = ImageOps.fit(image, (width, height), Image.Resampling.LANCZOS)
     done = f"{size} px, centre-cropped and resized to {image.width}x{image.height} px"
     return to_tensor(image), done
+
+
+def unreadable(path: str | Path, error: Exception) -> DeepInvError:
+    """The refusal of a file that no image could be read from."""
+    reason = ascii(" ".join(f"{type(error).__name__}: {error}".split()))[1:-1][:200]
+    return DeepInvError(
+        f"{Path(path).name!r} is not an image that can be read ({reason}): give a PNG, JPEG or WebP file"
+    )
+
+
+def open_head(path: Path) -> Image.Image:
+    """The image with nothing but its head read: of a known format, and of a size that fits the memory.
+
+    Raises:
+        ValueError: more than :data:`MAX_SOURCE_PIXELS`.
+        Exception: whatever Pillow raises on damaged bytes.
+    """
+    if not path.is_file():
+        raise OSError("it is no regular file")
+    Image.init()
+    image = Image.open(path, formats=[name for name in FORMATS if name in Image.OPEN])
+    if image.width * image.height > MAX_SOURCE_PIXELS:
+        image.close()
+        raise ValueError(f"{image.width}x{image.height} pixels, more than {MAX_SOURCE_PIXELS}")
+    return image
+
+
+def open_image(path: Path) -> Image.Image:
+    """The image in RGB, its EXIF orientation applied; errors as :func:`open_head`."""
+    with open_head(path) as image:
+        image.load()
+        ImageOps.exif_transpose(image, in_place=True)
+        return image.convert("RGB")
 
 
 def to_tensor(image: Image.Image) -> torch.Tensor:

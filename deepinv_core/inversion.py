@@ -12,7 +12,7 @@ from . import checkpoint
 from .errors import DeepInvError
 from .flow import CountedVelocity, Velocity, relative_error
 from .integrator import Callback, Integration, integrate
-from .methods.registry import Method, Options, describe, options_from, way_back
+from .methods.registry import METHODS, Method, Options, describe, options_from, way_back
 from .schedule import custom_grid
 
 
@@ -208,42 +208,55 @@ def load_inversion(path: str | Path) -> Inversion:
         DeepInvError: missing, damaged, of another kind or version, or inconsistent.
     """
     tensors, metadata = checkpoint.load(path, kind="inversion")
+    name = Path(path).name
     try:
         inversion = Inversion(
             noise=tensors.pop("noise"),
             sigmas=custom_grid(tensors.pop("sigmas")),
-            method=str(metadata["method"]),
-            options=options_from(dict(metadata["options"])),
-            nfe=int(metadata["nfe"]),
-            nfe_residual=int(metadata["nfe_residual"]),
-            model=str(metadata["model"]),
+            method=metadata["method"],
+            options=options_from(metadata["options"]),
+            nfe=metadata["nfe"],
+            nfe_residual=metadata["nfe_residual"],
+            model=metadata["model"],
             residual=tensors.pop("residual", None),
             carried={name.removeprefix("carried."): value for name, value in tensors.items()},
         )
-    except (KeyError, TypeError, ValueError) as error:
-        if isinstance(error, DeepInvError):
-            raise
-        raise DeepInvError(f"{path} is not a usable inversion ({error}): save it again from DeepInv") from error
-    _check_loaded(path, inversion)
+    except KeyError as error:
+        raise DeepInvError(
+            f"{name!r} is not a usable inversion: it lacks {error}; save it again from DeepInv"
+        ) from error
+    except DeepInvError as error:
+        raise DeepInvError(f"{name!r} is not a usable inversion: {error}; save it again from DeepInv") from error
+    if problem := _problem(inversion, set(tensors)):
+        raise DeepInvError(f"{name!r} is not a usable inversion: {problem}; save it again from DeepInv")
     return inversion
 
 
-def _check_loaded(path: str | Path, inversion: Inversion) -> None:
+def _problem(inversion: Inversion, names: set[str]) -> str:
+    """What keeps an inversion that was read from being used; empty when nothing does."""
+    for what, count in (("nfe", inversion.nfe), ("nfe_residual", inversion.nfe_residual)):
+        if not isinstance(count, int) or isinstance(count, bool) or not 0 <= count < 2**53:
+            return f"its {what} is {ascii(count)[:60]}, not a count"
+    if not isinstance(inversion.method, str) or not isinstance(inversion.model, str):
+        return "its method and its model aren't both texts"
+    if inversion.method not in METHODS:
+        return f"unknown method {ascii(inversion.method)[:60]}"
+    noise, steps = inversion.noise, inversion.steps
+    shape = tuple(noise.shape)
+    if noise.ndim < 3 or not noise.numel() or not noise.is_floating_point():
+        return f"its noise has shape {list(shape)} and type {noise.dtype}"
     needs = {"+z_0": "latent_clean", "+pair": "previous", "exact": "trajectory"}.get(inversion.kept)
-    shape = tuple(inversion.noise.shape)
-    expected: dict[str, tuple[int, ...]] = {"latent_clean": shape, "previous": shape}
-    expected["trajectory"] = (inversion.steps + 1, *shape)
-    problem = ""
-    if inversion.noise.ndim < 3 or not inversion.noise.is_floating_point():
-        problem = f"its noise has shape {list(shape)} and type {inversion.noise.dtype}"
-    elif needs and needs not in inversion.carried:
-        problem = f"method '{inversion.method}' needs '{needs}', which is missing"
-    else:
-        for name, value in inversion.carried.items():
-            if tuple(value.shape) != expected.get(name):
-                problem = f"'{name}' has shape {list(value.shape)}, expected {list(expected.get(name, ()))}"
-    if problem:
-        raise DeepInvError(f"{path} is not a usable inversion: {problem}; save it again from DeepInv")
+    if needs and needs not in inversion.carried:
+        return f"method {inversion.method!r} needs {needs!r}, which is missing"
+    expected = {"latent_clean": shape, "previous": shape, "trajectory": (steps + 1, *shape)}
+    for name, value in inversion.carried.items():
+        if f"carried.{name}" not in names or tuple(value.shape) != expected.get(name) or value.dtype != noise.dtype:
+            wanted = f"{list(expected[name])} of {noise.dtype}" if name in expected else "nothing of this name"
+            return f"{ascii(name)[:60]} has shape {list(value.shape)} and type {value.dtype}, expected {wanted}"
+    residual = inversion.residual
+    if residual is not None and (tuple(residual.shape) != (steps, shape[0]) or not residual.is_floating_point()):
+        return f"its residual has shape {list(residual.shape)} and type {residual.dtype}, expected {[steps, shape[0]]}"
+    return ""
 
 
 def latent_snr(reconstructed: torch.Tensor, latent: torch.Tensor) -> torch.Tensor:

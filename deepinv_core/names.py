@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from itertools import chain, count
 from pathlib import Path
@@ -43,6 +44,9 @@ def safe_name(text: str, what: str = "name") -> str:
 
 
 def free_path(folder: Path, name: str) -> Path:
-    """``folder/name.safetensors``, or with the first number from 2 on that is not taken: nothing is overwritten."""
+    """``folder/name.safetensors``, or with the first number from 2 on that is not taken: nothing is overwritten.
+
+    A link counts as taken, even one that leads nowhere: what is saved under it would land elsewhere.
+    """
     numbered = (folder / f"{name}_{number:05}.safetensors" for number in count(2))
-    return next(path for path in chain([folder / f"{name}.safetensors"], numbered) if not path.exists())
+    return next(path for path in chain([folder / f"{name}.safetensors"], numbered) if not os.path.lexists(path))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import math
 import numbers
+from collections.abc import Callable
 from typing import Any
 
 from comfy_api.latest import io
@@ -23,10 +24,10 @@ def checked(node: type[io.ComfyNode]) -> type[io.ComfyNode]:
     """The node, with its plain inputs checked before it runs.
 
     Raises:
-        DeepInvError: by ``execute``, for a number that is none or out of range, a menu's item that isn't in it, or a
-            text that is none.
+        DeepInvError: by ``execute``, for a number that is none or out of range, a menu's item that isn't in it, a text
+            that is none, or a plain value where something has to be connected.
     """
-    run = node.execute.__func__  # type: ignore[attr-defined]
+    run = node.execute.__func__
     known = functools.cache(node.define_schema)  # ComfyUI's own copy is locked while a node runs
 
     @functools.wraps(run)
@@ -35,12 +36,18 @@ def checked(node: type[io.ComfyNode]) -> type[io.ComfyNode]:
         for one in schema.inputs:
             given = values.get(one.id)
             for value in given if schema.is_input_list and isinstance(given, list) else [given]:
-                if value is not None and (wanted := _problem(one, value)):
-                    raise DeepInvError(f"{one.id} is {ascii(value)[:80]}: {wanted} is accepted")
+                unset = value is None and (one.optional or one.id not in values)
+                if not unset and (wanted := _problem(one, value)):
+                    raise DeepInvError(f"{one.id} is {_shown(value)}: {wanted} is accepted")
         return run(cls, **values)
 
-    node.execute = classmethod(execute)  # type: ignore[assignment,method-assign]
+    node.execute = classmethod(execute)
     return node
+
+
+def _shown(value: object) -> str:
+    plain = value is None or isinstance(value, (str, int, float, list, dict))
+    return ascii(value)[:80] if plain else f"a {type(value).__name__}"
 
 
 def _problem(one: Any, value: Any) -> str:
@@ -56,6 +63,27 @@ def _problem(one: Any, value: Any) -> str:
         right = isinstance(value, numbers.Integral if whole else numbers.Real) and not isinstance(value, bool)
         low = -math.inf if one.min is None else one.min
         high = math.inf if one.max is None else one.max
-        if not right or not math.isfinite(value) or not low <= value <= high:
-            return f"{'an integer' if whole else 'a number'} from {low} to {high}"
-    return ""
+        within = right and math.isfinite(value) and low <= value <= high
+        return "" if within else f"{'an integer' if whole else 'a number'} from {low} to {high}"
+    if isinstance(one, io.Boolean.Input):
+        return "" if isinstance(value, bool) else "true or false"
+    return "" if _CONNECTED.get(one.io_type, _is_object)(value) else f"a connected {one.io_type}"
+
+
+def _is_object(value: object) -> bool:
+    """No value that JSON can write into a workflow in the place of a connection."""
+    return value is not None and not isinstance(value, (str, int, float, list, dict))
+
+
+def _is_conditioning(value: object) -> bool:
+    if not isinstance(value, list) or not value:
+        return False
+    pairs = all(isinstance(item, (list, tuple)) and len(item) == 2 for item in value)
+    return pairs and all(_is_object(tokens) and isinstance(extras, dict) for tokens, extras in value)
+
+
+_CONNECTED: dict[str, Callable[[Any], bool]] = {
+    "LATENT": lambda value: isinstance(value, dict) and hasattr(value.get("samples"), "shape"),
+    "CONDITIONING": _is_conditioning,
+}
+"""The types that are made of lists and dictionaries; all others are objects."""

@@ -19,6 +19,7 @@ from ..deepinv_core.names import safe_name
 from ..deepinv_core.solver import LoadedSolver, build, role_of
 from ..training.budget import Budget
 from ..training.latents import LatentCache, from_tensors
+from ..training.lock import locked
 from ..training.loop import Event, Trained, Training
 from ..training.recipes import Recipe
 from ..training.setup import geometry, recipe_for, step_counts
@@ -81,8 +82,7 @@ def run(
     largest = max((latent.shape[1:] for latent in found), key=math.prod)
     recipe = _recipe(settings, largest)
     network = _network(settings, largest[0], prompts)
-    state = _earlier(folder, name, cache, resume=settings.resume)
-    finished = state is not None and state["metadata"]["position"]["stage"] >= len(recipe.stages())
+    state: dict[str, Any] | None = None
 
     def train(setting: adapter.Setting) -> Trained:
         nonlocal state
@@ -95,17 +95,19 @@ def run(
             state = None  # as large as all that is trained
         return training.run()
 
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        trained = adapter.run_training(model, vae, prompts, network, (recipe.batch, *largest), train)
-    except OSError as error:
-        raise DeepInvError(
-            f"{folder} can't be written ({error}): free space on the disk, or use another name"
-        ) from error
-    except BaseException:
-        if (folder / FILE).exists():
-            log.warning("the training of %r stopped; run it again with resume on to go on: %s", name, folder / FILE)
-        raise
+    with locked(folder, "training a solver"):
+        state = _earlier(folder, name, cache, resume=settings.resume)
+        finished = state is not None and state["metadata"]["position"]["stage"] >= len(recipe.stages())
+        try:
+            trained = adapter.run_training(model, vae, prompts, network, (recipe.batch, *largest), train)
+        except OSError as error:
+            raise DeepInvError(
+                f"{folder} can't be written ({error}): free space on the disk, or use another name"
+            ) from error
+        except BaseException:
+            if (folder / FILE).exists():
+                log.warning("the training of %r stopped; run it again with resume on to go on: %s", name, folder / FILE)
+            raise
     config, info = trained.network.config, adapter.model_info(model)
     solver = adapter.SolverHandle(LoadedSolver(trained.network, config, info, trained.summary, role_of(config)), name)
     report = _describe(trained, cache, folder, recipe, settings)

@@ -11,7 +11,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from ..deepinv_core.errors import DeepInvError
-from ..deepinv_core.images import to_tensor
+from ..deepinv_core.images import open_head, open_image, to_tensor, unreadable
 
 SUFFIXES: Final = frozenset({".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif"})
 """File names taken for images, in any case."""
@@ -98,11 +98,11 @@ def find_images(folder: Path) -> dict[str, Path]:
 def image_size(path: Path) -> Size:
     """Height and width in pixels as the image is shown, from the file's head; DeepInvError if it can't be read."""
     try:
-        with Image.open(path) as image:
+        with open_head(path) as image:
             turned = image.getexif().get(_EXIF_ORIENTATION) in (5, 6, 7, 8)
             return (image.width, image.height) if turned else (image.height, image.width)
     except Exception as error:  # Pillow's decoders raise nearly anything on damaged bytes
-        raise _unreadable(path, error) from error
+        raise unreadable(path, error) from error
 
 
 def read_image(path: Path, bucket: Size) -> Tensor:
@@ -119,13 +119,6 @@ def read_image(path: Path, bucket: Size) -> Tensor:
         DeepInvError: no image that can be read.
     """
     try:
-        with Image.open(path) as opened:
-            image = ImageOps.exif_transpose(opened).convert("RGB")
-        return to_tensor(ImageOps.fit(image, (bucket[1], bucket[0]), Image.Resampling.LANCZOS))
+        return to_tensor(ImageOps.fit(open_image(path), (bucket[1], bucket[0]), Image.Resampling.LANCZOS))
     except Exception as error:  # as above
-        raise _unreadable(path, error) from error
-
-
-def _unreadable(path: Path, error: Exception) -> DeepInvError:
-    reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-    return DeepInvError(f"{path.name!r} is no image that can be read ({reason}): replace or remove it")
+        raise unreadable(path, error) from error

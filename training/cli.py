@@ -12,6 +12,7 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
@@ -23,6 +24,7 @@ from ..deepinv_core.adapters.base_model import BaseModel
 from ..deepinv_core.errors import DeepInvError
 from ..deepinv_core.solver import PRESETS, build, save_solver
 from .encoding import latents_of_folder
+from .lock import locked
 from .loop import Base, Budget, Trained, Training
 from .objectives import Bound
 from .plot import PLOT
@@ -90,7 +92,9 @@ def _train(args: argparse.Namespace, workers: Workers) -> None:
     checks = _checks(args, demo)
     folder = work_folder(args.output, resume=args.resume)
     model = core.load_model(args.model)
-    with Stop(folder, workers) as stop, Bar(stop, shown=workers.rank == 0) as bar:
+    lock = nullcontext() if workers.rank else locked(folder, "training a solver")  # the first process writes
+    with lock, Stop(folder, workers) as stop, Bar(stop, shown=workers.rank == 0) as bar:
+        work_folder(args.output, resume=args.resume)  # again: who held it may have trained
         side = (model.image_size or SIDE) if args.side is None else args.side
         cache = latents_of_folder(args.images, folder / "latents", model, side, workers, bar.encoded)
         bar.close()

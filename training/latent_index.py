@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any, Final
 from torch import Tensor
 
 from ..deepinv_core import checkpoint
-from ..deepinv_core.atomic import replacing
+from ..deepinv_core.atomic import read_whole, replacing
 from ..deepinv_core.errors import DeepInvError
 from .buckets import Size
 
@@ -19,6 +20,8 @@ KIND: Final = "latents"
 """Kind of a shard, and the name of its one tensor."""
 
 INDEX: Final = "index.json"
+MAX_INDEX: Final = 2**28
+"""Bytes of it that are read, enough for a million images."""
 
 _SHARD_FILE: Final = re.compile(r"latents-[0-9]{5,9}\.safetensors")
 _DTYPE_NAMES: Final = {dtype: name for name, dtype in checkpoint.DTYPES.items()}
@@ -70,10 +73,12 @@ class Index:
     def read(cls, cache: Path) -> Index | None:
         """Read and check the index of a cache, None when there is none; DeepInvError for a damaged or newer one."""
         try:
-            content = json.loads((cache / INDEX).read_text(encoding="utf-8"))
+            content = json.loads(read_whole(cache / INDEX, MAX_INDEX).decode("utf-8"))
         except FileNotFoundError:
-            return None
-        except (OSError, ValueError, RecursionError) as error:
+            if not os.path.lexists(cache / INDEX):
+                return None
+            raise _damaged_index(cache, "it is a link to nothing") from None
+        except (OSError, ValueError, RecursionError, MemoryError) as error:
             raise _damaged_index(cache, f"it can't be read ({type(error).__name__})") from error
         if not isinstance(content, dict) or content.get("format") != checkpoint.PREFIX + KIND:
             raise _damaged_index(cache, "it is no index of latents")

@@ -4,7 +4,7 @@ A cache is a folder: ``latents-00000.safetensors``, ... each with one tensor ``l
 and ``index.json``, which names the source of every row. The index is replaced after every shard, so that an
 interrupted encoding goes on where it stopped. A source is known by name, size and time of modification.
 
-One process may encode into a cache at a time: with several, the first encodes and the others wait and open it.
+One process encodes into a cache at a time, by a lock: of several, the first does and the others wait and open it.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from ..deepinv_core.errors import DeepInvError
 from .buckets import Size, buckets, find_images, image_size, read_image
 from .latent_index import KIND, Index, Row, Shard, damaged_shard, read_shard_names, stored_dtype, usable_name
 from .latent_order import batch_order, derived_seed, epoch_order, name_hash
+from .lock import locked
 
 log = logging.getLogger(__name__)
 
@@ -224,26 +225,25 @@ def encode_folder(
         holdout: share held out, in [0, 1); may differ from call to call.
 
     Raises:
-        DeepInvError: no folder, no readable image, a size that can't be, a cache of another VAE or side, a damaged
-            cache, latents of a wrong shape or with NaN, or a disk that refuses. What ``encode`` raises passes through.
+        DeepInvError: no folder, no readable image, a size that can't be, a cache of another VAE or side, one that is
+            damaged or in use, wrong latents, or a disk that refuses. What ``encode`` raises passes through.
     """
     if min(batch, shard_size) < 1 or not vae_fingerprint or not 0 <= holdout < 1:
         seen = f"batch {batch}, shard size {shard_size}, holdout {holdout} and VAE fingerprint {vae_fingerprint!r}"
         raise DeepInvError(f"{seen} can't be: sizes from 1, a share from 0 to below 1 and some text are accepted")
     buckets([], side)
     sources = find_images(images)
-    index = Index.read(cache) or Index(vae_fingerprint, side)
-    index.require(cache, vae_fingerprint, side)
-    before = index.text()
-    encoder = _Encoder(cache, index, encode, batch, shard_size, seed, progress or (lambda *_: None), sources)
-    encoder.run()
-    if not index.rows:
-        raise DeepInvError(f"none of the {len(sources)} image files of {str(images)!r} can be read: choose others")
-    index.complete, index.unreadable = True, sorted(encoder.unreadable)
-    if index.anchor not in index.rows:
-        index.anchor = min(index.rows, key=name_hash)
-    if index.text() != before:
-        index.write(cache)
+    with locked(cache, "encoding images"):
+        index = Index.read(cache) or Index(vae_fingerprint, side)
+        index.require(cache, vae_fingerprint, side)
+        before, report = index.text(), progress or (lambda *_: None)
+        (encoder := _Encoder(cache, index, encode, batch, shard_size, seed, report, sources)).run()
+        if not index.rows:
+            raise DeepInvError(f"none of the {len(sources)} image files of {str(images)!r} can be read: choose others")
+        index.complete, index.unreadable = True, sorted(encoder.unreadable)
+        index.anchor = index.anchor if index.anchor in index.rows else min(index.rows, key=name_hash)
+        if index.text() != before:
+            index.write(cache)
     if index.unreadable:
         log.warning("%d of %d image files could not be read and were left out", len(index.unreadable), len(sources))
     return LatentCache.open(cache, vae_fingerprint=vae_fingerprint, side=side, holdout=holdout)
@@ -383,9 +383,9 @@ class _ShardReader:
             while len(self._open) > 1 and sum(latents.nbytes for latents, _ in self._open.values()) > MEMORY_BYTES:
                 self._open.popitem(last=False)
         latents, names = self._open[item.shard]
-        if names[item.row] != item.name:
-            raise damaged_shard(item.shard, "its rows are of other images than the index says")
-        return latents[item.row]
+        if names[item.row] == item.name:
+            return latents[item.row]
+        raise damaged_shard(item.shard, "its rows are of other images than the index says")
 
     def _load(self, file: str) -> tuple[Tensor, list[str]]:
         shard = self._index.shards[file]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import time
@@ -17,6 +16,7 @@ from torch import Tensor
 
 from ..deepinv_core.errors import DeepInvError
 from ..deepinv_core.integrator import Progress
+from ..deepinv_core.memory import enough_memory
 from ..deepinv_core.methods.deepinv import bind
 from ..deepinv_core.solver import BaseInfo, save_solver
 from .budget import Budget, Position, Schedule
@@ -24,7 +24,7 @@ from .latents import LatentCache
 from .objectives import Bound, FastObjective, Grid, Objective, Walk
 from .plot import PLOT, plot
 from .recipes import FastRecipe, PaperRecipe, Recipe, Stage
-from .state import STATS, save_state
+from .state import STATS, add_line, require_due, require_same, save_state
 from .trainee import SolverTrainee
 from .validation import Checks, Latents, validate_baselines, validate_solver
 from .workers import Workers
@@ -107,7 +107,7 @@ class Training:
             )
         self._stages = recipe.stages()
         self._schedule = Schedule(self._stages, budget, recipe.batch)
-        self._trainee = SolverTrainee(network, recipe, self._workers.wrap)
+        self._trainee = SolverTrainee(network, recipe, self._workers.wrap, split=self._workers.world == 1)
         self._objective = make_objective(recipe, base, seed, self._autocast(), self._workers)
         self._position = Position()
         self._walk: Walk | None = None
@@ -125,33 +125,47 @@ class Training:
     def resume(self, state: dict[str, Any]) -> None:
         """Go on from what :func:`.state.load_state` read."""
         metadata, tensors = state["metadata"], state["tensors"]
-        same = {"recipe": self._recipe.to_dict(), "seed": self._seed, "base": asdict(self._base.info)}
-        for name, value in same.items():
-            if metadata[name] != value:
-                raise DeepInvError(
-                    f"the training in {self._folder} was started with another {name} ({metadata[name]}), now {value}: "
-                    "resume with the same, or train into a new folder"
-                )
+        require_same(
+            self._folder,
+            metadata,
+            {"recipe": self._recipe.to_dict(), "seed": self._seed, "base": asdict(self._base.info)},
+        )
         self._position = Position(**{**metadata["position"], "progress": tuple(metadata["position"]["progress"])})
         self._lines = metadata["lines"]
         self._trained.losses = [(int(images), float(loss)) for images, loss in metadata["losses"]]
         self._trained.rows = metadata["rows"]
+        begun = self._stages[: self._position.stage + (not metadata["fresh"])]
+        due = [sum(stage.grow[side] for stage in begun) for side in (0, 1)]
         grown = [metadata["network"].get(name, 0) - getattr(self._trainee.network.config, name, 0) for name in GROWN]
-        if min(grown) >= 0 and any(grown):
+        require_due(self._folder, self._position, len(self._stages), grown, due)
+        if any(grown):
             self._trainee.grow(*grown)
             self._trainee.train_all()
-        stage = self._stages[min(self._position.stage, len(self._stages) - 1)]
-        if stage.only_new and not metadata["fresh"]:
-            self._trainee.train_new(*stage.grow)
+        if begun and begun[-1].only_new:  # the optimizer that was saved is of these blocks
+            self._trainee.train_new(*begun[-1].grow)
         self._trainee.restore(tensors)
-        walk = {name: self._workers.share(value) for name, value in tensors.items() if name.startswith("walk.")}
+        walk = {
+            name: self._workers.share(value)
+            for name, value in tensors.items()
+            if name.startswith("walk.") and value.ndim
+        }
         self._walk_state = (metadata["walk"], walk) if metadata["walk"] else None
         self._fresh = metadata["fresh"]
+
+    @property
+    def network(self) -> Network:
+        """The average of the weights as it is now; it goes on changing."""
+        return self._trainee.average
+
+    @property
+    def evaluations(self) -> int:
+        """Base evaluations spent so far, of one image each."""
+        return self._position.evaluations
 
     def run(self) -> Trained:
         """Train to the end of the budget."""
         try:
-            self._run()
+            enough_memory(self._run, "train this solver")
         finally:
             self._trainee.unwrap()
         self._trained.summary = self.summary()
@@ -174,7 +188,7 @@ class Training:
             self._position.stage_passes, self._fresh = 0, True
             self._validate(stage.name, rows)
             self._save()
-            if self._workers.rank == 0:
+            if self._workers.rank == 0 and self._trained.rows:
                 plot(self._trained.losses, self._trained.rows, self._folder / PLOT)
 
     def _agreed(self) -> tuple[float, float]:
@@ -203,8 +217,8 @@ class Training:
         elif any(stage.grow) or (self._position.stage and self._stages[self._position.stage - 1].only_new):
             self._trainee.train_all()
         self._tick()
-        self._position.began = self._position.seconds
         self._position.evaluations += spent
+        self._position.began = self._schedule.used(self._position)
         self._fresh = False
 
     def _batches(self, stage: Stage) -> Iterator[tuple[Tensor, tuple[str, ...]]]:
@@ -224,7 +238,7 @@ class Training:
         while not walk.done:
             for loss in self._objective.losses(walk, self._trainee.model, bound):
                 warm = min(1.0, (self._trainee.updates + 1) / max(1, self._recipe.warmup))
-                self._trainee.update(loss, lr * warm)
+                self._trainee.update(loss, len(clean), lr * warm)
             self._walk = None if walk.done else walk
             if not walk.done:
                 self._step_done(stage)
@@ -270,7 +284,7 @@ class Training:
         self._began = now
 
     def _note_loss(self) -> float:
-        loss = self._workers.mean(self._trainee.mean_loss())
+        loss = self._workers.mean(self._trainee.mean_loss(self._objective.broken))
         if not math.isnan(loss):
             self._trained.losses.append((self._position.images, round(loss, 6)))
         return loss
@@ -325,8 +339,7 @@ class Training:
         position = self._position
         place = {"passes": position.passes, "images": position.images, "seconds": round(position.seconds, 1)}
         line = {**place, "updates": self._trainee.updates, "evaluations": position.evaluations, **line}
-        with (self._folder / STATS).open("a" if self._lines else "w", encoding="utf-8") as stats:
-            stats.write(json.dumps(line) + "\n")
+        add_line(self._folder / STATS, line, fresh=not self._lines)
         self._lines += 1
         log.info("%s", line)
 

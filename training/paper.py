@@ -24,7 +24,7 @@ from ..deepinv_core.methods.easyinv import mix
 from ..deepinv_core.solver import role_of
 from .latent_order import derived_seed
 from .latents import Batch, LatentCache, from_tensors
-from .objectives import Bound, Walk
+from .objectives import Bound, Broken, Share, Walk
 from .pseudo_labels import PASSES, Image, StoredLabels
 from .recipes import PaperRecipe, Stage
 from .workers import Workers
@@ -51,6 +51,7 @@ class PaperObjective:
         self._cache: LatentCache | None = None
         self._stored: Tensor | None = None
         self.evaluations = 0
+        self.broken = Broken()
 
     def enter(
         self,
@@ -111,27 +112,47 @@ class PaperObjective:
             self._stored = self._labels.read(names, places)
         return Walk(number, clean, names, grid, steps, clean)
 
-    def losses(self, walk: Walk, model: Network, bound: Bound) -> Iterator[Tensor]:
+    def losses(self, walk: Walk, model: Network, bound: Bound) -> Iterator[Share]:
         """``step_updates`` losses on a self label, each from the same latent, or one on a stored label alone."""
-        recipe, step, z = self._recipe, walk.point().step, walk.z
-        velocity, solver = CountedVelocity(bound.velocity), Corrected(model, bound.context, bound.pooled)  # type: ignore[arg-type]
-        stored = None if self._stored is None else self._stored[walk.index].to(z)
+        recipe, step, point = self._recipe, walk.point().step, walk.point()
+        first, solver = CountedVelocity(bound.velocity), Corrected(model, bound.context, bound.pooled)  # type: ignore[arg-type]
+        stored = None if self._stored is None else self._stored[walk.index].to(walk.z)
         alone = stored is not None and step.index < recipe.switch * step.count
+        first.step, count = step.index, len(walk.z)
         with torch.no_grad():
-            e = velocity(z, step.sigma_next)
-        for _ in range(1 if alone else recipe.step_updates):
+            e = first(walk.z, step.sigma_next)
+        found: list[Tensor] = []
+        asked: list[tuple[CountedVelocity, int]] = []
+
+        def share(rows: slice) -> Tensor:
+            if rows.start == 0:
+                found.clear()
+                asked.clear()
+            here, velocity = point.part(rows), CountedVelocity(bound.velocity, rows, count)
+            velocity.step = step.index
             with self._autocast:
-                eps = solver.correct(e, walk.point())
-            loss = torch.zeros((), device=z.device)
+                eps = solver.part(rows).correct(e[rows], here)
+            loss = torch.zeros((), device=eps.device)
             if not alone:
                 with torch.no_grad():
-                    label = velocity(z + step.h * eps.detach(), step.sigma_next)
+                    label = velocity(here.z + step.h * eps.detach(), step.sigma_next)
                 loss = F.mse_loss(eps, label)
             if stored is not None:
-                other = F.mse_loss(eps, stored)
+                other = F.mse_loss(eps, stored[rows])
                 loss = other if alone else recipe.weight_self * loss + recipe.weight_stored * other
-            yield loss
-        self.evaluations += velocity.nfe * len(z)
-        walk.go(eps.detach(), keep=0)  # the last prediction: asking the updated solver again would cost a pass
+            found.append(eps.detach())
+            asked.append((velocity, len(eps)))
+            return loss * (len(eps) / count)
+
+        self._note(first, count)
+        for _ in range(1 if alone else recipe.step_updates):
+            yield share
+            for one in asked:
+                self._note(*one)
+        walk.go(torch.cat(found), keep=0)  # the last prediction: asking the updated solver again would cost a pass
         if recipe.easyinv:
-            walk.z = mix(z, walk.z, step)
+            walk.z = mix(point.z, walk.z, step)
+
+    def _note(self, velocity: CountedVelocity, count: int) -> None:
+        self.evaluations += velocity.nfe * count
+        self.broken.note(velocity)

@@ -80,7 +80,7 @@ def make_labels(
         velocity.step, z = step.index, latents[-1]
         e = velocity(z, step.sigma_next)
         with autocast:
-            eps = solver.correct(e, Point(z, clean, step, ()))
+            eps = solver.corrected(velocity, e, Point(z, clean, step, ()))
         after = z + step.h * eps
         latents.append(mix(z, after, step) if recipe.easyinv else after)
     z, labels = latents[-1], []
@@ -154,11 +154,25 @@ class StoredLabels:
 
     def read(self, names: Sequence[str], places: Sequence[int]) -> Tensor:
         """Labels ``[len(places), B, C, ...]`` of some steps, float32, on the CPU; errors as ``checkpoint.load``."""
-        return torch.stack([self._labels(self._index[name])[list(places)] for name in names], 1).float()
+        found = [self._labels(self._index[name]) for name in names]
+        if short := [name for name, labels in zip(names, found, strict=True) if len(labels) <= max(places)]:
+            raise DeepInvError(
+                f"the labels of {short[0]!r} have fewer steps than {max(places) + 1}: delete {str(self._folder)!r} and "
+                "train into a new folder"
+            )
+        return torch.stack([labels[list(places)] for labels in found], 1).float()
 
     def _labels(self, row: int) -> Tensor:
         if row not in self._memory:
-            self._memory[row] = checkpoint.load(self._path(row), kind=KIND)[0][KIND]
+            labels = checkpoint.load(self._path(row), kind=KIND)[0].get(KIND)
+            shape = tuple(self._images[row][1].shape[1:])
+            if labels is None or labels.shape[1:] != shape or not len(labels) or not labels.is_floating_point():
+                seen = None if labels is None else f"{list(labels.shape)} of {labels.dtype}"
+                raise DeepInvError(
+                    f"{self._path(row).name!r} holds the labels {seen} where float [steps, {str(shape)[1:-1]}] are "
+                    "accepted: delete the file and resume, which makes it again"
+                )
+            self._memory[row] = labels
             while len(self._memory) > 1 and sum(part.nbytes for part in self._memory.values()) > MEMORY_BYTES:
                 self._memory.popitem(last=False)
         self._memory.move_to_end(row)

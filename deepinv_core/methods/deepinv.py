@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -38,7 +38,16 @@ class Corrected:
 
     def __call__(self, v: CountedVelocity, point: Point) -> torch.Tensor:
         """Target-sigma Euler's noise, corrected by the network."""
-        return self.correct(TargetEuler()(v, point), point)
+        return self.corrected(v, TargetEuler()(v, point), point)
+
+    def corrected(self, v: CountedVelocity, e: torch.Tensor, point: Point) -> torch.Tensor:
+        """:meth:`correct`, as many rows at a time as there is memory for."""
+        return v.in_chunks(len(e), lambda rows: self.part(rows).correct(e[rows], point.part(rows)))
+
+    def part(self, rows: slice) -> Corrected:
+        """The same for some rows of a batch."""
+        context, pooled = (one if one is None or len(one) == 1 else one[rows] for one in (self.context, self.pooled))
+        return replace(self, context=context, pooled=pooled)
 
     def correct(self, e: torch.Tensor, point: Point) -> torch.Tensor:
         """``eps*`` from an ``e`` that is already there."""
@@ -72,7 +81,8 @@ class Predicted:
     def __call__(self, v: CountedVelocity, point: Point) -> torch.Tensor:
         """A guess; free, but for one evaluation in the first step."""
         history = point.history or (first_known(v, point.z, point.step),)
-        return self.predict(point._replace(history=history))
+        point = point._replace(history=history)
+        return v.in_chunks(len(point.z), lambda rows: self.predict(point.part(rows)))
 
     def predict(self, point: Point) -> torch.Tensor:
         """The guess from the velocities in ``point.history``."""

@@ -17,6 +17,8 @@ from .released import from_released
 PICKLED: Final = (".pt", ".pth", ".bin", ".ckpt")
 MAX_MODULES: Final = 100_000
 """More modules, and more tensors, than any real network has; ends the walk of modules that contain each other."""
+MAX_SHARED: Final = 16
+"""Tensors may share memory, and each becomes one of its own: together they take up to this many times the file."""
 
 
 def read_released(path: str | os.PathLike[str]) -> dict[str, Tensor]:
@@ -42,7 +44,11 @@ def read_released(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     if not file.is_file():
         raise DeepInvError(f"{str(path)!r} does not exist or is no file: check the name and the folder.")
     try:
-        return _without_wrappers(_collect(read_pickled(file), file.name))
+        tensors = _without_wrappers(_collect(read_pickled(file), file.name))
+        total, size = sum(tensor.nbytes for tensor in tensors.values()), file.stat().st_size
+        if total > MAX_SHARED * size:
+            raise DeepInvError(f"{file.name!r} has {size} bytes for tensors of {total}, which share memory: {RESAVE}.")
+        return tensors
     except DeepInvError:
         raise
     except Exception as error:  # whatever the bytes
@@ -100,15 +106,20 @@ def _collect(content: object, name: str) -> dict[str, Tensor]:
 def _of_module(module: Standin, name: str) -> dict[str, Tensor]:
     """What ``state_dict()`` of the module would give."""
     tensors: dict[str, Tensor] = {}
-    todo, visited = [("", module)], 0
+    todo, visited, seen = [("", module)], 0, 0
     while todo:
         prefix, part = todo.pop()
         visited += 1
         if max(visited, len(tensors)) > MAX_MODULES or len(prefix) > 1000:
             raise DeepInvError(f"{name!r} holds modules that contain each other: {RESAVE}.")
-        passing = part.state.get("_non_persistent_buffers_set") or ()
+        passing = part.state.get("_non_persistent_buffers_set")
+        passing = passing if isinstance(passing, set) else set()
         for kind in ("_parameters", "_buffers", "_modules"):
-            for key, value in _entries(part, kind, name):
+            entries = _entries(part, kind, name)
+            seen += len(entries)
+            if seen > 10 * MAX_MODULES:
+                raise DeepInvError(f"{name!r} holds modules that share more than {10 * MAX_MODULES} entries: {RESAVE}.")
+            for key, value in entries:
                 if isinstance(value, Tensor) and kind != "_modules":
                     if kind == "_parameters" or key not in passing:
                         tensors[prefix + key] = value

@@ -177,9 +177,9 @@ def build(config: Config) -> Network:
 def _read_network(path: str | os.PathLike[str], config: Config, name: str) -> Network:
     with torch.device("meta"):
         solver = build(config)
-    tensors, _ = checkpoint.load(path, kind=KIND)
     expected = {key: tensor.shape for key, tensor in solver.state_dict().items()}
-    refuse_differences({key: tensor.shape for key, tensor in tensors.items()}, expected, repr(name))
+    refuse_differences(checkpoint.read_shapes(path, kind=KIND), expected, repr(name))
+    tensors, _ = checkpoint.load(path, kind=KIND)
     dtypes = {tensor.dtype for tensor in tensors.values()}
     if len(dtypes) != 1 or not next(iter(dtypes)).is_floating_point:
         raise DeepInvError(f"{name!r} mixes {sorted(map(str, dtypes))}: one float dtype is accepted; save it again.")

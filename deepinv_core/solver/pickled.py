@@ -25,8 +25,10 @@ RESAVE: Final = "where it was made, run torch.save(model.state_dict(), path) and
 
 LEGACY: Final = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19"
 """How torch's format before 1.6 begins: its magic number, pickled."""
-MAX_PICKLE_BYTES: Final = 64 * 2**20
+MAX_PICKLE_BYTES: Final = 4 * 2**20
 """A released module's instructions take under 1 MB; the tensors are beside them."""
+MAX_COPIED: Final = 2**20
+"""Entries copied from one container to another; a file's own instructions could ask for it without end."""
 _STORAGES: Final[dict[str, torch.dtype]] = {
     **{"torch.DoubleStorage": torch.float64, "torch.FloatStorage": torch.float32, "torch.HalfStorage": torch.float16},
     **{"torch.BFloat16Storage": torch.bfloat16, "torch.LongStorage": torch.int64, "torch.IntStorage": torch.int32},
@@ -119,6 +121,7 @@ class _Reader:
         self._marks: list[int] = []
         self._memo: dict[int, Any] = {}
         self._bytes: dict[str, Tensor] = {}
+        self._copied = self._taken = 0
 
     def read(self) -> Any:
         """The object of the file, made of plain values, tensors and stand-ins."""
@@ -204,9 +207,11 @@ class _Reader:
                 return {}
             case "builtins.set":
                 values: set[Any] = set()
+                self._count(arguments[0] if arguments else [])
                 _fill([values], arguments[0] if arguments else [])
                 return values
             case "_codecs.encode" if arguments[1:] == ("latin1",):  # how pickles of before protocol 3 hold bytes
+                self._count(arguments[0])
                 return str.encode(arguments[0], "latin1")
             case "torch.Size" | "torch.device":
                 return None  # an attribute that no tensor depends on
@@ -219,9 +224,15 @@ class _Reader:
                     return arguments[0]
         raise self._refusal(path)
 
+    def _count(self, copied: Any) -> None:
+        self._copied += 1 + len(copied)
+        if self._copied > MAX_COPIED:
+            raise ValueError(f"its objects share more than {MAX_COPIED} entries")
+
     def _set_state(self, state: Any) -> None:
         owner = self._stack[-1]
         if isinstance(owner, Standin) and isinstance(state, dict):
+            self._count(state)
             owner.state.update(state)
         elif not isinstance(owner, (Standin, dict)):  # a state dict's own attributes, or an object's odd state: unused
             raise self._refusal(f"the state of a {_path(owner) if isinstance(owner, _Name) else type(owner).__name__}")
@@ -254,6 +265,9 @@ class _Reader:
         info = self._archive.getinfo(self._root + name)
         if info.compress_type != zipfile.ZIP_STORED or info.file_size > min(limit, self._size):
             raise ValueError(f"{name[:40]} is compressed or claims {info.file_size} bytes")
+        self._taken += info.file_size
+        if self._taken > self._size:  # parts that lie over each other
+            raise ValueError("its parts hold more than the file")
         raw = torch.empty(info.file_size, dtype=torch.uint8)
         view: memoryview = raw.numpy().data
         with self._archive.open(info) as stream:

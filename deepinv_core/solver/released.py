@@ -186,7 +186,8 @@ def _read_positions(state: Mapping[str, Tensor]) -> tuple[int, int]:
     _, count, width = _shape(state, POSITIONS[0], 3)
     side, quarter = math.isqrt(count), width // 4
     table = state[POSITIONS[0]].detach().float().cpu()
-    if side < 2 or side * side != count or not width or width % 4 or not torch.isfinite(table).all():
+    narrow = width == _shape(state, "context_embedder.weight", 2)[0]  # else the search below may take any time
+    if side < 2 or side * side != count or not width or width % 4 or not narrow or not torch.isfinite(table).all():
         raise DeepInvError(f"{POSITIONS[0]!r} of shape {list(table.shape)} is no table of a square of positions.")
     row = table[0, :side, : 2 * quarter]
     frequency = 10000.0 ** -((quarter - 1) / quarter)
@@ -196,7 +197,7 @@ def _read_positions(state: Mapping[str, Tensor]) -> tuple[int, int]:
     def error(base: int) -> float:
         return float((sines(index * (base / side), 2 * quarter) - row).abs().max())
 
-    candidates = range(max(1, int(guess * 0.98) - 1), int(guess * 1.02) + 3)
+    candidates = range(max(1, int(guess * 0.98) - 1), max(1, int(guess * 1.02)) + 3)  # a sine below 0 is refused below
     base = min(candidates, key=error)
     exact = state[POSITIONS[0]].dtype in (torch.float32, torch.float64)
     same = POSITIONS[1] in state and torch.equal(state[POSITIONS[1]], state[POSITIONS[0]])

@@ -10,8 +10,9 @@ import torch
 
 from ...deepinv_core.editing import Hold, edit, flow_edit
 from ...deepinv_core.inversion import Inversion, Reconstruction
+from ...deepinv_core.memory import Chunks
 from .sampling import Call, Prompt, check_latent, prompted, run_inside
-from .velocity import GuiderVelocity, checked_grid, own_sigmas
+from .velocity import GuiderVelocity, checked_grid, give_back, own_sigmas
 from .ways import require_same_model
 
 
@@ -25,18 +26,21 @@ class PairGuider(comfy.samplers.CFGGuider):
             DeepInvError: guidance without a negative prompt.
         """
         self._cfg = {side: prompt.cfg for side, prompt in prompts.items()}
+        self._chunks = Chunks(give_back)
         for side, prompt in prompts.items():
             self.inner_set_conds({f"{side} positive": prompt.positive, f"{side} negative": prompt.away(side)})
 
     def velocity(self, side: str, extra_args: dict[str, Any]) -> GuiderVelocity:
-        """The velocity under a side's prompt, while this guider runs."""
+        """The velocity under a side's prompt, while this guider runs; both sides share what they know of memory."""
 
         def denoise(x: torch.Tensor, sigma: torch.Tensor, **arguments: Any) -> torch.Tensor:
             self.conds |= {name: self.conds[f"{side} {name}"] for name in ("positive", "negative")}
             self.set_cfg(self._cfg[side])
             return self(x, sigma, **arguments)
 
-        return GuiderVelocity(self, denoise, extra_args, cfg=self._cfg[side])
+        velocity = GuiderVelocity(self, denoise, extra_args, cfg=self._cfg[side])
+        velocity.chunks = self._chunks
+        return velocity
 
 
 def run_edit(model: Any, inversion: Inversion, target: Prompt, hold: Hold) -> tuple[torch.Tensor, int]:

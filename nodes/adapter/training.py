@@ -6,7 +6,6 @@ off: it would swap kernels for ones that carry gradients, and the labels would n
 
 from __future__ import annotations
 
-import gc
 import math
 import traceback
 from collections.abc import Callable, Sequence
@@ -20,12 +19,13 @@ import torch
 from torch import Tensor
 
 from ...deepinv_core.errors import DeepInvError
+from ...deepinv_core.memory import Chunks, out_of_memory
 from ...training.loop import Base, Trained
 from ...training.objectives import Bound
 from .models import model_info
 from .prompts import Prompts, read, stack
 from .sampling import Call, check_latent, run_inside
-from .velocity import GuiderVelocity, checked_grid, schedule
+from .velocity import GuiderVelocity, checked_grid, give_back, schedule
 
 if TYPE_CHECKING:
     from ...deepinv_core.solver.file import Network
@@ -103,10 +103,16 @@ class PromptedVelocity(GuiderVelocity):
     """
 
     def __init__(
-        self, guider: _Guider, entries: Sequence[slice], prompts: Sequence[int], extra_args: dict[str, Any]
+        self,
+        guider: _Guider,
+        entries: Sequence[slice],
+        prompts: Sequence[int],
+        extra_args: dict[str, Any],
+        chunks: Chunks,
     ) -> None:
         super().__init__(guider, self._denoised, extra_args)
-        self._guider, self._entries, self._prompts = guider, entries, torch.tensor(prompts)
+        self._entries, self._prompts, self._now = entries, torch.tensor(prompts), torch.tensor(prompts)
+        self.chunks = chunks
         self._conds: dict[tuple[int, torch.Size], dict[str, list[dict[str, Any]]]] = {}
 
     def __call__(self, z: Tensor, sigma: float) -> Tensor:
@@ -115,13 +121,21 @@ class PromptedVelocity(GuiderVelocity):
             v = _to_the_end(partial(super().__call__, z, sigma))
         return v.clone()  # outside inference mode, so that autograd may keep it
 
+    def part(self, z: Tensor, sigma: float, rows: slice, count: int) -> Tensor:
+        """Velocity at some rows of it."""
+        self._now = self._prompts[rows]
+        try:
+            return self(z, sigma)
+        finally:
+            self._now = self._prompts
+
     def _denoised(self, x: Tensor, sigma: Tensor, **extra: Any) -> Tensor:
-        present = self._prompts.unique().tolist()
+        present = self._now.unique().tolist()
         if len(present) == 1:
             return self._under(present[0], x, sigma, extra)
         out = torch.empty_like(x)
         for prompt in present:
-            rows = (self._prompts == prompt).nonzero()[:, 0].to(x.device)
+            rows = (self._now == prompt).nonzero()[:, 0].to(x.device)
             out[rows] = self._under(prompt, x[rows], sigma[rows], extra).to(out)
         return out
 
@@ -154,10 +168,11 @@ def _base(model: Any, prompts: Prompts, call: Call) -> Base:
     ends = list(accumulate((len(prompt) for prompt in prompts.distinct), initial=0))
     entries = [slice(*pair) for pair in pairwise(ends)]
     texts = [read(prompt, device) for prompt in prompts.distinct]
+    chunks = Chunks(give_back)
 
     def bind(names: tuple[str, ...]) -> Bound:
         numbers = prompts.of(names)
-        velocity = PromptedVelocity(call.guider, entries, numbers, call.extra_args)
+        velocity = PromptedVelocity(call.guider, entries, numbers, call.extra_args, chunks)
         if len(set(numbers)) == 1:
             return Bound(velocity, *texts[numbers[0]])
         return Bound(velocity, stack([texts[k][0] for k in numbers]), stack([texts[k][1] for k in numbers]))
@@ -220,7 +235,7 @@ def run_training(
         return trained
     except BaseException as error:
         traceback.clear_frames(error.__traceback__)  # they hold what the training had on the device
-        if not isinstance(error, torch.cuda.OutOfMemoryError):
+        if not out_of_memory(error):
             raise
         raise DeepInvError(
             f"there is not enough memory to train on batches of {list(shape)}, about {(kept + passing) / 2**30:.1f} "
@@ -230,8 +245,7 @@ def run_training(
         reserved.clear()
         _move(network, "cpu")
         del guider
-        gc.collect()
-        comfy.model_management.soft_empty_cache()
+        give_back()
 
 
 def _move(network: Network, device: torch.device | str) -> None:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import copy
+import gc
 import math
 from collections.abc import Callable
 from typing import Any
 
+import comfy.conds
+import comfy.model_management
 import comfy.model_sampling
 import comfy.samplers
 import torch
 
 from ...deepinv_core.errors import DeepInvError
+from ...deepinv_core.memory import Chunks
 from ...deepinv_core.schedule import custom_grid
 
 SCHEDULERS: list[str] = list(comfy.samplers.SCHEDULER_NAMES)
@@ -77,14 +82,86 @@ class GuiderVelocity:
     ) -> None:
         """``cfg`` is the guider's own unless given."""
         sampling = guider.inner_model.model_sampling
-        self._denoise, self._extra_args = denoise, extra_args
+        self._guider, self._denoise, self._extra_args = guider, denoise, extra_args
+        self.chunks = Chunks(give_back)
         self._flow = is_flow(sampling)
         self.sigma_min = float(to_flow_time(sampling, torch.as_tensor(float(sampling.sigma_min))))
         self.cost = 1 if math.isclose(getattr(guider, "cfg", 1.0) if cfg is None else cfg, 1.0) else 2
 
     def __call__(self, z: torch.Tensor, sigma: float) -> torch.Tensor:
         """Velocity at ``z [B, C, ...]``; one guider call."""
+        return self._velocity(z, sigma, self._denoise, self._extra_args)
+
+    def part(self, z: torch.Tensor, sigma: float, rows: slice, count: int) -> torch.Tensor:
+        """Velocity at the ``rows`` of a batch of ``count``, each under its own prompt, mask and noise.
+
+        Raises:
+            DeepInvError: a ControlNet with a picture for each row, which only ComfyUI can hand out.
+        """
+        whole = self._guider.conds
+        names = whole.items()
+        self._guider.conds = {name: [rows_of_entry(entry, rows, count) for entry in found] for name, found in names}
+        try:
+            extra = {name: _rows_of(value, rows, count) for name, value in self._extra_args.items()}
+            return self._velocity(z, sigma, _rows_of(self._denoise, rows, count), extra)
+        finally:
+            self._guider.conds = whole
+
+    def _velocity(
+        self, z: torch.Tensor, sigma: float, denoise: Callable[..., torch.Tensor], extra_args: dict[str, Any]
+    ) -> torch.Tensor:
         own = sigma if self._flow else sigma / (1 - sigma)
         x = z if self._flow else z * (1 + own)
-        denoised = self._denoise(x, torch.full((len(x),), own, device=x.device, dtype=x.dtype), **self._extra_args)
+        denoised = denoise(x, torch.full((len(x),), own, device=x.device, dtype=x.dtype), **extra_args)
         return (z - denoised) / sigma
+
+
+def give_back() -> None:
+    """Memory that nothing holds any more."""
+    gc.collect()
+    comfy.model_management.soft_empty_cache()
+
+
+def rows_of_entry(entry: dict[str, Any], rows: slice, count: int) -> dict[str, Any]:
+    """A conditioning as ComfyUI fitted it to a batch of ``count``, for some rows of the batch.
+
+    Raises:
+        DeepInvError: as :meth:`GuiderVelocity.part`.
+    """
+    control = entry.get("control")
+    while control is not None:
+        hint = getattr(control, "cond_hint_original", None)
+        if hint is not None and len(hint) > 1:
+            raise DeepInvError(
+                f"there is not enough memory for {count} images at a time, and their ControlNet has {len(hint)} "
+                "pictures, which can't be divided: invert the images one by one"
+            )
+        control = getattr(control, "previous_controlnet", None)
+    conds = {name: _rows_of_cond(cond, rows, count) for name, cond in entry.get("model_conds", {}).items()}
+    mask = entry.get("mask")
+    return {**entry, "model_conds": conds} | ({} if mask is None else {"mask": _cycled(mask, rows, count)})
+
+
+def _rows_of_cond(cond: Any, rows: slice, count: int) -> Any:
+    if isinstance(cond, comfy.conds.CONDConstant):
+        return cond
+    values = cond.cond if isinstance(cond.cond, list) else [cond.cond]
+    found = [_cycled(value, rows, count) for value in values]
+    return cond._copy_with(found if isinstance(cond.cond, list) else found[0])
+
+
+def _cycled(values: torch.Tensor, rows: slice, count: int) -> torch.Tensor:
+    """Those of some rows, where fewer values than rows are taken from the first again, as ComfyUI does."""
+    numbers = torch.arange(count)[rows] % len(values)
+    return values if len(values) == 1 else values[numbers.to(values.device)]
+
+
+def _rows_of(value: Any, rows: slice, count: int) -> Any:
+    """What a sampler is given beside the latent, for some rows of it."""
+    if isinstance(value, torch.Tensor) and value.ndim > 1 and len(value) == count:
+        return value[rows]
+    if isinstance(value, comfy.samplers.KSamplerX0Inpaint):
+        part = copy.copy(value)
+        part.latent_image, part.noise = value.latent_image[rows], value.noise[rows]
+        return part
+    return value

@@ -18,7 +18,7 @@ from comfyui_deepinv.nodes import adapter
 from comfyui_deepinv.training.loop import Trained
 
 from .carried import ProbeControlNet, ProbeQuantised
-from .models import ProbeBuilt, ProbeMemory, ProbePatch, ProbeVaeDigest
+from .models import ProbeBuilt, ProbeFault, ProbeMemory, ProbePatch, ProbeVaeDigest
 
 AnyType = io.Custom("*")
 InversionType = io.Custom("DEEPINV_INVERSION")
@@ -243,7 +243,16 @@ class ProbeExtension(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         """Its nodes."""
         files = [ProbeModel, ProbeInputs, ProbeSigmas, ProbeSave, ProbeDigest, ProbeClip, ProbeTrainingBase]
-        return [*files, ProbeQuantised, ProbeControlNet, ProbeBuilt, ProbePatch, ProbeVaeDigest, ProbeMemory]
+        return [
+            *files,
+            ProbeQuantised,
+            ProbeControlNet,
+            ProbeBuilt,
+            ProbePatch,
+            ProbeFault,
+            ProbeVaeDigest,
+            ProbeMemory,
+        ]
 
 
 async def comfy_entrypoint() -> ComfyExtension:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import hashlib
+import itertools
 import json
 import os
 from collections.abc import Callable
@@ -128,6 +129,35 @@ class ProbePatch(io.ComfyNode):
         patched.set_model_unet_function_wrapper(
             lambda apply, given: factor * apply(given["input"], given["timestep"], **given["c"])
         )
+        return io.NodeOutput(patched)
+
+
+class ProbeFault(io.ComfyNode):
+    """A model that has memory for so many rows, or whose output is NaN from a call on; 0 for neither."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """Inputs and outputs."""
+        return io.Schema(
+            node_id="ProbeFault",
+            category="probe",
+            inputs=[io.Model.Input("model"), io.Int.Input("rows", default=0), io.Int.Input("nan_from", default=0)],
+            outputs=[io.Model.Output()],
+            not_idempotent=True,
+        )
+
+    @classmethod
+    def execute(cls, model: Any, rows: int = 0, nan_from: int = 0) -> io.NodeOutput:
+        """Patch."""
+        patched, calls = model.clone(), itertools.count(1)
+
+        def limited(apply: Callable[..., torch.Tensor], given: dict[str, Any]) -> torch.Tensor:
+            if rows and len(given["input"]) > rows:
+                raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+            out = apply(given["input"], given["timestep"], **given["c"])
+            return out * torch.nan if nan_from and next(calls) >= nan_from else out
+
+        patched.set_model_unet_function_wrapper(limited)
         return io.NodeOutput(patched)
 
 

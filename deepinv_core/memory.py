@@ -1,0 +1,109 @@
+"""When memory runs out: the rows of a batch in chunks, halved until they fit."""
+
+from __future__ import annotations
+
+import gc
+import logging
+from collections.abc import Callable
+from typing import Final, TypeVar
+
+import torch
+
+from .errors import DeepInvError
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+OUT_OF_MEMORY: Final = ("out of memory", "memory: you tried to allocate")
+"""In the messages of the errors that are no ``torch.cuda.OutOfMemoryError``: of MPS and other devices, of the CPU."""
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out."""
+    known = isinstance(error, (torch.cuda.OutOfMemoryError, MemoryError))
+    return known or (isinstance(error, RuntimeError) and any(text in str(error) for text in OUT_OF_MEMORY))
+
+
+def free_memory() -> None:
+    """Hand back what nothing holds any more."""
+    gc.collect()
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
+
+
+def enough_memory(run: Callable[[], T], doing: str) -> T:
+    """What ``run`` returns.
+
+    Args:
+        run: what may take too much.
+        doing: what it does, for the message.
+
+    Raises:
+        DeepInvError: memory ran out. It holds nothing of what took the memory. What else ``run`` raises passes through.
+    """
+    try:
+        return run()
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
+        said = _brief(error)
+    # Here, and not above: within ``except`` it would hold the error, and with it all that its frames hold.
+    free_memory()
+    raise DeepInvError(f"there is not enough memory to {doing} ({said}): {ADVICE}")
+
+
+class Chunks:
+    """How many rows of a batch are computed at once: all, and half as many each time memory runs out."""
+
+    def __init__(self, free: Callable[[], None] = free_memory, *, split: bool = True) -> None:
+        """``free`` hands unused memory back; without ``split`` the first failure is the last."""
+        self._free, self._split = free, split
+        self.most: int | None = None
+
+    def run(self, count: int, compute: Callable[[slice], T], restart: Callable[[], None] | None = None) -> list[T]:
+        """``compute`` of all rows, chunk by chunk.
+
+        Args:
+            count: rows in all.
+            compute: of the rows of a slice; a call that fails is made again with fewer.
+            restart: where chunks leave something behind, such as gradients: takes that back, and all begin again.
+
+        Raises:
+            DeepInvError: memory runs out at a single row. What else ``compute`` raises passes through.
+        """
+        done: list[T] = []
+        at = 0
+        while at < count:
+            rows = slice(at, min(count, at + (self.most or count)))
+            try:
+                done.append(compute(rows))
+                at = rows.stop
+                continue
+            except (RuntimeError, MemoryError) as error:
+                if not out_of_memory(error):
+                    raise
+                said = _brief(error)
+            if restart is not None:
+                restart()
+                done, at = [], 0
+            self._halve(rows.stop - rows.start, count, said)
+        return done
+
+    def _halve(self, tried: int, count: int, said: str) -> None:
+        self._free()
+        if tried == 1 or not self._split:
+            what = "one image" if tried == 1 else f"{tried} images, which several processes can't divide further"
+            raise DeepInvError(f"there is not enough memory for {what} at a time ({said}): {ADVICE}")
+        first, self.most = self.most is None, (tried + 1) // 2
+        if first:
+            log.warning("there is not enough memory for %d images at a time (%s): going on with fewer", count, said)
+
+
+ADVICE: Final = (
+    "use smaller images or a smaller batch, or a smaller or more strongly quantised model, or close what else uses it"
+)
+
+
+def _brief(error: BaseException) -> str:
+    return " ".join(str(error).split())[:90] or type(error).__name__
