@@ -23,7 +23,7 @@ from ..deepinv_core import cli as core
 from ..deepinv_core.adapters.base_model import BaseModel
 from ..deepinv_core.errors import DeepInvError
 from ..deepinv_core.solver import PRESETS, build, save_solver
-from .encoding import latents_of_folder
+from .encoding import latents_of_folder, require_images
 from .lock import locked
 from .loop import Base, Budget, Trained, Training
 from .objectives import Bound
@@ -92,10 +92,11 @@ def _train(args: argparse.Namespace, workers: Workers) -> None:
     checks = _checks(args, demo)
     folder = work_folder(args.output, resume=args.resume)
     model = core.load_model(args.model)
+    side = (model.image_size or SIDE) if args.side is None else args.side
+    require_images(args.images, side)  # before there is a folder
     lock = nullcontext() if workers.rank else locked(folder, "training a solver")  # the first process writes
     with lock, Stop(folder, workers) as stop, Bar(stop, shown=workers.rank == 0) as bar:
         work_folder(args.output, resume=args.resume)  # again: who held it may have trained
-        side = (model.image_size or SIDE) if args.side is None else args.side
         cache = latents_of_folder(args.images, folder / "latents", model, side, workers, bar.encoded)
         bar.close()
         state = load_state(folder) if args.resume else None

@@ -10,6 +10,7 @@ from typing import Final
 import torch
 
 from ..deepinv_core.adapters.base_model import BaseModel
+from .buckets import buckets, find_images
 from .latents import LatentCache, encode_folder
 from .workers import Workers
 
@@ -30,6 +31,12 @@ def vae_fingerprint(model: BaseModel) -> str:
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]
+
+
+def require_images(images: Path, side: int) -> None:
+    """Refuse a folder without images or a side that can't be; errors as :func:`.latents.encode_folder`."""
+    buckets([], side)
+    find_images(images)
 
 
 def latents_of_folder(
