@@ -374,3 +374,11 @@ def main(experiment: Experiment, given: Sequence[str] | None = None) -> None:
     command = f"python -m {module} {args.data.name} docs/experiments{options}{experiment.options}"
     setup = load_setup(args.data, args.latents)
     run(experiment, setup, scale, args.out, command=command, fresh=args.fresh)
+
+
+def main_with_file(option: str, make: Callable[[Path], Experiment], given: Sequence[str] | None = None) -> None:
+    """The command line of an experiment that needs one more file, named by ``option``."""
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument(option, dest="file", type=Path, required=True)
+    args, rest = parser.parse_known_args(given)
+    main(make(args.file), rest)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from ...deepinv_core.atomic import replacing
+from ..tables import table
 from .common import Report
 
 
@@ -28,8 +29,7 @@ def spread(values: Sequence[float], digits: int = 1) -> str:
 
 def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A table."""
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return "\n".join(table(head, rows))
 
 
 def figure(columns: int, *, title: str, rows: int = 1, height: float = 4.2, share_y: bool = False) -> tuple[Any, Any]:

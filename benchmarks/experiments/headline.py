@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Final
 import torch
 from torch import Tensor
 
-from ...deepinv_core.editing import Hold, edit
+from ...deepinv_core.editing import edit
 from ...deepinv_core.embedded.spec import CONTEXT_TOKENS, SD3_CONFIG
 from ...deepinv_core.inversion import invert, latent_snr, reconstruct
 from ...deepinv_core.methods import Options, make_method
@@ -34,6 +34,7 @@ from ...deepinv_core.solver.cost import solver_flops, transformer_flops
 from ...training.embedded.data import load_split, upsample
 from ...training.recipes import Recipe
 from ..entries import Entry, solver_files
+from ..measure import ASSISTED as ASSISTED_BACK
 from .common import CORRECTOR, PAPER, Experiment, Report, Scale, Setup, main, round_trips, train
 from .drawing import by_variant, draw_curve, figure, markdown, save_figure, spread
 from .short import FAST, PREDICTOR
@@ -65,8 +66,6 @@ ASSISTED: Final = (
     Entry("deepinv_mixed", 0, "paper", assisted=True),
     Entry("deepinv", 0, "fast", assisted=True),
 )
-HOLD: Final = Hold(anchor=0.5, anchor_share=0.5)
-"""The way back of the released test code."""
 
 RECIPES: Final[dict[str, tuple[Recipe, Config]]] = {"paper": (PAPER, CORRECTOR), "fast": (FAST, PREDICTOR)}
 CURVE_STEPS: Final = (4, 8, 16)
@@ -103,7 +102,7 @@ class Bench:
             inversion = invert(self.bound.velocity, self.clean, grid, method, keep_trajectory=entry.assisted)
             seconds.append(time.process_time() - began)
         if entry.assisted:
-            latent = edit(self.bound.velocity, inversion, HOLD).latent
+            latent = edit(self.bound.velocity, inversion, ASSISTED_BACK).latent
         else:
             latent = reconstruct(self.bound.velocity, inversion).latent
         images, ceiling = self.setup.model.decode(latent), self.setup.model.decode(self.clean)

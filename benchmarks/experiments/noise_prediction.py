@@ -12,7 +12,6 @@ questions: does the round trip work, is the order of the methods the same, and w
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
@@ -21,7 +20,7 @@ from typing import Any, Final
 
 import torch
 
-from .common import Experiment, Report, Scale, Setup, main, round_trips, train
+from .common import Experiment, Report, Scale, Setup, main_with_file, round_trips, train
 from .drawing import by_variant, figure, markdown, save_figure, spread
 from .noise_model import load_noise_base
 from .short import FAST, PREDICTOR
@@ -146,13 +145,5 @@ def draw(report: Report, path: Path) -> None:
 EXPERIMENT: Final = experiment(Path("runs/noise/model.safetensors"))
 
 
-def run(given: Sequence[str] | None = None) -> None:
-    """Command line; see the module's docstring."""
-    parser = argparse.ArgumentParser(add_help=False)
-    parser.add_argument("--base", type=Path, required=True)
-    args, rest = parser.parse_known_args(given)
-    main(experiment(args.base), rest)
-
-
 if __name__ == "__main__":
-    run()
+    main_with_file("--base", experiment)

@@ -11,8 +11,6 @@ real CFG are both measured. The classifier is ``training.embedded.classifier``'s
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -29,7 +27,7 @@ from ...deepinv_core.methods.deepinv import bind
 from ...training.embedded.classifier import load_classifier
 from ...training.loop import Base
 from ...training.objectives import Bound
-from .common import Experiment, Report, Scale, Setup, main, mean_and_ci, train
+from .common import Experiment, Report, Scale, Setup, main_with_file, mean_and_ci, train
 from .drawing import by_variant, figure, markdown, save_figure, spread
 from .short import FAST, PREDICTOR
 from .tables import method_label
@@ -212,13 +210,5 @@ def draw(report: Report, path: Path) -> None:
 EXPERIMENT: Final = experiment(Path("runs/classifier/classifier.safetensors"))
 
 
-def run(given: Sequence[str] | None = None) -> None:
-    """Command line; see the module's docstring."""
-    parser = argparse.ArgumentParser(add_help=False)
-    parser.add_argument("--classifier", type=Path, required=True)
-    args, rest = parser.parse_known_args(given)
-    main(experiment(args.classifier), rest)
-
-
 if __name__ == "__main__":
-    run()
+    main_with_file("--classifier", experiment)
