@@ -7,9 +7,10 @@ from pathlib import Path
 
 from .data import CHOICE, SHAPES
 from .entries import FEW
-from .measure import RESIDUAL_IMAGES, Row
+from .measure import RESIDUAL_IMAGES
 from .plots import TITLES
 from .quality import SCALES
+from .records import Row
 from .results import Results, goals
 from .tables import folded, interval, table
 

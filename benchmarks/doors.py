@@ -8,12 +8,10 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import platform
 import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -21,6 +19,7 @@ from ..deepinv_core.atomic import replacing
 from ..deepinv_core.errors import DeepInvError
 from ..deepinv_core.methods import BEST_TRAINING_FREE, Options, describe, make_method
 from ..deepinv_core.methods.registry import resolve_refine
+from .records import Row, add_rows, method_label, read_rows, versions, write_rows
 
 if TYPE_CHECKING:
     from ..deepinv_core.adapters.base_model import BaseModel
@@ -33,8 +32,6 @@ CEILING: Final = "vae"
 """The row that encodes and decodes the photo and does nothing else: what no inversion can exceed."""
 
 FLOWEDIT: Final = "flowedit"
-
-PACKAGES: Final = ("deepinv-inversion", "torch", "diffusers", "transformers", "torchmetrics", "pillow")
 
 
 @dataclass(frozen=True)
@@ -52,7 +49,7 @@ class Choice:
     @property
     def label(self) -> str:
         """Name in tables and results."""
-        return self.name if self.refine is None else f"{self.name} K={self.refine}"
+        return method_label(self.name, self.refine)
 
     @property
     def folder(self) -> str:
@@ -120,7 +117,7 @@ class Results:
         """
         self._file, about = folder / "results.jsonl", folder / "settings.json"
         record = {"settings": settings, "command": shlex.join(["deepinv", *sys.argv[1:]]), "versions": versions()}
-        self.lines: list[dict[str, Any]] = []
+        self.lines: list[Row] = []
         if about.is_file():
             before = _read_settings(about)
             plain = json.loads(json.dumps(settings))
@@ -130,11 +127,10 @@ class Results:
                     f"{str(folder)!r} holds results of other settings: {other[0]} was {before.get(other[0])!r} and is "
                     f"{plain.get(other[0])!r}; choose another --output, or the settings it was begun with"
                 )
-            self.lines = _read_lines(self._file)
+            self.lines = _results(self._file)
         with replacing(about) as temporary:
             temporary.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        with replacing(self._file) as temporary:  # without what an interrupted write left
-            temporary.write_text("".join(_line(one) for one in self.lines), encoding="utf-8")
+        write_rows(self._file, self.lines)  # without what an interrupted write left
         self._done = {(one["row"], one["image"]) for one in self.lines}
 
     def has(self, row: str, image: str) -> bool:
@@ -144,17 +140,9 @@ class Results:
     def add(self, row: str, image: str, values: dict[str, Any]) -> None:
         """Append a line at once."""
         line = {"row": row, "image": image, **values}
-        try:
-            with self._file.open("a", encoding="utf-8") as stream:
-                stream.write(_line(line))
-        except OSError as error:
-            raise DeepInvError(f"{str(self._file)!r} could not be written ({error}): free space on the disk") from error
+        add_rows(self._file, [line])
         self.lines.append(line)
         self._done.add((row, image))
-
-
-def _line(values: dict[str, Any]) -> str:
-    return json.dumps(values, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def _read_settings(path: Path) -> dict[str, Any]:
@@ -164,28 +152,11 @@ def _read_settings(path: Path) -> dict[str, Any]:
         raise DeepInvError(f"{str(path)!r} is damaged ({error}): choose another --output") from error
 
 
-def _read_lines(path: Path) -> list[dict[str, Any]]:
-    """The whole lines of a results file; a last one that was cut short is left out."""
-    if not path.is_file():
-        return []
-    text = path.read_text(encoding="utf-8", errors="replace")
-    whole = text[: text.rfind("\n") + 1].splitlines()
-    try:
-        lines = [json.loads(line) for line in whole]
-        return [{"row": str(line["row"]), "image": str(line["image"]), **line} for line in lines]
-    except (ValueError, KeyError, TypeError) as error:
-        raise DeepInvError(f"{str(path)!r} is damaged ({error}): choose another --output") from error
-
-
-def versions() -> dict[str, str]:
-    """Versions of Python and the packages that numbers depend on."""
-    found = {"python": platform.python_version()}
-    for name in PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
+def _results(path: Path) -> list[Row]:
+    rows = read_rows(path)
+    if broken := [row for row in rows if not {"row", "image"} <= row.keys()]:
+        raise DeepInvError(f"{str(path)!r} has a line without row and image, {broken[0]}: choose another --output")
+    return rows
 
 
 def mean_and_interval(values: Sequence[float | None]) -> tuple[float, float, int] | None:

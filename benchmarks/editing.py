@@ -36,6 +36,7 @@ from ..deepinv_core.runs import bound_solver
 from ..deepinv_core.schedule import uniform_grid
 from ..training.embedded.classifier import accuracy, load_classifier
 from ..training.embedded.data import load_split, upsample
+from .records import Row
 
 log = logging.getLogger(__name__)
 
@@ -104,7 +105,6 @@ def _rows(inversion: Inversion, rows: Tensor) -> Inversion:
     return replace(inversion, noise=inversion.noise[rows], carried=carried, residual=None)
 
 
-Row = dict[str, Any]
 Key = tuple[str, float, float, float]
 
 

@@ -10,6 +10,7 @@ from typing import Final, Literal
 from ..deepinv_core.embedded.model import solver_file
 from ..deepinv_core.methods import METHODS
 from ..deepinv_core.methods.registry import Kept
+from .records import method_label
 
 Group = Kept | Literal["assisted"]
 
@@ -43,8 +44,7 @@ class Entry:
     def label(self) -> str:
         """Name in tables."""
         name = self.solver + (" mixed" if self.method == "deepinv_mixed" else "") if self.solver else self.method
-        k = "" if self.refine is None else f" K={self.refine}"
-        return name + k + (", assisted" if self.assisted else "")
+        return method_label(name, self.refine) + (", assisted" if self.assisted else "")
 
     @property
     def group(self) -> Group:

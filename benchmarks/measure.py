@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import torch
 from torch import Tensor, nn
@@ -31,14 +31,13 @@ from .backbones import fid
 from .data import Images
 from .entries import Entry, solver_files
 from .quality import PerImage, against_photo, noise_health, round_trip, summary
+from .records import Row
 
 ASSISTED: Final = Hold(anchor=0.5, anchor_share=0.5)
 """The way back of DeepInv's released test code: half of the trajectory blended in, on the noisier half."""
 
 RESIDUAL_IMAGES: Final = 8
 """Of the first set, those whose residual is measured: it costs N evaluations more."""
-
-Row = dict[str, Any]
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import platform
@@ -16,11 +15,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..deepinv_core.atomic import replacing
 from .data import SHAPES, held_out, photographs
-from .doors import versions
 from .entries import CONVERGED, ENTRIES, FEW, Entry
-from .measure import Prepared, Row, Suite, ceiling, open_suite, round_trips, swapped
+from .measure import Prepared, Suite, ceiling, open_suite, round_trips, swapped
+from .records import Row, add_rows, read_rows, versions, write_rows
 from .timing import memory, timings
 
 log = logging.getLogger(__name__)
@@ -172,47 +170,28 @@ def run(plan: Plan, path: Path, about: Callable[[Plan], Row]) -> list[Row]:
         about: the row on top, when all is done.
 
     Raises:
-        DeepInvError: the file can't be written.
+        DeepInvError: the file can't be read or written.
     """
-    found = by_unit(read(path))
+    before = read_rows(path)
+    found = by_unit(before)
     path.parent.mkdir(parents=True, exist_ok=True)
+    write_rows(path, before)  # without what an interrupted write left
     units = list(plan.units())
     missing = sum(unit.key not in found for unit in units)
     log.info("%d of %d units to measure", missing, len(units))
-    with open(path, "a", encoding="utf-8") as stream:
-        for unit in units:
-            if unit.key in found:
-                continue
-            began = time.perf_counter()
-            rows = unit.run()
-            took = round((time.perf_counter() - began) / len(rows), 3)
-            found[unit.key] = [{**row, "unit": unit.key, "took": took} for row in rows]
-            stream.write("".join(json.dumps(row) + "\n" for row in found[unit.key]))
-            stream.flush()
-            log.info("%.1f s: %s", took * len(rows), unit.key)
+    for unit in units:
+        if unit.key in found:
+            continue
+        began = time.perf_counter()
+        rows = unit.run()
+        took = round((time.perf_counter() - began) / len(rows), 3)
+        found[unit.key] = [{**row, "unit": unit.key, "took": took} for row in rows]
+        add_rows(path, found[unit.key])
+        log.info("%.1f s: %s", took * len(rows), unit.key)
     rows = [row for unit in units for row in found[unit.key]]
     rows.insert(0, {**about(plan), "seconds": round(sum(row["took"] for row in rows))})
-    write(path, rows)
+    write_rows(path, rows)
     return rows
-
-
-def read(path: Path) -> list[Row]:
-    """The rows of a results.jsonl; none where there is no file, and a last line that was cut off is left out."""
-    if not path.exists():
-        return []
-    rows = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            log.warning("%s has a line that was cut off; it is measured again", path)
-    return rows
-
-
-def write(path: Path, rows: list[Row]) -> None:
-    """Write rows whole or not at all."""
-    with replacing(path) as temporary:
-        temporary.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
 def by_unit(rows: list[Row]) -> dict[str, list[Row]]:

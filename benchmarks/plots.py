@@ -10,7 +10,8 @@ from ..deepinv_core.atomic import replacing
 from ..deepinv_core.images import contact_sheet, save_png
 from .data import photographs
 from .entries import Entry
-from .measure import Row, Suite, walk
+from .measure import Suite, walk
+from .records import Row
 from .results import Results, front, points, trained
 
 SHOWN: Final = {

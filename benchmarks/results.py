@@ -9,8 +9,7 @@ from typing import Any, Final
 
 from ..deepinv_core.errors import DeepInvError
 from .entries import CONVERGED
-from .measure import Row
-from .plan import read
+from .records import Row, read_rows
 
 REFERENCES: Final = tuple(entry.label for entry in CONVERGED)
 
@@ -92,7 +91,7 @@ def load(path: Path) -> Results:
     Raises:
         DeepInvError: none there, or of a run that has not ended.
     """
-    rows = read(path)
+    rows = read_rows(path)
     if not rows or rows[0].get("part") != "about":
         raise DeepInvError(f"{path} holds no finished run: `deepinv bench DATA --output` with the same folder goes on")
     return Results(rows[0], rows[1:])

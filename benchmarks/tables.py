@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from .entries import GROUPS
-from .measure import Row
+from .records import Row
 
 METRICS: Final[dict[str, tuple[str, str]]] = {
     "latent_snr_db": ("latent SNR, dB", ".1f"),

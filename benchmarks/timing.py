@@ -17,7 +17,8 @@ from ..deepinv_core.editing import edit
 from ..deepinv_core.inversion import Inversion, invert, reconstruct
 from ..deepinv_core.schedule import uniform_grid
 from .entries import Entry
-from .measure import ASSISTED, Row, Suite
+from .measure import ASSISTED, Suite
+from .records import Row
 
 BASELINE = Entry("euler")
 

@@ -19,11 +19,11 @@ import torch
 from ...deepinv_core.embedded.spec import CONTEXT_TOKENS, SD3_CONFIG
 from ...deepinv_core.solver import build
 from ...deepinv_core.solver.cost import solver_flops, transformer_flops
-from .common import CORRECTOR, PAPER, Experiment, Report, Scale, Setup, main, round_trips, train
+from ..records import method_label
+from .common import CORRECTOR, PAPER, Experiment, Report, Scale, Setup, main, of_steps, round_trips, train
 from .drawing import figure, markdown, save_figure, spread
 from .short import FAST, PREDICTOR
 from .single_stream import SingleStreamConfig, SingleStreamSolver, single_stream_flops
-from .tables import method_label, of_steps
 
 STEPS: Final = (2, 4, 8, 16)
 COST_STEPS: Final = 8

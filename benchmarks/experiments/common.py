@@ -13,13 +13,10 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import math
-import platform
 import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -42,6 +39,8 @@ from ...training.loop import Base, Budget, Training
 from ...training.objectives import Bound
 from ...training.recipes import PaperRecipe, Recipe
 from ...training.validation import Checks
+from ..quality import half_width
+from ..records import versions
 
 if TYPE_CHECKING:
     from ...deepinv_core.adapters.base_model import BaseModel
@@ -53,7 +52,6 @@ KIND: Final = "experiment_latents"
 TRAIN_IMAGES: Final = 4096
 TEST_IMAGES: Final = 256
 ENCODE_BATCH: Final = 256
-PACKAGES: Final = ("torch", "diffusers", "safetensors")
 
 CORRECTOR: Final = replace(
     preset("tiny", channels=LATENT_CHANNELS, context_width=CONTEXT_WIDTH, pooled_width=POOLED_WIDTH),
@@ -255,10 +253,15 @@ def round_trips(
     return rows
 
 
+def of_steps(rows: Sequence[dict[str, Any]], steps: int, name: str = "snr") -> float:
+    """A figure of the row of a step count."""
+    return next(row[name] for row in rows if row["steps"] == steps)
+
+
 def mean_and_ci(values: Tensor, name: str, digits: int = 3) -> dict[str, float]:
     """The mean under ``name``, and half of its 95 % confidence interval as ``ci95``."""
-    ci = 1.96 * float(values.double().std()) / math.sqrt(len(values)) if len(values) > 1 else 0.0
-    return {name: round(float(values.double().mean()), digits), "ci95": round(ci, digits)}
+    exact = values.double()
+    return {name: round(float(exact.mean()), digits), "ci95": round(half_width(exact), digits)}
 
 
 @dataclass(frozen=True)
@@ -328,8 +331,7 @@ def run(
     if report is not None and report["settings"] != settings:
         raise DeepInvError(f"{str(path)!r} was measured with other settings: choose another folder, or use --fresh")
     if report is None:
-        versions = {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
-        report = {"experiment": experiment.name, "command": command, "versions": versions, "settings": settings}
+        report = {"experiment": experiment.name, "command": command, "versions": versions(), "settings": settings}
         report |= {"baseline": experiment.baseline(setup, scale), "extras": experiment.extras(setup, scale), "rows": []}
     for seed in scale.seeds:
         for variant in experiment.variants:

@@ -20,11 +20,11 @@ from typing import Any, Final
 
 import torch
 
-from .common import Experiment, Report, Scale, Setup, main_with_file, round_trips, train
+from ..records import method_label
+from .common import Experiment, Report, Scale, Setup, main_with_file, of_steps, round_trips, train
 from .drawing import by_variant, figure, markdown, save_figure, spread
 from .noise_model import load_noise_base
 from .short import FAST, PREDICTOR
-from .tables import method_label, of_steps
 
 STEPS: Final = (2, 4, 8, 16, 50)
 METHODS: Final = (

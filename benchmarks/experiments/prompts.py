@@ -27,10 +27,10 @@ from ...deepinv_core.methods.deepinv import bind
 from ...training.embedded.classifier import load_classifier
 from ...training.loop import Base
 from ...training.objectives import Bound
+from ..records import method_label
 from .common import Experiment, Report, Scale, Setup, main_with_file, mean_and_ci, train
 from .drawing import by_variant, figure, markdown, save_figure, spread
 from .short import FAST, PREDICTOR
-from .tables import method_label
 
 STEPS: Final = (4, 16)
 GUIDED: Final = 4.0

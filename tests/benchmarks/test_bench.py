@@ -20,6 +20,7 @@ from comfyui_deepinv.benchmarks import cli, measure, plan, quick, report, result
 from comfyui_deepinv.benchmarks.data import Images, photographs
 from comfyui_deepinv.benchmarks.entries import ENTRIES, FEW, GROUPS, Entry, solver_files
 from comfyui_deepinv.benchmarks.quality import half_width, noise_health, student, summary
+from comfyui_deepinv.benchmarks.records import add_rows, read_rows, write_rows
 from comfyui_deepinv.deepinv_core.embedded.spec import CLASSES
 from comfyui_deepinv.deepinv_core.errors import DeepInvError
 from comfyui_deepinv.deepinv_core.inversion import latent_snr
@@ -366,8 +367,8 @@ def test_the_command_costs_nothing_until_it_runs() -> None:
     code = (
         "import sys\nfrom comfyui_deepinv.benchmarks import cli\n"
         "cli.core.build_parser(cli.training.add_commands, cli.add_commands)\n"
-        "loaded = {n for n in sys.modules if n.startswith('comfyui_deepinv.benchmarks.')}\n"
-        "assert loaded <= {'comfyui_deepinv.benchmarks.cli', 'comfyui_deepinv.benchmarks.doors'}, loaded\n"
+        "loaded = {n.rpartition('.')[2] for n in sys.modules if n.startswith('comfyui_deepinv.benchmarks.')}\n"
+        "assert loaded <= {'cli', 'doors', 'records'}, loaded\n"
         "heavy = {'diffusers', 'transformers', 'torchmetrics', 'matplotlib'} & set(sys.modules)\n"
         "assert not heavy, heavy"
     )
@@ -381,3 +382,17 @@ def test_the_quick_suite_s_images_differ() -> None:
     flat = images.flatten(1)
     assert float((torch.cdist(flat, flat) + 100 * torch.eye(20)).min()) > 1
     assert float(latent_snr(images[:1], images[:1])) > 100
+
+
+def test_a_line_that_was_cut_off_is_left_out(tmp_path: Path) -> None:
+    file = tmp_path / "results.jsonl"
+    assert read_rows(file) == []
+    write_rows(file, [{"unit": "a"}])
+    add_rows(file, [{"unit": "b"}, {"unit": "ü"}])
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-3])
+    assert read_rows(file) == [{"unit": "a"}, {"unit": "b"}]
+    for damage in (b'{"unit": \n', b"[1]\n"):
+        file.write_bytes(damage + whole)
+        with pytest.raises(DeepInvError, match=r"results\.jsonl"):
+            read_rows(file)
