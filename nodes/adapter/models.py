@@ -57,6 +57,14 @@ def model_info(model: Any) -> BaseInfo:
     return describe_geometry(type(base).__name__.lower(), channels=channels, hidden=0, depth=sizes, context=0, pooled=0)
 
 
+def longest_side(model: Any) -> int:
+    """Side in latent pixels that a MODEL has positions for (SD3's table of them), 0 where it takes any."""
+    network = model.model.diffusion_model
+    if getattr(network, "pos_embed", None) is None or not getattr(network, "pos_embed_max_size", None):
+        return 0
+    return int(network.pos_embed_max_size * network.patch_size)
+
+
 class _Managed(torch.nn.Module):
     """A network as ComfyUI's patcher wants it: a module whose ``device`` it may set."""
 

@@ -10,9 +10,10 @@ import comfy.samplers
 import latent_preview
 import torch
 
+from ...deepinv_core.adapters.transformer import require_fitting
 from ...deepinv_core.errors import DeepInvError
 from ...deepinv_core.integrator import Callback, Progress
-from .models import Conditioning
+from .models import Conditioning, longest_side
 from .velocity import GuiderVelocity, checked_grid, descending
 
 T = TypeVar("T")
@@ -102,7 +103,7 @@ class CoreSampler(comfy.samplers.Sampler):
 
 
 def check_latent(model: Any, latent: torch.Tensor) -> None:
-    """Refuse a latent that is empty or not finite, or has other channels than the model takes."""
+    """Refuse a latent that is empty or not finite, or has another size or channels than the model takes."""
     wanted = model.model.latent_format.latent_channels
     if latent.ndim < 4 or latent.numel() == 0:
         raise DeepInvError(
@@ -113,6 +114,7 @@ def check_latent(model: Any, latent: torch.Tensor) -> None:
             f"the latent has {latent.shape[1]} channels, this model takes {wanted}: "
             "encode with the VAE that belongs to it"
         )
+    require_fitting(latent.shape, longest_side(model))
     if not bool(torch.isfinite(latent).all()):
         raise DeepInvError("the latent holds NaN or infinity: encode the image again, with a float32 VAE if need be")
 

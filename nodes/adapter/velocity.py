@@ -20,6 +20,9 @@ from ...deepinv_core.schedule import custom_grid
 
 SCHEDULERS: list[str] = list(comfy.samplers.SCHEDULER_NAMES)
 
+MISFIT = "shapes cannot be multiplied"
+"""In the error of torch's linear layers when their input has another width: another model's conditioning."""
+
 RANGE_TOLERANCE = 1e-3
 """Core's own schedules exceed the largest sigma by a rounding."""
 
@@ -89,7 +92,11 @@ class GuiderVelocity:
         self.cost = 1 if math.isclose(getattr(guider, "cfg", 1.0) if cfg is None else cfg, 1.0) else 2
 
     def __call__(self, z: torch.Tensor, sigma: float) -> torch.Tensor:
-        """Velocity at ``z [B, C, ...]``; one guider call."""
+        """Velocity at ``z [B, C, ...]``; one guider call.
+
+        Raises:
+            DeepInvError: a conditioning that the model can't read.
+        """
         return self._velocity(z, sigma, self._denoise, self._extra_args)
 
     def part(self, z: torch.Tensor, sigma: float, rows: slice, count: int) -> torch.Tensor:
@@ -112,7 +119,15 @@ class GuiderVelocity:
     ) -> torch.Tensor:
         own = sigma if self._flow else sigma / (1 - sigma)
         x = z if self._flow else z * (1 + own)
-        denoised = denoise(x, torch.full((len(x),), own, device=x.device, dtype=x.dtype), **extra_args)
+        try:
+            denoised = denoise(x, torch.full((len(x),), own, device=x.device, dtype=x.dtype), **extra_args)
+        except RuntimeError as error:
+            if MISFIT not in str(error):
+                raise
+            raise DeepInvError(
+                f"the model can't read what is connected to it ({error}): the conditioning must come from the text "
+                "encoder that belongs to this model, and so must each ControlNet, LoRA or patch"
+            ) from error
         return (z - denoised) / sigma
 
 

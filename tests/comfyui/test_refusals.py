@@ -148,9 +148,17 @@ WAYS_BACK: dict[str, tuple[Callable[[Graph], Graph], str]] = {
     ),
     "plain, no noise": (lambda graph: plain(graph, 1, ["blank", 0], ["invert", 1]), "latent_image is empty"),
 }
+WIDE = ["wide prompt", 1]
+"""A prompt of another width."""
+
 WAYS_UP: dict[str, tuple[Callable[[Graph], Graph], str]] = {
     "latent of another model": (lambda graph: plain(graph, 0, ["sd15", 0], ["invert", 1]), "4 channels, this model"),
     "latent that is not finite": (lambda graph: plain(graph, 0, ["nan", 0], ["invert", 1]), "holds NaN or infinity"),
+    "prompt of another model": (
+        lambda graph: graph | {"invert": node("DeepInvInvert", **graph["invert"]["inputs"] | {"conditioning": WIDE})},
+        "must come from the text encoder that belongs to this model",
+    ),
+    "FlowEdit, prompt of another model": (lambda graph: flow_edited(graph, target=WIDE), "must come from the text"),
     "solver of another model": (
         lambda graph: plain(graph, 0, ["inputs", 0], ["invert", 1], method="auto", refine=-1, solver=["foreign", 0]),
         "is for another model",
@@ -177,11 +185,14 @@ def test_wrong_connections(
     pair, other, small = Pair("sd3", server), Pair("flux_schnell", server), Built("sd15", server)
     nan = {"latent": torch.full_like(pair.latent, torch.nan), "context": pair.context, "pooled": pair.pooled}
     save_file(nan, pair.folder / f"{pair.name}_nan.safetensors")
+    wide = {"latent": pair.latent, "context": torch.cat([pair.context] * 2, -1), "pooled": pair.pooled}
+    save_file(wide, pair.folder / f"{pair.name}_wide.safetensors")
     foreign = describe_geometry("sd3", channels=16, hidden=1536, depth=(24, 0), context=4096, pooled=2048)
     around = {
         "no_noise": node("DisableNoise"),
         "random": node("RandomNoise", noise_seed=1),
         "nan": node("ProbeInputs", name=f"{pair.name}_nan", guidance=0.0),
+        "wide prompt": node("ProbeInputs", name=f"{pair.name}_wide", guidance=0.0),
         "sd15": node("ProbeInputs", name=f"{small.name}_inputs", guidance=0.0),
         "blank": node("EmptySD3LatentImage", width=64, height=64, batch_size=1),
         "other": other.graph()["model"],
