@@ -75,6 +75,6 @@ def _from_diffusers(steps: int, *, mu: float | None = None, **config: float | bo
     from diffusers import FlowMatchEulerDiscreteScheduler
 
     scheduler = FlowMatchEulerDiscreteScheduler(**config)
-    descending = uniform_grid(steps)[1:].flip(0).tolist()
+    descending = uniform_grid(steps)[1:].flip(0).numpy()  # an array: diffusers 0.31 computes with it as it is
     scheduler.set_timesteps(sigmas=descending, mu=mu)
     return scheduler.sigmas.double().flip(0)

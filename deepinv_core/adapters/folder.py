@@ -14,10 +14,12 @@ from .base_model import BaseModel
 from .transformer import Conditioning, base_info
 
 PIPELINES = ("StableDiffusion3Pipeline", "FluxPipeline")
+LIBRARIES = ("diffusers", "transformers")
+"""Where the classes of a folder may come from."""
 
 
 def load_folder(path: str | Path, *, prompts: tuple[str, ...] = ("",), guidance: float = 1.0) -> BaseModel:
-    """Load a diffusers pipeline folder, never from the network.
+    """Load a diffusers pipeline folder, never from the network, without pickles and without code of its own.
 
     The prompts are encoded by the folder's own text encoders at once, which are then dropped: together with
     the transformer they would not fit most cards.
@@ -28,7 +30,7 @@ def load_folder(path: str | Path, *, prompts: tuple[str, ...] = ("",), guidance:
         guidance: FLUX.1-dev's distilled guidance; 1 inverts best, 3.5 is usual for editing.
 
     Raises:
-        DeepInvError: no such folder, another pipeline, or a folder diffusers can't load.
+        DeepInvError: no such folder, another pipeline, one with code or pickles, or a folder diffusers can't load.
     """
     folder = Path(path)
     kind = _pipeline_class(folder)
@@ -37,7 +39,9 @@ def load_folder(path: str | Path, *, prompts: tuple[str, ...] = ("",), guidance:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     try:
-        pipe: Any = getattr(diffusers, kind).from_pretrained(folder, torch_dtype=dtype, local_files_only=True)
+        pipe: Any = getattr(diffusers, kind).from_pretrained(
+            folder, torch_dtype=dtype, local_files_only=True, use_safetensors=True
+        )
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise DeepInvError(f"diffusers could not load {folder} ({error}): download the whole model folder") from error
     encoded = {prompt: _encode(pipe, kind, prompt, device, guidance) for prompt in dict.fromkeys(("", *prompts))}
@@ -72,12 +76,27 @@ def _pipeline_class(folder: Path) -> str:
     if not index.is_file():
         raise DeepInvError(f"{folder} is not a diffusers model folder (no model_index.json): give one, or 'demo'")
     try:
-        kind = json.loads(index.read_text(encoding="utf-8")).get("_class_name")
-    except (ValueError, AttributeError) as error:
+        named = dict(json.loads(index.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
         raise DeepInvError(f"{index} is not readable JSON ({error}): download the folder again") from error
+    kind = named.get("_class_name")
     if kind not in PIPELINES:
         raise DeepInvError(f"{folder} holds a {kind}: {' or '.join(PIPELINES)} is needed")
-    return kind
+    for component, source in named.items():
+        left_out = source in (None, [None, None])
+        if not (left_out or component.startswith("_") or isinstance(source, float | int)):
+            _require_no_code(folder, component, source)
+    return str(kind)
+
+
+def _require_no_code(folder: Path, component: str, source: Any) -> None:
+    """Older versions of diffusers run a module that lies in a component's folder."""
+    library = source[0] if isinstance(source, list) and source else None
+    if library not in LIBRARIES or (folder / component / f"{library}.py").exists():
+        raise DeepInvError(
+            f"{folder} brings code of its own for {component!a:.80} ({source!a:.120}), and none is run: use a folder "
+            f"whose model_index.json names {' and '.join(LIBRARIES)} alone, with no .py file in it"
+        )
 
 
 @torch.no_grad()

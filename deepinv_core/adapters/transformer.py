@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -66,12 +67,29 @@ def predict(
         return transformer(z, context, pooled, sigma * 1000, return_dict=False)[0]
     b, c, h, w = z.shape
     tokens = z.view(b, c, h // 2, 2, w // 2, 2).permute(0, 2, 4, 1, 3, 5).reshape(b, h * w // 4, c * 4)
-    sides = (torch.arange(side // 2, device=z.device, dtype=z.dtype) for side in (h, w))
+    sides = (torch.arange(side // 2, device=z.device, dtype=torch.float32) for side in (h, w))  # bf16 counts to 256
     rows, columns = torch.meshgrid(*sides, indexing="ij")
     image_ids = torch.stack([torch.zeros_like(rows), rows, columns], -1).view(-1, 3)
     text_ids = image_ids.new_zeros(context.shape[1], 3)
     v = transformer(tokens, context, pooled, sigma, image_ids, text_ids, guidance, return_dict=False)[0]
     return v.view(b, h // 2, w // 2, c, 2, 2).permute(0, 3, 1, 4, 2, 5).reshape(b, c, h, w)
+
+
+def require_fitting(shape: Sequence[int], longest: int) -> None:
+    """Refuse a latent ``[B, C, ..., H, W]`` that is longer than the model has positions for.
+
+    Args:
+        shape: of the latent.
+        longest: side in latent pixels that the model knows; 0 for one that takes any.
+
+    Raises:
+        DeepInvError: it is longer.
+    """
+    if longest and max(shape[-2:]) > longest:
+        raise DeepInvError(
+            f"the latent is {shape[-1]}x{shape[-2]}, this model has positions for {longest}x{longest} at most: "
+            "scale the image down"
+        )
 
 
 class TransformerVelocity:
@@ -102,7 +120,9 @@ class TransformerVelocity:
             raise DeepInvError(f"cfg is {cfg} but there is no negative prompt: give one, or set cfg to 1")
         flux = family_of(transformer) == "flux"
         self._transformer = transformer
-        self._takes_guidance = flux and bool(transformer.config["guidance_embeds"])  # type: ignore[index]
+        config: Any = transformer.config
+        self._longest = 0 if flux else config["pos_embed_max_size"] * config["patch_size"]
+        self._takes_guidance = flux and bool(config["guidance_embeds"])
         weight = next(transformer.parameters())
         prompts = (positive,) if cfg == 1 or negative is None else (positive, negative)
         self._context = [prompt.context.to(weight) for prompt in prompts]
@@ -117,6 +137,7 @@ class TransformerVelocity:
         """``z [B, C, H, W]``, H and W even, to a velocity of the same shape, in the network's dtype."""
         if z.ndim != 4 or z.shape[-1] % 2 or z.shape[-2] % 2:
             raise DeepInvError(f"the latent has shape {list(z.shape)}: [B, C, H, W] with even H and W is needed")
+        require_fitting(z.shape, self._longest)
         batch = torch.cat([z.to(self._dtype)] * self.cost)
         context = torch.cat([one.expand(len(z), -1, -1) for one in self._context])
         pooled = torch.cat([one.expand(len(z), -1) for one in self._pooled])

@@ -15,9 +15,9 @@ from ..integrator import Advance, Step
 class FlowEdit:
     """``z_edit += dsigma*(v(z_tar, target) - v(z_src, source))``, one fresh noise n a step shared by both.
 
-    ``z_src = (1 - sigma)*z_0 + sigma*n`` and ``z_tar = z_edit + z_src - z_0``. Walked down from a sigma below 1 (the
-    skipped steps); on the last ``refine`` steps z_tar itself is sampled under the target alone. Two evaluations a
-    step, one in the last ones; with guidance twice that.
+    The images of a batch share it too. ``z_src = (1 - sigma)*z_0 + sigma*n`` and ``z_tar = z_edit + z_src - z_0``.
+    Walked down from a sigma below 1 (the skipped steps); on the last ``refine`` steps z_tar itself is sampled under
+    the target alone. Two evaluations a step, one in the last ones; with guidance twice that.
 
     Attributes:
         source: velocity under the source prompt; the integrator's is the target's.
@@ -62,6 +62,6 @@ class FlowEdit:
         return (1 - sigma) * clean + sigma * self._noise(clean, index)
 
     def _noise(self, like: torch.Tensor, index: int) -> torch.Tensor:
-        """Of the step alone, drawn on the CPU so that every device gets the same."""
+        """Of the step alone, drawn on the CPU: one for every device, and for every image, which comes out as alone."""
         generator = torch.Generator().manual_seed((self.seed * 1_000_003 + index) % 2**63)
-        return torch.randn(like.shape, generator=generator, dtype=torch.float32).to(like)
+        return torch.randn((1, *like.shape[1:]), generator=generator, dtype=torch.float32).to(like)

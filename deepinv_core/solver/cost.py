@@ -117,6 +117,7 @@ def transformer_flops(
     tokens = TEXT_TOKENS[family] if context_tokens is None else context_tokens
     with torch.device("meta"):
         transformer = getattr(diffusers, classes[family])(**config)
+        transformer.to("meta")  # diffusers 0.31 leaves the positions on the CPU
         channels = config["in_channels"] // (4 if family == "flux" else 1)
         z, sigma = torch.empty(batch, channels, height, width), torch.empty(batch)
         context = torch.empty(batch, tokens, config["joint_attention_dim"])

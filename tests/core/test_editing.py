@@ -113,7 +113,7 @@ def test_flow_edit_is_its_formula() -> None:
     z = LATENT
     for index, sigma in ((1, 0.5), (0, 0.25)):
         generator = torch.Generator().manual_seed(3 * 1_000_003 + index)
-        noise = torch.randn(LATENT.shape, generator=generator).double()
+        noise = torch.randn((1, *LATENT.shape[1:]), generator=generator).double()
         source = (1 - sigma) * LATENT + sigma * noise
         z = z - 0.25 * (OTHER(z + source - LATENT, sigma) - FLOW(source, sigma))
     assert torch.allclose(result.latent, z, atol=1e-12)

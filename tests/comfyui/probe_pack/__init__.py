@@ -18,7 +18,7 @@ from comfyui_deepinv.nodes import adapter
 from comfyui_deepinv.training.loop import Trained
 
 from .carried import ProbeControlNet, ProbeQuantised
-from .models import ProbeBuilt, ProbeFault, ProbeMemory, ProbePatch, ProbeVaeDigest
+from .models import ProbeBuilt, ProbeFault, ProbeMemory, ProbePatch, ProbeSchedules, ProbeVaeDigest
 
 AnyType = io.Custom("*")
 InversionType = io.Custom("DEEPINV_INVERSION")
@@ -252,6 +252,7 @@ class ProbeExtension(ComfyExtension):
             ProbeFault,
             ProbeVaeDigest,
             ProbeMemory,
+            ProbeSchedules,
         ]
 
 

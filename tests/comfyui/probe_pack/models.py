@@ -13,9 +13,13 @@ from typing import Any
 import comfy.model_base
 import comfy.model_management
 import comfy.model_patcher
+import comfy.samplers
 import comfy.supported_models
 import torch
 from comfy_api.latest import io
+
+from comfyui_deepinv.deepinv_core.errors import DeepInvError
+from comfyui_deepinv.nodes.adapter.velocity import checked_grid
 
 AnyType = io.Custom("*")
 
@@ -182,6 +186,40 @@ class ProbeVaeDigest(io.ComfyNode):
         for name, value in sorted(vae.first_stage_model.state_dict().items()):
             digest.update(name.encode() + value.cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
         return io.NodeOutput(digest.hexdigest())
+
+
+class ProbeSchedules(io.ComfyNode):
+    """What comes of every schedule of ComfyUI's at 1 to `most` steps: counts of fine, refused, and anything else."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """Inputs and outputs."""
+        return io.Schema(
+            node_id="ProbeSchedules",
+            category="probe",
+            inputs=[io.Model.Input("model"), io.Int.Input("most")],
+            outputs=[io.String.Output()],
+        )
+
+    @classmethod
+    def execute(cls, model: Any, most: int) -> io.NodeOutput:
+        """Make them all, as DeepInv Invert does."""
+        sampling, found = model.get_model_object("model_sampling"), {}
+        for name in comfy.samplers.SCHEDULER_NAMES:
+            counts = found.setdefault(name, {})
+            for steps in range(1, most + 1):
+                outcome = cls._outcome(sampling, name, steps)
+                counts[outcome] = counts.get(outcome, 0) + 1
+        return io.NodeOutput(json.dumps(found))
+
+    @staticmethod
+    def _outcome(sampling: Any, name: str, steps: int) -> str:
+        try:
+            grid = checked_grid(sampling, comfy.samplers.calculate_sigmas(sampling, name, steps))
+        except DeepInvError as error:
+            return "refused" if "\n" not in str(error) else str(error)
+        rising = bool((grid.diff() > 0).all()) and bool(torch.isfinite(grid).all())
+        return "fine" if rising and grid[0] == 0 and grid[-1] <= 1 + 1e-6 else str(grid.tolist())[:200]
 
 
 class ProbeMemory(io.ComfyNode):
