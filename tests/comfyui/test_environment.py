@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
@@ -39,13 +40,33 @@ def test_comfyui_around_the_pack_is_found(comfyui, monkeypatch, tmp_path):
     assert found.stdout == f"ComfyUI {comfyui.version} in {around}\n", found.stderr
 
 
-def test_download_that_is_not_the_tested_file_is_refused_and_leaves_nothing(monkeypatch, tmp_path):
+@pytest.mark.parametrize("download", ["ComfyUI", "torch's extras"])
+def test_download_that_is_not_the_tested_file_is_refused_and_leaves_nothing(download, monkeypatch, tmp_path):
+    cache, other = tmp_path / "cache", tmp_path / "downloads.txt"
+    other.write_text(re.sub("sha256:[0-9a-f]{64}", f"sha256:{'0' * 64}", environment.DOWNLOADS.read_text()))
     monkeypatch.delenv("COMFYUI_PATH", raising=False)
+    monkeypatch.setenv("DEEPINV_CACHE", str(cache))
+    monkeypatch.setattr(environment, "DOWNLOADS", other)
+    monkeypatch.setattr(environment, "_names", lambda file: ["spandrel"])  # the smallest of them
+    with pytest.raises(environment.EnvironmentProblem, match=r"not the file that was tested[\s\S]*0000[\s\S]*Got"):
+        environment.main_installation() if download == "ComfyUI" else environment.torch_extras()
+    assert list(cache.iterdir()) == []
+
+
+def test_version_without_a_hash_is_not_downloaded(monkeypatch, tmp_path):
     monkeypatch.setenv("DEEPINV_CACHE", str(tmp_path))
-    monkeypatch.setattr(environment, "BUNDLE_SHA256", "0" * 64)
-    with pytest.raises(environment.EnvironmentProblem, match="has SHA-256 ca88"):
-        environment._cached("comfyui", environment._unpack_bundle)
-    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "requirements.txt").write_text(f"{environment.FRONT_END}==1.0.0\n")
+    with pytest.raises(environment.EnvironmentProblem, match=r"no hashes for comfyui-frontend-package==1\.0\.0"):
+        environment.front_end(environment.Installation(tmp_path))
+
+
+def test_downloads_are_of_the_versions_in_use(comfyui):
+    """Those of constraints.txt, and the front end of each ComfyUI that is tested."""
+    constraints = environment.CONSTRAINTS.read_text().splitlines()
+    extras = [line for line in constraints if line.split("==")[0] in environment._names("requirements-torch.txt")]
+    assert len(extras) == 3
+    for requirement in [*extras, environment.BUNDLE, f"{environment.FRONT_END}=={comfyui.front_end_version}"]:
+        assert environment._with_hashes(requirement)
 
 
 def test_pack_that_cannot_be_imported_fails_the_server(comfyui, tmp_path):

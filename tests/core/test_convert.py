@@ -273,10 +273,15 @@ def test_the_hostile_files_do_run_when_unpickled(tmp_path: Path) -> None:
 
 def tensor_claim(offset: int, size: tuple[int, ...], stride: tuple[int, ...], key: str = "0") -> bytes:
     """Instructions for one tensor of the 4 floats that :func:`planted` stores."""
+
+    class Pickler(pickle.Pickler):
+        def persistent_id(self, value: object) -> tuple | None:
+            return ("storage", torch.FloatStorage, key, "cpu", 4) if value == "S" else None
+
     stream = io.BytesIO()
-    pickler = pickle.Pickler(stream, 2)
-    pickler.persistent_id = lambda value: ("storage", torch.FloatStorage, key, "cpu", 4) if value == "S" else None
-    pickler.dump({"a": Call(torch._utils._rebuild_tensor_v2, "S", offset, size, stride, False, OrderedDict())})
+    Pickler(stream, 2).dump(
+        {"a": Call(torch._utils._rebuild_tensor_v2, "S", offset, size, stride, False, OrderedDict())}
+    )
     return stream.getvalue()
 
 
