@@ -90,7 +90,7 @@ class Connection:
 
     def __init__(self, module: ModuleType, server: ComfyServer, ledger: Ledger, number: int = 0) -> None:
         self.module, self.address, self.base = module, server.address, server.base
-        self.ledger, self.number, self.id = ledger, number, uuid.uuid4().hex
+        self.ledger, self.number, self.id = ledger, number, ""
 
     def get(self, path: str) -> Any:
         """What the server answers to GET."""
@@ -117,6 +117,8 @@ class Connection:
     def do(self, job: Job, action: str, rng: Random) -> tuple[Fate, Shown | None]:
         """Queue a prompt, do something with it, wait until it has ended."""
         began = time.monotonic()
+        # A new one each time: ComfyUI forgets a client that connects again before its older connection's end is seen.
+        self.id = uuid.uuid4().hex
         common: dict[str, Any] = {"kind": job.kind, "action": action, "expected": job.expected, "says": job.says}
         common["client"] = self.number
         try:

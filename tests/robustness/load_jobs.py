@@ -265,10 +265,10 @@ def train(desk: Desk) -> Scenario:
         return trained(desk.photos, name, images, recipe, layout)
 
     if rng.random() < 0.2:
-        yield Job("training by the paper's recipe", graph(100_000, "paper"), stop=True)  # takes minutes at its least
+        yield Job("training by the paper's recipe", graph(2_000, "paper"), stop=True)  # takes minutes at its least
         return
     if rng.random() < 0.4:
-        yield Job("training that is stopped", graph(100_000), stop=True)
+        yield Job("training that is stopped", graph(2_000), stop=True)
     else:
         yield Job("training", graph(16))
     yield Job("go on with a training", graph(32), whole=True)

@@ -37,6 +37,12 @@ ARGUMENTS = ("--cache-classic",)
 
 MIB = 2**20
 
+MEMORY = ("held_mib", "allocated_mib")
+"""Figures of a look whose growth is bounded."""
+
+SHOWN = ("resident_mib", "python_blocks")
+"""Figures whose growth is only shown: the C library keeps what was freed, until the largest prompts have met."""
+
 MORE = {"threads": 4, "open_files": 8}
 """How many more the idle server may have in the end than after warming up."""
 
@@ -50,7 +56,7 @@ class Plan:
         prompts: and at least so many.
         clients: at once.
         rest_every: seconds between two looks at the idle server.
-        growth_mib: what the idle server's resident memory may grow by after warming up, by a line through the looks.
+        growth_mib: what the idle server's memory may grow by after warming up, by a line through the looks.
         warm: share of the run that is warming up.
         seed: of all that is drawn.
         sentinels: times that each has to run, the first and the last before and after all clients.
@@ -70,11 +76,28 @@ class Plan:
 
 @dataclass(frozen=True)
 class Look:
-    """The idle server, its history and caches emptied."""
+    """The idle server, its history and caches emptied.
+
+    Attributes:
+        seconds: since the clients began.
+        prompts: that have ended.
+        resident_mib: memory of the process.
+        held_mib: the same after the C library gave back the pages that it keeps to hand out again.
+        allocated_mib: what C code has asked the library for and not given back.
+        python_blocks: what Python has handed out.
+        tensors: alive.
+        tensor_bytes: of them.
+        loaded: models that ComfyUI has loaded.
+        threads: of the process.
+        open_files: of the process.
+    """
 
     seconds: float
     prompts: int
     resident_mib: float
+    held_mib: float
+    allocated_mib: float
+    python_blocks: int
     tensors: int
     tensor_bytes: int
     loaded: int
@@ -203,18 +226,34 @@ class Run:
         self.own.post("/free", {"free_memory": True})
         self._memory()  # 0.3.75 does so after the next prompt
         self.own.post("/free", {"free_memory": True})
-        found = self._memory()
+        found, before = self._memory(), resources(self.pid)
+        heap = self._told("ProbeHeap")
         self._compare_history()
         time.sleep(1)
         now = resources(self.pid)
-        seconds, prompts = round(self._seconds(), 1), len(self.ledger.fates)
-        figures = (found.get("tensors", -1), found.get("bytes", -1), len(found.get("loaded", [])))
-        log.info("%s prompts, %.0f MiB, %s problems", prompts, now["VmRSS"] / MIB, len(self.ledger.problems))
-        self.looks.append(Look(seconds, prompts, round(now["VmRSS"] / MIB, 1), *figures, now["threads"], now["files"]))
+        look = Look(
+            seconds=round(self._seconds(), 1),
+            prompts=len(self.ledger.fates),
+            resident_mib=round(before["VmRSS"] / MIB, 1),
+            held_mib=round(now["VmRSS"] / MIB, 1),
+            allocated_mib=round(heap.get("allocated", -1) / MIB, 1),
+            python_blocks=heap.get("blocks", -1),
+            tensors=found.get("tensors", -1),
+            tensor_bytes=found.get("bytes", -1),
+            loaded=len(found.get("loaded", [])),
+            threads=now["threads"],
+            open_files=now["files"],
+        )
+        log.info("%s; %s problems", look, len(self.ledger.problems))
+        self.looks.append(look)
 
     def _memory(self) -> dict[str, Any]:
-        """What lives in the server, by its own count."""
-        graph = {"memory": node("ProbeMemory"), "shown": node("PreviewAny", source=["memory", 0])}
+        """The tensors and models that live in the server."""
+        return self._told("ProbeMemory")
+
+    def _told(self, probe: str) -> dict[str, Any]:
+        """What a node of the tests' own says of the server."""
+        graph = {"probe": node(probe), "shown": node("PreviewAny", source=["probe", 0])}
         shown = self._do(Job("look at the memory", graph, whole=True))
         return json.loads(shown["shown"]["text"][0]) if shown else {}
 
@@ -231,6 +270,9 @@ class Run:
         """What the server wrote since it was up."""
         return self.server.log[self._log_began :]
 
+    def _line(self, what: str) -> list[tuple[float, float]]:
+        return [(look.seconds, getattr(look, what)) for look in self.looks]
+
     def problems(self) -> list[str]:
         """All that is wrong."""
         found = list(self.ledger.problems)
@@ -238,8 +280,8 @@ class Run:
         found += checks.problems_in(self.log)
         found += checks.folders(self.server.base)[1]
         warm = self.plan.warm * self.looks[-1].seconds
-        resident = [(look.seconds, look.resident_mib) for look in self.looks]
-        found += checks.grown_too_much("resident memory (MiB)", resident, warm, self.plan.growth_mib)
+        for what in MEMORY:
+            found += checks.grown_too_much(f"{what} of the idle server", self._line(what), warm, self.plan.growth_mib)
         late = [look for look in self.looks if look.seconds >= warm]
         for what in ("tensors", "tensor_bytes", "loaded"):
             found += checks.not_constant(f"the idle server's {what}", [getattr(look, what) for look in late])
@@ -257,9 +299,9 @@ class Run:
         seconds = sorted(fate.seconds for fate in fates)
         peak = resources(self.pid) if self.server.is_running() else {}
         warm = self.plan.warm * self.looks[-1].seconds
-        resident = [(look.seconds, look.resident_mib) for look in self.looks]
+        grown = {}
         with contextlib.suppress(ValueError):
-            peak["growth"] = round(checks.growth(resident, warm), 1)  # type: ignore[assignment]
+            grown = {what: round(checks.growth(self._line(what), warm), 1) for what in (*MEMORY, *SHOWN)}
         return {
             "comfyui": self.server.installation.version,
             "python": platform.python_version(),
@@ -281,7 +323,7 @@ class Run:
                 for (name, ours), count in sorted(checks.tracebacks(self.log).items())
             ],
             "files": dict(sorted(checks.folders(self.server.base)[0].items())),
-            "growth_mib": peak.get("growth"),
+            "growth": grown,
             "peak_resident_mib": round(peak.get("VmHWM", 0) / MIB),
             "peak_address_space_mib": round(peak.get("VmPeak", 0) / MIB),
             "looks": [asdict(look) for look in self.looks],

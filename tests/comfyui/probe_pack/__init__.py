@@ -18,6 +18,7 @@ from comfyui_deepinv.nodes import adapter
 from comfyui_deepinv.training.loop import Trained
 
 from .carried import ProbeControlNet, ProbeQuantised
+from .heap import ProbeHeap
 from .models import ProbeBuilt, ProbeFault, ProbeMemory, ProbePatch, ProbeSchedules, ProbeVaeDigest
 
 AnyType = io.Custom("*")
@@ -252,6 +253,7 @@ class ProbeExtension(ComfyExtension):
             ProbeFault,
             ProbeVaeDigest,
             ProbeMemory,
+            ProbeHeap,
             ProbeSchedules,
         ]
 
