@@ -120,8 +120,8 @@ class TransformerVelocity:
             raise DeepInvError(f"cfg is {cfg} but there is no negative prompt: give one, or set cfg to 1")
         flux = family_of(transformer) == "flux"
         self._transformer = transformer
-        config: Any = transformer.config
-        self._longest = 0 if flux else config["pos_embed_max_size"] * config["patch_size"]
+        config: Any = getattr(transformer, "config", {})
+        self._longest = config.get("pos_embed_max_size", 0) * config.get("patch_size", 1)  # FLUX has no table of them
         self._takes_guidance = flux and bool(config["guidance_embeds"])
         weight = next(transformer.parameters())
         prompts = (positive,) if cfg == 1 or negative is None else (positive, negative)
