@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -30,18 +31,16 @@ def load_folder(path: str | Path, *, prompts: tuple[str, ...] = ("",), guidance:
         guidance: FLUX.1-dev's distilled guidance; 1 inverts best, 3.5 is usual for editing.
 
     Raises:
-        DeepInvError: no such folder, another pipeline, one with code or pickles, or a folder diffusers can't load.
+        DeepInvError: no such folder, another pipeline, one with code or pickles, a folder diffusers can't load, or
+            a diffusers that doesn't go with the transformers beside it.
     """
     folder = Path(path)
     kind = _pipeline_class(folder)
-    import diffusers
-
+    pipeline = _pipeline(kind)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     try:
-        pipe: Any = getattr(diffusers, kind).from_pretrained(
-            folder, torch_dtype=dtype, local_files_only=True, use_safetensors=True
-        )
+        pipe = pipeline.from_pretrained(folder, torch_dtype=dtype, local_files_only=True, use_safetensors=True)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise DeepInvError(f"diffusers could not load {folder} ({error}): download the whole model folder") from error
     encoded = {prompt: _encode(pipe, kind, prompt, device, guidance) for prompt in dict.fromkeys(("", *prompts))}
@@ -69,6 +68,20 @@ def load_folder(path: str | Path, *, prompts: tuple[str, ...] = ("",), guidance:
         condition=condition,
         grid=grid,
     )
+
+
+def _pipeline(kind: str) -> Any:
+    """The class from diffusers, which imports its pipelines, and transformers with them, when they are asked for."""
+    import diffusers
+
+    try:
+        return getattr(diffusers, kind)
+    except (ImportError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[-1]
+        beside = ", ".join(f"{name} {version(name)}" for name in LIBRARIES)
+        raise DeepInvError(
+            f"{kind} can't be imported from diffusers ({reason}); installed are {beside}: update diffusers"
+        ) from error
 
 
 def _pipeline_class(folder: Path) -> str:

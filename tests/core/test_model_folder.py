@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -69,3 +71,20 @@ def test_pickled_weights_are_refused(copy: Path) -> None:
 
 def test_the_folder_itself_loads(folder: Path) -> None:
     assert load_folder(folder).info
+
+
+def test_a_diffusers_whose_pipelines_do_not_import_is_told_from_a_damaged_folder(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Diffusers 0.31 beside transformers 5: its parts import, its pipelines raise this when they are asked for."""
+
+    class Old(ModuleType):
+        def __getattr__(self, name: str) -> object:
+            raise RuntimeError(f"Failed to import {name} because of:\nNo module named 'transformers.old'")
+
+    monkeypatch.setitem(sys.modules, "diffusers", Old("diffusers"))
+    with pytest.raises(
+        DeepInvError, match=r"transformers\.old.*diffusers \d.*transformers \d.*update diffusers"
+    ) as raised:
+        load_folder(folder)
+    assert "download" not in str(raised.value)
