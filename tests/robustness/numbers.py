@@ -30,7 +30,9 @@ BATCH_BOUND = 1e-5
 FRESH = """
 import json, sys
 sys.path.insert(0, {root!r})
+import torch
 import tests.robustness.numbers as numbers
+torch.set_num_threads({threads})
 json.dump(numbers.worker(*{given!r}), sys.stdout)
 """
 
@@ -59,8 +61,10 @@ def worker(kind: str, before: int) -> dict[str, str]:
 
 
 def fresh(kind: str, before: int) -> dict[str, str]:
-    """:func:`worker` in a process of its own."""
-    code = FRESH.format(root=str(ROOT), given=(kind, before))
+    """:func:`worker` in a process of its own, with this one's number of threads, of which the bits depend."""
+    import torch
+
+    code = FRESH.format(root=str(ROOT), given=(kind, before), threads=torch.get_num_threads())
     environment = {**os.environ, "PYTHONHASHSEED": str(before)}
     run = subprocess.run([sys.executable, "-c", code], env=environment, cwd="/", capture_output=True, text=True)
     if run.returncode:
