@@ -43,11 +43,24 @@ def plot(losses: Sequence[tuple[int, float]], rows: Sequence[dict[str, Any]], pa
     loss.plot([images for images, _ in losses], [value for _, value in losses], linewidth=1)
     loss.set(xlabel="images seen", ylabel="training loss", title="Loss")
     if losses and all(value > 0 for _, value in losses):
-        loss.set_yscale("log")
+        _log_scale(loss)
     _draw_quality(quality, rows)
     with replacing(path) as temporary:
         figure.savefig(temporary, format="png", dpi=100)
     return True
+
+
+def _log_scale(axes: Any) -> None:
+    """Plain numbers on it: powers of ten as formulas cost kilobytes each that matplotlib doesn't give back."""
+    from matplotlib.ticker import LogFormatter
+
+    class Plain(LogFormatter):
+        def __call__(self, x: float, pos: int | None = None) -> str:
+            return f"{x:g}" if super().__call__(x, pos) else ""
+
+    axes.set_yscale("log")
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter(Plain())
 
 
 def _draw_quality(axes: Any, rows: Sequence[dict[str, Any]]) -> None:
