@@ -36,6 +36,9 @@ EITHER = f"{STATED} or {REFUSED}"
 RUN, INTERRUPT, DELETE, LEAVE = "run", "interrupt", "delete", "disconnect"
 """What a client does with a prompt it has queued."""
 
+STAMP = 0.001
+"""Seconds to which ComfyUI cuts off its times."""
+
 EXPECTED_ERRORS = ("DeepInvError", "InterruptProcessingException")
 """Classes of exceptions that may come through the pack."""
 
@@ -104,8 +107,12 @@ def problem_of(fate: Fate, interrupts: Sequence[tuple[float, float]]) -> str:
         return f"{what}: {fate.detail or fate.outcome}"
     if fate.outcome == INTERRUPTED:
         began, ended = fate.ran
-        asked = any(sent <= ended and began <= answered for sent, answered in interrupts)
-        return "" if asked else f"{what} was interrupted, which nobody asked for while it ran"
+        if any(sent < ended + STAMP and began <= answered for sent, answered in interrupts):
+            return ""
+        near = sorted(interrupts, key=lambda pair: abs(pair[0] - began))[:3]
+        asked = ", ".join(f"{sent - began:.4f} to {answered - began:.4f}" for sent, answered in near)
+        ran = f"it ended {ended - began:.4f} s after it began, and of requests the nearest are at {asked or 'no time'}"
+        return f"{what} was interrupted, which nobody asked for while it ran: {ran}"
     if fate.outcome == DELETED:
         return "" if fate.action == DELETE else f"{what} is gone from the queue, and nobody deleted it"
     if fate.outcome not in fate.expected.split(" or "):

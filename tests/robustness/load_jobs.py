@@ -271,8 +271,8 @@ def train(desk: Desk) -> Scenario:
         yield Job("training that is stopped", graph(2_000), stop=True)
     else:
         yield Job("training", graph(16))
-    yield Job("go on with a training", graph(32), whole=True)
-    if rng.random() < 0.5:
+    done = yield Job("go on with a training", graph(32), whole=True)
+    if done is not None and rng.random() < 0.5:  # another client's interrupt may have come before the folder was there
         refused = graph(32)
         refused["train"]["inputs"]["resume"] = False
         yield Job("train under a taken name", refused, STATED, "choose another name")

@@ -109,6 +109,7 @@ FATE = Fate("edit", RUN, RESULT, "", RESULT, seconds=1, ran=(100.0, 101.0), prom
         ({"outcome": RESULT, "expected": EITHER}, [], False),
         ({"outcome": INTERRUPTED, "action": INTERRUPT}, [(100.4, 100.5)], True),
         ({"outcome": INTERRUPTED}, [(99.9, 100.1)], True),
+        ({"outcome": INTERRUPTED, "ran": (100.0, 100.2)}, [(100.2004, 100.3)], True),
         ({"outcome": INTERRUPTED}, [(99.0, 99.9), (101.1, 101.2)], False),
         ({"outcome": DELETED, "action": DELETE}, [], True),
         ({"outcome": DELETED}, [], False),
