@@ -8,7 +8,7 @@ from contextlib import suppress
 from functools import cache, partial
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import safetensors.torch
 import torch
@@ -24,9 +24,10 @@ from comfyui_deepinv.deepinv_core.solver.convert import convert
 from comfyui_deepinv.training import loop
 from comfyui_deepinv.training.buckets import image_size, read_image
 from comfyui_deepinv.training.latents import Batch, LatentCache, encode_folder
+from comfyui_deepinv.training.lock import LOCK
 from comfyui_deepinv.training.loop import Budget, Training
 from comfyui_deepinv.training.pseudo_labels import StoredLabels
-from comfyui_deepinv.training.recipes import FastRecipe
+from comfyui_deepinv.training.recipes import FastRecipe, PaperRecipe, Recipe
 from comfyui_deepinv.training.state import FILE, STATS, load_state
 
 from ..core import test_convert as released
@@ -141,15 +142,35 @@ def inversion() -> Reader:
 
 # --- training --------------------------------------------------------------------------------------------------------
 
-FAST = FastRecipe(batch=2, steps=(2, 3), short=0.0, checks=2, warmup=3)
-BUDGET = Budget(images=2 * 30)
+
+class _Kind(NamedTuple):
+    """A training whose state is damaged: after more than each of ``events`` a state is kept."""
+
+    recipe: Recipe
+    config: Any
+    budget: Budget
+    events: tuple[int, ...]
+
+
+FAST = _Kind(
+    FastRecipe(batch=2, steps=(2, 3), short=0.0, checks=2, warmup=3), tiny.PREDICTOR, Budget(images=2 * 30), (35, 36)
+)
+"""States in the middle of a walk, and between two."""
+
+PAPER = _Kind(
+    PaperRecipe(batch=2, curriculum=((2, 4),), rounds=1, sweeps=1, step_updates=2, label_steps=2, label_images=2),
+    tiny.CORRECTOR,
+    Budget(images=2 * 16),
+    (40, 54, 55, 68),
+)
+"""States in the round on stored labels, in the stage of the new blocks alone (between walks, in one), and the last."""
 
 
 class _Enough(Exception):
     """Stops a training from its progress callback."""
 
 
-def _training(folder: Path) -> Training:
+def _training(folder: Path, kind: _Kind) -> Training:
     seen = 0
 
     def progress(event: loop.Event) -> None:
@@ -158,68 +179,87 @@ def _training(folder: Path) -> Training:
         if seen > 2:
             raise _Enough
 
-    network = tiny.solver(tiny.PREDICTOR)
+    network = tiny.solver(kind.config)
     base, images = tiny.base()[0], tiny.images()
-    return Training(base, images, network, FAST, folder, BUDGET, checks=tiny.CHECKS, progress=progress)
+    return Training(base, images, network, kind.recipe, folder, kind.budget, checks=tiny.CHECKS, progress=progress)
 
 
 @cache
-def _state_samples() -> tuple[list[bytes], bytes]:
-    """States in the middle of a walk, and between two, and the report of the first."""
-    states, lines = [], b""
+def _state_samples(kind: _Kind) -> tuple[list[bytes], dict[Path, bytes]]:
+    """The states, and what lies beside the last of them: the report, and the labels where there are any."""
+    states, beside = [], {}
     loop.plot = lambda *given: False  # drawing takes longer than these trainings
-    for events in (35, 36):
+    for events in kind.events:
         with tempfile.TemporaryDirectory() as name:
             folder, count = Path(name), iter(range(10**6))
             with suppress(tiny.Stopped):
-                tiny.train(folder, FAST, BUDGET, tiny.PREDICTOR, stop=lambda event: next(count) > events)  # noqa: B023
+                tiny.train(folder, kind.recipe, kind.budget, kind.config, stop=lambda event: next(count) > events)  # noqa: B023
             states.append((folder / FILE).read_bytes())
-            lines = (folder / STATS).read_bytes()
-    return states, lines
+            files = [path for path in folder.rglob("*") if path.is_file() and path.name not in (FILE, LOCK)]
+            beside = {path.relative_to(folder): path.read_bytes() for path in files}
+    return states, beside
 
 
-def _resumed(path: Path) -> Training:
+def _lay(files: dict[Path, bytes], folder: Path) -> None:
+    for name, content in files.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(content)
+
+
+def _resumed(path: Path, kind: _Kind) -> Training:
     state = load_state(path.parent)
     if state is None:
-        return _training(path.parent)
-    training = _training(path.parent)
+        return _training(path.parent, kind)
+    training = _training(path.parent, kind)
     training.resume(state)
     return training
 
 
 def _check_training(path: Path, training: Training) -> None:
-    """It goes on: a few steps, then a state that can be read again; or it diverges from the values, and says so."""
+    """It goes on: a few steps, then a state that can be read again; or it says why not.
+
+    Values may make it diverge, and a walk that the state stands in is only compared with its latents when it goes on.
+    """
     try:
         with suppress(_Enough):
             training.run()
     except DeepInvError as error:
-        assert "NaN or infinite" in str(error) or "not finite" in str(error)
+        assert any(words in str(error) for words in ("NaN or infinite", "not finite", "that don't fit: it is damaged"))
     assert load_state(path.parent) is not None
 
 
-def training_state() -> Reader:
-    """``load_state`` and ``Training.resume``, as DeepInv Train Solver and the command line use them."""
-    states, lines = _state_samples()
+def _training_state(name: str, kind: _Kind) -> Reader:
+    states, beside = _state_samples(kind)
     return Reader(
-        "training state",
+        name,
         FILE,
         states,
         {**BYTES, **TENSORS, **OWN},
-        _resumed,
+        partial(_resumed, kind=kind),
         _check_training,
         BOUND,
-        surround=lambda folder: (folder / STATS).write_bytes(lines) and None,
+        surround=partial(_lay, beside),
         writes=frozenset({STATS}),
     )
 
 
+def training_state() -> Reader:
+    """``load_state`` and ``Training.resume``, as DeepInv Train Solver and the command line use them."""
+    return _training_state("training state", FAST)
+
+
+def training_state_of_the_paper() -> Reader:
+    """The same for the paper's recipe, with labels in files beside it and a network that has grown."""
+    return _training_state("training state, paper's recipe", PAPER)
+
+
 def training_report() -> Reader:
     """The report lines beside the state, which are cut to where the state stands."""
-    states, lines = _state_samples()
+    states, beside = _state_samples(FAST)
     return Reader(
         "training report",
         STATS,
-        [lines],
+        [beside[Path(STATS)]],
         BYTES,
         lambda path: load_state(path.parent),
         lambda path, state: None,
@@ -422,6 +462,7 @@ READERS: dict[str, Callable[[], Reader]] = {
     "solver": solver,
     "inversion": inversion,
     "training state": training_state,
+    "training state, paper's recipe": training_state_of_the_paper,
     "training report": training_report,
     "latent shard": latent_shard,
     "latent index": latent_index,
