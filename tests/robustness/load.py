@@ -1,6 +1,6 @@
 """A real ComfyUI server under the load of several clients: every prompt's end, memory, files and log are checked.
 
-    python tests/robustness/load.py --minutes 32 --prompts 500 --output docs/reliability/load.json
+    python tests/robustness/load.py --minutes 45 --prompts 500 --output docs/reliability/load.json
     python tests/robustness/load.py --short     # some seconds, as the tests run it
 
 The clients queue inversions, round trips, edits, savings, loadings, trainings, prompts that can't be done, and

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ from comfyui_deepinv.deepinv_core.inversion import Inversion, save_inversion
 from comfyui_deepinv.deepinv_core.methods import Options
 from comfyui_deepinv.training.lock import locked
 
+from ..comfyui.environment import ROOT
 from . import load_checks as checks
 from .load_checks import DELETE, DELETED, EITHER, FAILED, INTERRUPT, INTERRUPTED, REFUSED, RESULT, RUN, STATED, Fate
 from .load_clients import Ledger
@@ -44,6 +46,16 @@ def test_a_server_under_load_loses_nothing_and_does_not_grow(tmp_path: Path) -> 
     ):
         assert kind in kinds
     assert any(one["through_the_pack"] for one in report["tracebacks"]), "it doesn't know the pack's files in the log"
+
+
+def test_the_committed_run_is_long_and_without_a_problem() -> None:
+    report = json.loads((ROOT / "docs" / "reliability" / "load.json").read_text())
+    assert report["problems"] == [] and report["seconds"] >= 30 * 60 and report["prompts"] >= 500
+    assert {one["class"] for one in report["tracebacks"]} == {"DeepInvError"}
+    text = (ROOT / "docs" / "reliability.md").read_text(encoding="utf-8")
+    shown = text.partition("## Load")[2].partition("\n## ")[0]
+    counts = [report["prompts"], *report["ends"].values(), sum(report["sentinels"].values())]
+    assert [count for count in counts if f"{count:,}" not in shown] == []
 
 
 PACK_FRAME = '  File "/comfy/custom_nodes/comfyui_deepinv/nodes/invert.py", line 9, in execute\n    x()\n'
