@@ -22,6 +22,12 @@ ROOM = {
     "DeepInvSaveSolver": (340, 180),
 }
 
+PREVIEW = {
+    **dict.fromkeys(("DeepInvInvert", "DeepInvEdit", "DeepInvFlowEdit", "KSampler", "SamplerCustomAdvanced"), 220),
+    "DeepInvTrainSolver": 290,
+}
+"""By how much a node grows, below, while it runs and shows a preview."""
+
 
 def make_room(workflow: dict[str, Any]) -> None:
     """Enlarge the nodes that will show a picture or a text once the workflow has run, and those with a long title."""
@@ -86,5 +92,6 @@ def _stack(nodes: dict[int, dict[str, Any]], column: list[int], x: float) -> Non
     """Put nodes under each other."""
     y = ORIGIN[1]
     for node_id in column:
-        nodes[node_id]["pos"] = [x, y]
-        y += nodes[node_id]["size"][1] + TITLE_HEIGHT + MARGIN_Y
+        node = nodes[node_id]
+        node["pos"] = [x, y]
+        y += node["size"][1] + PREVIEW.get(node["type"], 0) + TITLE_HEIGHT + MARGIN_Y
