@@ -170,6 +170,7 @@ def _invert(args: argparse.Namespace) -> None:
         f"{report['method']} on {model.name}: {report['nfe_inversion']} base evaluations in {report['seconds']} s, "
         f"latent SNR {report['latent_snr_db']:.1f} dB, PSNR {report['psnr']:.2f} dB "
         f"(VAE ceiling {report['psnr_vae']:.2f})\n"
+        f"photo: {done}\n"
         f"wrote {args.output}: inversion.safetensors, reconstruction.png, report.json\n"
     )
 

@@ -11,22 +11,17 @@ from PIL import Image, ImageDraw, ImageOps
 
 from .atomic import replacing
 from .errors import DeepInvError
+from .photo_file import open_photo
 
 MAX_PIXELS = 1024 * 1024
 """A photo for a full-size model is scaled down to this many pixels at most, as the paper's protocol has it."""
-
-MAX_SOURCE_PIXELS = 2**27
-"""Larger files are refused before they are decoded, which takes up to 12 bytes a pixel."""
-
-FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "BMP", "GIF", "TIFF", "AVIF")
-"""What is read of what Pillow knows: for some of the others (EPS) it starts a program."""
 
 
 def load_photo(path: str | Path, *, side: int | None = None) -> tuple[torch.Tensor, str]:
     """Read a photo the way the model wants it.
 
     Args:
-        path: any image Pillow reads; its EXIF orientation is applied, transparency is dropped.
+        path: any image Pillow reads, taken as :func:`.photo_file.open_photo` says.
         side: centre-crop to a square and resize to this side in pixels; None keeps the aspect, limits the
             area to 1024 x 1024 and crops both sides to multiples of 16.
 
@@ -38,10 +33,7 @@ def load_photo(path: str | Path, *, side: int | None = None) -> tuple[torch.Tens
     """
     if not Path(path).is_file():
         raise DeepInvError(f"no such file: {str(path)!r}, check the name and the folder")
-    try:
-        image = open_image(Path(path))
-    except Exception as error:  # Pillow's decoders raise nearly anything on damaged bytes
-        raise unreadable(path, error) from error
+    image, notes = open_photo(Path(path))
     size = f"{image.width}x{image.height}"
     if side is not None:
         image = ImageOps.fit(image, (side, side), Image.Resampling.LANCZOS)
@@ -52,40 +44,7 @@ def load_photo(path: str | Path, *, side: int | None = None) -> tuple[torch.Tens
         width, height = min(width, longest), min(height, longest)
         image = ImageOps.fit(image, (width, height), Image.Resampling.LANCZOS)
     done = f"{size} px, centre-cropped and resized to {image.width}x{image.height} px"
-    return to_tensor(image), done
-
-
-def unreadable(path: str | Path, error: Exception) -> DeepInvError:
-    """The refusal of a file that no image could be read from."""
-    reason = ascii(" ".join(f"{type(error).__name__}: {error}".split()))[1:-1][:200]
-    return DeepInvError(
-        f"{Path(path).name!r} is not an image that can be read ({reason}): give a PNG, JPEG or WebP file"
-    )
-
-
-def open_head(path: Path) -> Image.Image:
-    """The image with nothing but its head read: of a known format, and of a size that fits the memory.
-
-    Raises:
-        ValueError: more than :data:`MAX_SOURCE_PIXELS`.
-        Exception: whatever Pillow raises on damaged bytes.
-    """
-    if not path.is_file():
-        raise OSError("it is no regular file")
-    Image.init()
-    image = Image.open(path, formats=[name for name in FORMATS if name in Image.OPEN])
-    if image.width * image.height > MAX_SOURCE_PIXELS:
-        image.close()
-        raise ValueError(f"{image.width}x{image.height} pixels, more than {MAX_SOURCE_PIXELS}")
-    return image
-
-
-def open_image(path: Path) -> Image.Image:
-    """The image in RGB, its EXIF orientation applied; errors as :func:`open_head`."""
-    with open_head(path) as image:
-        image.load()
-        ImageOps.exif_transpose(image, in_place=True)
-        return image.convert("RGB")
+    return to_tensor(image), "; ".join((done, *notes))
 
 
 def to_tensor(image: Image.Image) -> torch.Tensor:

@@ -11,15 +11,14 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from ..deepinv_core.errors import DeepInvError
-from ..deepinv_core.images import open_head, open_image, to_tensor, unreadable
+from ..deepinv_core.images import to_tensor
+from ..deepinv_core.photo_file import open_photo, shown_size
 
 SUFFIXES: Final = frozenset({".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif"})
 """File names taken for images, in any case."""
 
 MAX_ASPECT: Final = 4
 """No bucket is longer than this many times its other side; longer images lose their ends to the centre crop."""
-
-_EXIF_ORIENTATION: Final = 0x0112
 
 Size = tuple[int, int]
 """Height and width in pixels."""
@@ -97,19 +96,15 @@ def find_images(folder: Path) -> dict[str, Path]:
 
 def image_size(path: Path) -> Size:
     """Height and width in pixels as the image is shown, from the file's head; DeepInvError if it can't be read."""
-    try:
-        with open_head(path) as image:
-            turned = image.getexif().get(_EXIF_ORIENTATION) in (5, 6, 7, 8)
-            return (image.width, image.height) if turned else (image.height, image.width)
-    except Exception as error:  # Pillow's decoders raise nearly anything on damaged bytes
-        raise unreadable(path, error) from error
+    width, height = shown_size(path)
+    return height, width
 
 
 def read_image(path: Path, bucket: Size) -> Tensor:
     """Read an image the way the paper's protocol has it: centre crop to the bucket's aspect, then a plain resize.
 
     Args:
-        path: any image Pillow reads; its EXIF orientation is applied, transparency is dropped.
+        path: any image Pillow reads, taken as :func:`~..deepinv_core.photo_file.open_photo` says.
         bucket: height and width to make, in pixels.
 
     Returns:
@@ -118,7 +113,4 @@ def read_image(path: Path, bucket: Size) -> Tensor:
     Raises:
         DeepInvError: no image that can be read.
     """
-    try:
-        return to_tensor(ImageOps.fit(open_image(path), (bucket[1], bucket[0]), Image.Resampling.LANCZOS))
-    except Exception as error:  # as above
-        raise unreadable(path, error) from error
+    return to_tensor(ImageOps.fit(open_photo(path).image, (bucket[1], bucket[0]), Image.Resampling.LANCZOS))

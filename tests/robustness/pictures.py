@@ -10,6 +10,7 @@ from random import Random
 import numpy as np
 from PIL import Image
 
+from ..core.colour_profiles import WIDE, profile
 from .fuzz import BYTES, Mutation
 
 SIDES = [0, 1, 7, 2**15, 46_000, 2**16 - 1, 2**20, 2**31 - 1, 2**32 - 1]
@@ -42,7 +43,11 @@ def samples() -> list[bytes]:
     put(smooth, "BMP")
     for compression in ("raw", "tiff_lzw", "tiff_adobe_deflate", "jpeg"):
         put(smooth, "TIFF", compression=compression)
-    put(smooth.convert("F"), "TIFF")
+    for mode in ("F", "I"):
+        put(smooth.convert(mode), "TIFF")
+    for form in ("PNG", "JPEG", "TIFF"):
+        put(smooth, form, icc_profile=WIDE)
+    put(smooth.convert("L"), "JPEG", icc_profile=profile("grey", b"GRAY", 1.0))
     return made
 
 
@@ -170,10 +175,24 @@ def exif(rng: Random, content: bytes) -> bytes:
     return target.getvalue()
 
 
+def colour_profile(rng: Random, content: bytes) -> bytes:
+    """A whole picture with a damaged colour profile of the right or another kind."""
+    mode = rng.choice(["RGB", "RGBA", "L", "CMYK"])
+    form = "TIFF" if mode == "CMYK" else rng.choice(["PNG", "TIFF"])
+    whole = rng.choice([WIDE, profile("grey", b"GRAY", 2.2), WIDE.replace(b"RGB ", rng.choice([b"CMYK", b"Lab "]))])
+    damaged = BYTES[rng.choice(list(BYTES))](rng, whole)
+    target = io.BytesIO()
+    Image.new(mode, (56, 40), 90 if mode == "L" else (90, 60, 30, 0)[: len(mode)]).save(
+        target, form, icc_profile=damaged
+    )
+    return target.getvalue()
+
+
 PICTURES: dict[str, Mutation] = {
     "PNG parts": png_chunks,
     "size": sized,
     "bomb": bomb,
     "another program's format": program,
     "EXIF": exif,
+    "colour profile": colour_profile,
 }

@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from comfyui_deepinv.deepinv_core import checkpoint, images
+from comfyui_deepinv.deepinv_core import checkpoint, images, photo_file
 from comfyui_deepinv.deepinv_core.errors import DeepInvError
 from comfyui_deepinv.deepinv_core.inversion import load_inversion
 from comfyui_deepinv.deepinv_core.names import LONGEST, free_path, safe_name
@@ -280,9 +280,9 @@ def test_pictures_of_too_many_pixels_and_of_programs_are_refused(
 ) -> None:
     path = tmp_path / "a.png"
     Image.new("RGB", (64, 48)).save(path)
-    monkeypatch.setattr(images, "MAX_SOURCE_PIXELS", 64 * 48)
+    monkeypatch.setattr(photo_file, "MAX_SOURCE_PIXELS", 64 * 48)
     assert images.load_photo(path)[0].shape == (1, 3, 48, 64)
-    monkeypatch.setattr(images, "MAX_SOURCE_PIXELS", 64 * 48 - 1)
+    monkeypatch.setattr(photo_file, "MAX_SOURCE_PIXELS", 64 * 48 - 1)
     with pytest.raises(DeepInvError, match="64x48 pixels, more than 3071"):
         images.load_photo(path)
     monkeypatch.undo()
