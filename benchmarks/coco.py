@@ -22,8 +22,8 @@ from ..deepinv_core.errors import DeepInvError
 from ..deepinv_core.images import to_image, to_tensor
 from ..deepinv_core.inversion import invert, latent_snr, reconstruct
 from ..deepinv_core.lpips import Lpips
-from ..deepinv_core.methods.deepinv import Solver
 from ..deepinv_core.metrics import PSNR_CAP, perceptual, psnr, ssim
+from ..deepinv_core.solver import Solver
 from .backbones import load_lpips_alex
 from .doors import CEILING, Choice, Results, cell, choices, default_method, opened_model, words
 

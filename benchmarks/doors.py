@@ -24,7 +24,7 @@ from .records import Row, add_rows, method_label, read_rows, versions, write_row
 if TYPE_CHECKING:
     from ..deepinv_core.adapters.base_model import BaseModel
     from ..deepinv_core.methods import Method
-    from ..deepinv_core.methods.deepinv import Solver
+    from ..deepinv_core.solver import Solver
 
 log = logging.getLogger(__name__)
 

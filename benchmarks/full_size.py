@@ -20,7 +20,7 @@ from torch import nn
 
 from ..deepinv_core.adapters.transformer import FAMILIES
 from ..deepinv_core.atomic import replacing
-from ..deepinv_core.solver import PredictorConfig, SolverConfig, build
+from ..deepinv_core.solver import Config
 from ..deepinv_core.solver.cost import FLUX1, SD3_MEDIUM, SD35_MEDIUM, TEXT_TOKENS, solver_flops, transformer_flops
 from ..training.recipes import FastRecipe, PaperRecipe
 from ..training.setup import geometry
@@ -73,7 +73,7 @@ class FullSize:
         with torch.device("meta"):
             return getattr(diffusers, kind)(**self.config)
 
-    def solver(self, recipe: str, preset: str) -> SolverConfig | PredictorConfig:
+    def solver(self, recipe: str, preset: str) -> Config:
         """The geometry that a recipe trains: a predictor for ``fast``, a corrector for ``paper``."""
         widths = {"context_width": "joint_attention_dim", "pooled_width": "pooled_projection_dim"}
         inputs = {name: self.config[key] for name, key in widths.items()}
@@ -84,7 +84,7 @@ class FullSize:
         sizes = {"height": self.side, "width": self.side, "context_tokens": self.tokens, "batch": batch}
         return transformer_flops(self.family, self.config, **sizes)
 
-    def solver_flops(self, config: SolverConfig | PredictorConfig) -> int:
+    def solver_flops(self, config: Config) -> int:
         """FLOPs of one evaluation of a solver."""
         return solver_flops(config, height=self.side, width=self.side, context_tokens=self.tokens)
 
@@ -122,7 +122,7 @@ def counted(base: FullSize) -> list[dict[str, Any]]:
     for recipe, preset, cfg in (("paper", RELEASED, True), *((*one, False) for one in SOLVERS)):
         config = base.solver(recipe, preset)
         with torch.device("meta"):
-            size = parameters(build(config))
+            size = parameters(config.build())
         solver, passes = base.solver_flops(config), 2 if cfg else 1
         step = passes * (flops + solver)
         rows.append(

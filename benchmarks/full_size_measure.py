@@ -15,10 +15,8 @@ from torch import Tensor, nn
 from ..deepinv_core.adapters.transformer import Conditioning, TransformerVelocity, base_info
 from ..deepinv_core.flow import CountedVelocity
 from ..deepinv_core.integrator import Step
-from ..deepinv_core.methods.deepinv import Corrected, bind
-from ..deepinv_core.methods.implicit import Known, Point
 from ..deepinv_core.schedule import uniform_grid
-from ..deepinv_core.solver import PredictorConfig, SolverConfig, build
+from ..deepinv_core.solver import Config, bind
 from ..training.loop import Base, make_objective
 from ..training.objectives import Bound
 from ..training.recipes import Stage
@@ -86,24 +84,22 @@ def conditioning(base: FullSize, batch: int, device: torch.device) -> Conditioni
     return Conditioning(context, pooled)
 
 
-def step_call(
-    base: FullSize, transformer: nn.Module, config: SolverConfig | PredictorConfig | None, batch: int
-) -> Callable[[], object]:
-    """One inversion step: a base evaluation, and one of a solver in front of it or after it."""
+def step_call(base: FullSize, transformer: nn.Module, config: Config | None, batch: int) -> Callable[[], object]:
+    """One inversion step: a base evaluation, and what a solver adds."""
     device = next(transformer.parameters()).device
     prompt = conditioning(base, batch, device)
     velocity = CountedVelocity(TransformerVelocity(transformer, prompt))
     z = torch.randn(batch, base.channels, base.side, base.side, device=device)
-    known = (Known(0.4, z), Known(0.5, z))
-    point = Point(z, z, Step(5, 10, 0.5, 0.6), known)
     if config is None:
         return lambda: velocity(z, 0.6)
     with torch.device("meta"):
-        network: Any = build(config)
+        network: Any = config.build()
     solver = bind(random_weights(network, device), prompt.context, prompt.pooled)  # type: ignore[arg-type]
-    if isinstance(solver, Corrected):
-        return lambda: solver(velocity, point)
-    return lambda: velocity(z + 0.1 * solver(velocity, point), 0.6)
+    rule, grid = solver.rule(0), [i / 10 for i in range(11)]
+    state = rule.start(z, grid, {})
+    for i in range(2):  # it knows two velocities then, as in most steps
+        state = rule.step(velocity, z, Step(i, 10, grid[i], grid[i + 1]), state).state
+    return lambda: rule.step(velocity, z, Step(2, 10, grid[2], grid[3]), state)
 
 
 @torch.no_grad()
@@ -137,7 +133,7 @@ def training_rate(
     transformer: nn.Module,
     recipe_name: str,
     preset: str,
-    config: SolverConfig | PredictorConfig,
+    config: Config,
     device: torch.device,
 ) -> tuple[float, float | None]:
     """Trajectory steps of images a second, at the recipe's batch and its own precision, and the peak in GB."""
@@ -149,7 +145,7 @@ def training_rate(
     autocast = torch.autocast("cuda", DTYPE) if cuda else nullcontext()
     objective = make_objective(recipe, trained, 0, autocast, Workers())
     with torch.device(device):
-        trainee = SolverTrainee(build(config), recipe)
+        trainee = SolverTrainee(config.build(), recipe)
     clean: Tensor = torch.randn(recipe.batch, base.channels, base.side, base.side, device=device)
     stage = Stage("measured", 1, TRAINING_WALK, (TRAINING_WALK,))
 

@@ -21,11 +21,9 @@ from ..deepinv_core.errors import DeepInvError
 from ..deepinv_core.inversion import Inversion, Reconstruction, invert, latent_snr, reconstruct, with_residual
 from ..deepinv_core.lpips import Lpips, load_lpips, lpips_available
 from ..deepinv_core.methods import Method, Options, make_method
-from ..deepinv_core.methods.deepinv import Solver, bind
 from ..deepinv_core.methods.explicit import Euler
 from ..deepinv_core.schedule import uniform_grid
-from ..deepinv_core.solver import LoadedSolver, load_solver
-from ..deepinv_core.solver.config import Config
+from ..deepinv_core.solver import Config, LoadedSolver, Solver, bind, load_solver
 from ..deepinv_core.solver.cost import solver_flops, transformer_flops
 from .backbones import fid
 from .data import Images

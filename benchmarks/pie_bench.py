@@ -24,7 +24,7 @@ from ..deepinv_core.editing import Hold, edit, flow_edit
 from ..deepinv_core.errors import DeepInvError
 from ..deepinv_core.images import save_png, to_image, to_tensor
 from ..deepinv_core.inversion import invert
-from ..deepinv_core.methods.deepinv import Solver
+from ..deepinv_core.solver import Solver
 from .doors import CEILING, FLOWEDIT, Choice, Results, cell, choices, default_method, opened_model, words
 from .pie_data import CATEGORIES, SIDE, Item, decode_mask, image_file, load_image, read_items
 from .pie_metrics import METRICS, NEEDS, PieMetrics

@@ -109,18 +109,16 @@ def _metadata(path: Path) -> tuple[str, dict[str, Any]]:
 
 def _solver(name: str, metadata: dict[str, Any], tensors: dict[str, Any]) -> dict[str, Any]:
     from .solver import BaseInfo
-    from .solver.file import CONFIGS
+    from .solver.file import known_role
 
     base = metadata.get("base")
     if not isinstance(base, dict) or set(base) != {"family", "channels", "fingerprint"}:
         raise DeepInvError(f"{name!r} doesn't say which base model it is for; save it again with this pack.")
     BaseInfo(**base)
-    role = metadata.get("role")
-    if not isinstance(role, str) or role not in CONFIGS:
-        raise DeepInvError(f"{name!r} has the role {role!r:.60}: {', '.join(CONFIGS)} are accepted; update the pack.")
+    kind = known_role(metadata.get("role"), name).config_type
     return {
-        "role": role,
-        "network": CONFIGS[role].from_dict(metadata.get("network") or {}).to_dict(),
+        "role": kind.role,
+        "network": kind.from_dict(metadata.get("network") or {}).to_dict(),
         "parameters": sum(math.prod(tensor["shape"]) for tensor in tensors.values()),
         "dtype": ", ".join(sorted({tensor["dtype"] for tensor in tensors.values()})),
         "base": base,

@@ -5,7 +5,7 @@ Inversion and sampling differ only in the grid's direction and the rule (methods
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -47,8 +47,14 @@ class Advance(NamedTuple):
 class Rule(Protocol):
     """A step rule. All memory is in the state that is passed in and returned; a rule itself never changes."""
 
-    def start(self, z: torch.Tensor, carried: Mapping[str, torch.Tensor]) -> Any:
-        """State before the first step, from the initial latent and what the inversion kept (empty on the way up)."""
+    def start(self, z: torch.Tensor, grid: Sequence[float], carried: Mapping[str, torch.Tensor]) -> Any:
+        """State before the first step.
+
+        Args:
+            z: the initial latent.
+            grid: the flow times to walk, from where ``z`` is, ``N + 1`` of them.
+            carried: what the inversion kept; empty on the way up.
+        """
         ...
 
     def step(self, v: CountedVelocity, z: torch.Tensor, step: Step, state: Any) -> Advance:
@@ -113,7 +119,7 @@ def integrate(
     inverting = grid[-1] > grid[0]
     counted = CountedVelocity(velocity)
     z = z.to(torch.promote_types(z.dtype, torch.float32))
-    state = rule.start(z, carried or {})
+    state = rule.start(z, grid, carried or {})
     trajectory = [z] if keep_trajectory else []
     residuals: list[torch.Tensor | None] = []
     previous = z

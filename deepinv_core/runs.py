@@ -14,9 +14,8 @@ from .adapters.base_model import BaseModel
 from .integrator import Callback
 from .inversion import Inversion, invert, latent_snr, reconstruct, with_residual
 from .methods import BEST_TRAINING_FREE, Method, Options, make_method
-from .methods.deepinv import Solver, bind
 from .metrics import compare
-from .solver import load_solver
+from .solver import Solver, bind, load_solver
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from typing import Any
 
 from comfy_api.latest import io, ui
 
-from ..deepinv_core.solver import PRESETS
+from ..deepinv_core.solver import CorrectorConfig
 from ..training.recipes import RECIPES
 from . import adapter
 from .train_run import Settings, run
@@ -96,7 +96,7 @@ def _inputs() -> list[io.Input]:
         ),
         io.Combo.Input(
             "preset",
-            options=sorted(PRESETS),
+            options=sorted(CorrectorConfig.presets),
             default="compact",
             tooltip="Size of the solver. compact: a few per cent of the model's cost.\n"
             "paper: as large as the released one, slower and hungry for memory.\n"

@@ -16,7 +16,7 @@ from torch import Tensor
 from ..deepinv_core import checkpoint
 from ..deepinv_core.errors import DeepInvError
 from ..deepinv_core.names import safe_name
-from ..deepinv_core.solver import LoadedSolver, build, role_of
+from ..deepinv_core.solver import LoadedSolver
 from ..training.budget import Budget
 from ..training.latents import LatentCache, from_tensors
 from ..training.lock import locked
@@ -108,8 +108,7 @@ def run(
             if (folder / FILE).exists():
                 log.warning("the training of %r stopped; run it again with resume on to go on: %s", name, folder / FILE)
             raise
-    config, info = trained.network.config, adapter.model_info(model)
-    solver = adapter.SolverHandle(LoadedSolver(trained.network, config, info, trained.summary, role_of(config)), name)
+    solver = adapter.SolverHandle(LoadedSolver(trained.network, adapter.model_info(model), trained.summary), name)
     report = _describe(trained, cache, folder, recipe, settings)
     if finished:
         report += "\nit was finished before, and nothing was added: train longer under another name"
@@ -141,7 +140,7 @@ def _network(settings: Settings, channels: int, prompts: adapter.Prompts) -> Any
     config = geometry(settings.recipe, settings.preset, channels=channels, context_width=context, pooled_width=pooled)
     with torch.inference_mode(False), torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
-        return build(config)
+        return config.build()
 
 
 def _earlier(folder: Path, name: str, cache: LatentCache, *, resume: bool) -> dict[str, Any] | None:

@@ -22,7 +22,7 @@ import torch
 from ..deepinv_core import cli as core
 from ..deepinv_core.adapters.base_model import BaseModel
 from ..deepinv_core.errors import DeepInvError
-from ..deepinv_core.solver import PRESETS, build, save_solver
+from ..deepinv_core.solver import CorrectorConfig, save_solver
 from .encoding import latents_of_folder, require_images
 from .lock import locked
 from .loop import Base, Budget, Trained, Training
@@ -54,7 +54,9 @@ def add_commands(commands: Any) -> None:
     parser.add_argument("images", type=Path, help="folder of photos, searched with its sub-folders; no labels needed")
     core.model_option(parser)
     parser.add_argument("--recipe", choices=list(RECIPES), default="fast", help="fast: ours; paper: DeepInv's as it is")
-    parser.add_argument("--preset", choices=list(PRESETS), help="size of the network (default compact; demo: tiny)")
+    parser.add_argument(
+        "--preset", choices=list(CorrectorConfig.presets), help="size of the network (default compact; demo: tiny)"
+    )
     budget = parser.add_mutually_exclusive_group(required=True)
     budget.add_argument("--minutes", type=float, help="how long to train, encoding and validation not counted")
     budget.add_argument("--images", type=int, dest="images_seen", metavar="N", help="images to see, repeats counted")
@@ -132,7 +134,7 @@ def _network(recipe: str, name: str, seed: int, model: BaseModel) -> Any:
     widths = {"context_width": empty.context.shape[-1], "pooled_width": empty.pooled.shape[-1]}
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return build(geometry(recipe, name, channels=model.info.channels, **widths)).to(model.device)
+        return geometry(recipe, name, channels=model.info.channels, **widths).build().to(model.device)
 
 
 def work_folder(output: Path, *, resume: bool) -> Path:

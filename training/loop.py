@@ -17,8 +17,7 @@ from torch import Tensor
 from ..deepinv_core.errors import DeepInvError
 from ..deepinv_core.integrator import Progress
 from ..deepinv_core.memory import enough_memory
-from ..deepinv_core.methods.deepinv import bind
-from ..deepinv_core.solver import BaseInfo, save_solver
+from ..deepinv_core.solver import BaseInfo, bind, save_solver
 from .budget import Budget, Position, Schedule
 from .latents import LatentCache
 from .objectives import Bound, FastObjective, Grid, Objective, Walk
@@ -30,7 +29,7 @@ from .validation import Checks, Latents, validate_baselines, validate_solver
 from .workers import Workers
 
 if TYPE_CHECKING:
-    from ..deepinv_core.solver.file import Network
+    from ..deepinv_core.solver import Network
 
 log = logging.getLogger(__name__)
 

@@ -14,14 +14,14 @@ from torch import Tensor
 from ..deepinv_core.errors import DeepInvError
 from ..deepinv_core.flow import CountedVelocity, Velocity
 from ..deepinv_core.integrator import Step
-from ..deepinv_core.methods.deepinv import Predicted
 from ..deepinv_core.methods.implicit import Anderson, Known, Point, first_known
+from ..deepinv_core.solver import Predictor
 from .latent_order import derived_seed
 from .latents import Batch, LatentCache
 from .recipes import FastRecipe, Stage
 
 if TYPE_CHECKING:
-    from ..deepinv_core.solver.file import Network
+    from ..deepinv_core.solver import Network
 
 
 class Bound(NamedTuple):
@@ -234,7 +234,7 @@ class FastObjective:
             here, velocity = point.part(rows), CountedVelocity(bound.velocity, rows, len(z))
             velocity.step = step.index
             with self._autocast:
-                eps = Predicted(model).predict(here)  # type: ignore[arg-type]
+                eps = Predictor(model).predict(here)
             with torch.no_grad():
                 label, _ = refined(lambda e: velocity(here.z + step.h * e, step.sigma_next), eps.detach())
             labels.append(label)

@@ -19,9 +19,8 @@ from torch import Tensor
 
 from ..deepinv_core.errors import DeepInvError
 from ..deepinv_core.flow import CountedVelocity
-from ..deepinv_core.methods.deepinv import Corrected
 from ..deepinv_core.methods.easyinv import mix
-from ..deepinv_core.solver import role_of
+from ..deepinv_core.solver import Corrector, CorrectorConfig
 from .latent_order import derived_seed
 from .latents import Batch, LatentCache, from_tensors
 from .objectives import Bound, Broken, Share, Walk
@@ -30,7 +29,7 @@ from .recipes import PaperRecipe, Stage
 from .workers import Workers
 
 if TYPE_CHECKING:
-    from ..deepinv_core.solver.file import Network
+    from ..deepinv_core.solver import Network
     from .loop import Base
 
 
@@ -68,7 +67,7 @@ class PaperObjective:
         Raises:
             DeepInvError: a network that is no corrector, or what :meth:`.pseudo_labels.StoredLabels.prepare` raises.
         """
-        if role_of(average.config) != "corrector":
+        if not isinstance(average.config, CorrectorConfig):
             raise DeepInvError("recipe 'paper' trains a corrector, this is a predictor: take recipe 'fast' for it")
         if not stage.labels:
             self._labels = self._cache = None
@@ -115,7 +114,7 @@ class PaperObjective:
     def losses(self, walk: Walk, model: Network, bound: Bound) -> Iterator[Share]:
         """``step_updates`` losses on a self label, each from the same latent, or one on a stored label alone."""
         recipe, step, point = self._recipe, walk.point().step, walk.point()
-        first, solver = CountedVelocity(bound.velocity), Corrected(model, bound.context, bound.pooled)  # type: ignore[arg-type]
+        first, solver = CountedVelocity(bound.velocity), Corrector(model, bound.context, bound.pooled)
         stored = None if self._stored is None else self._stored[walk.index].to(walk.z)
         alone = stored is not None and step.index < recipe.switch * step.count
         first.step, count = step.index, len(walk.z)

@@ -25,15 +25,14 @@ from ..deepinv_core import checkpoint
 from ..deepinv_core.errors import DeepInvError
 from ..deepinv_core.flow import CountedVelocity
 from ..deepinv_core.integrator import Step
-from ..deepinv_core.methods.deepinv import Corrected
 from ..deepinv_core.methods.easyinv import mix
 from ..deepinv_core.methods.implicit import Point
-from ..deepinv_core.solver import load_solver, save_solver
+from ..deepinv_core.solver import Corrector, load_solver, save_solver
 from .latents import MEMORY_BYTES
 from .workers import Workers
 
 if TYPE_CHECKING:
-    from ..deepinv_core.solver.file import Network
+    from ..deepinv_core.solver import Network
     from .loop import Base
     from .recipes import PaperRecipe
 
@@ -48,7 +47,7 @@ Image = tuple[str, Tensor]
 @torch.no_grad()
 def make_labels(
     velocity: CountedVelocity,
-    solver: Corrected,
+    solver: Corrector,
     clean: Tensor,
     grid: Sequence[float],
     recipe: PaperRecipe,
@@ -192,7 +191,7 @@ class StoredLabels:
         names = tuple(self._images[row][0] for row in rows)
         clean = torch.cat([self._images[row][1] for row in rows]).to(base.device, torch.float32)
         bound, grid = base.bind(names), base.grid(recipe.label_steps, clean).tolist()
-        solver = Corrected(network, bound.context, bound.pooled)
+        solver = Corrector(network, bound.context, bound.pooled)
         labels = make_labels(CountedVelocity(bound.velocity), solver, clean, grid, recipe, autocast)
         for place, row in enumerate(rows):
             if row in missing:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from ..deepinv_core.errors import DeepInvError
-from ..deepinv_core.solver import PredictorConfig, SolverConfig, predictor_preset, preset
+from ..deepinv_core.solver import Config, CorrectorConfig, PredictorConfig
 from .recipes import Recipe, make_recipe
 
 LARGE: Final[Mapping[str, Mapping[str, Any]]] = {"fast": {"batch": 8, "lr": 2e-4}, "paper": {}}
@@ -18,9 +18,7 @@ def recipe_for(name: str, preset_name: str, settings: Mapping[str, Any]) -> Reci
     return make_recipe(name, **{**({} if preset_name == "tiny" else LARGE.get(name, {})), **settings})
 
 
-def geometry(
-    name: str, preset_name: str, *, channels: int, context_width: int, pooled_width: int
-) -> SolverConfig | PredictorConfig:
+def geometry(name: str, preset_name: str, *, channels: int, context_width: int, pooled_width: int) -> Config:
     """A preset's network for a base model: a predictor for the fast recipe, a corrector for the paper's.
 
     Args:
@@ -33,9 +31,8 @@ def geometry(
     Raises:
         DeepInvError: an unknown preset, or a width out of range.
     """
-    if name == "fast":
-        return predictor_preset(preset_name, channels=channels)
-    return preset(preset_name, channels=channels, context_width=context_width, pooled_width=pooled_width)
+    kind = PredictorConfig if name == "fast" else CorrectorConfig
+    return kind.preset(preset_name, channels=channels, context_width=context_width, pooled_width=pooled_width)
 
 
 def step_counts(text: str) -> tuple[int, ...]:

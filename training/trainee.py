@@ -16,7 +16,7 @@ from .latent_order import derived_seed
 from .recipes import Recipe
 
 if TYPE_CHECKING:
-    from ..deepinv_core.solver.file import Network
+    from ..deepinv_core.solver import Network
     from .objectives import Broken, Share
 
 
@@ -57,8 +57,8 @@ class SolverTrainee:
         """Add blocks to a corrector (its ``grow``), and the same ones to the average."""
         with torch.random.fork_rng([]):  # the same blocks in each process, and after resuming
             torch.manual_seed(derived_seed("grow", left, right))
-            new = {id(parameter) for parameter in self.network.grow(left=left, right=right)}  # type: ignore[operator]
-            self.average.grow(left=left, right=right)  # type: ignore[operator]
+            new = {id(parameter) for parameter in self.network.grow(left=left, right=right)}
+            self.average.grow(left=left, right=right)
         self.average.requires_grad_(False)
         average = dict(self.average.named_parameters())
         for name, parameter in self.network.named_parameters():

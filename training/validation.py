@@ -12,8 +12,8 @@ from torch import Tensor
 from ..deepinv_core.integrator import Callback
 from ..deepinv_core.inversion import invert, latent_snr, reconstruct, with_residual
 from ..deepinv_core.methods import Options, make_method
-from ..deepinv_core.methods.deepinv import Solver
 from ..deepinv_core.metrics import psnr
+from ..deepinv_core.solver import Solver
 from .objectives import Bound, Grid
 
 BASELINES: Final[tuple[tuple[str, int | None], ...]] = (

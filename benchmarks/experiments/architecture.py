@@ -17,7 +17,6 @@ from typing import Any, Final
 import torch
 
 from ...deepinv_core.embedded.spec import CONTEXT_TOKENS, SD3_CONFIG
-from ...deepinv_core.solver import build
 from ...deepinv_core.solver.cost import solver_flops, transformer_flops
 from ..records import method_label
 from .common import CORRECTOR, PAPER, Experiment, Report, Scale, Setup, main, of_steps, round_trips, train
@@ -65,7 +64,7 @@ def measure(setup: Setup, scale: Scale, variant: str, seed: int) -> dict[str, An
     if variant == "predictor":
         trained = train(setup, FAST, scale.evaluations, seed, config=PREDICTOR)
     else:
-        network: Any = build(CORRECTOR) if variant == "dual" else SingleStreamSolver(SINGLE)
+        network: Any = CORRECTOR.build() if variant == "dual" else SingleStreamSolver(SINGLE)
         trained = train(setup, SELF_LABELS, scale.evaluations, seed, start=network)
     rows = {str(k): round_trips(setup, STEPS, network=trained.network, refine=k, images=scale.images) for k in (0, 1)}
     weights = sum(parameter.numel() for parameter in trained.network.parameters())

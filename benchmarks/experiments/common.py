@@ -30,9 +30,7 @@ from ...deepinv_core.embedded.spec import CONTEXT_WIDTH, LATENT_CHANNELS, POOLED
 from ...deepinv_core.errors import DeepInvError
 from ...deepinv_core.inversion import invert, latent_snr, reconstruct
 from ...deepinv_core.methods import Options, make_method
-from ...deepinv_core.methods.deepinv import bind
-from ...deepinv_core.solver import build, preset
-from ...deepinv_core.solver.config import Config, SolverConfig
+from ...deepinv_core.solver import Config, CorrectorConfig, bind
 from ...training.embedded.data import load_split, upsample
 from ...training.latents import from_tensors
 from ...training.loop import Base, Budget, Training
@@ -44,7 +42,7 @@ from ..records import versions
 
 if TYPE_CHECKING:
     from ...deepinv_core.adapters.base_model import BaseModel
-    from ...deepinv_core.solver.file import Network
+    from ...deepinv_core.solver import Network
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +52,7 @@ TEST_IMAGES: Final = 256
 ENCODE_BATCH: Final = 256
 
 CORRECTOR: Final = replace(
-    preset("tiny", channels=LATENT_CHANNELS, context_width=CONTEXT_WIDTH, pooled_width=POOLED_WIDTH),
+    CorrectorConfig.preset("tiny", channels=LATENT_CHANNELS, context_width=CONTEXT_WIDTH, pooled_width=POOLED_WIDTH),
     heads=2,
     layers_left=1,
     layers_right=1,
@@ -188,7 +186,7 @@ def train(
         marks: base evaluations, ascending.
     """
     torch.manual_seed(seed)
-    network = start or build(config)
+    network = start or config.build()
     waiting, watching = list(marks), 0.0
 
     def progress(event: object) -> None:
@@ -278,7 +276,7 @@ class Scale:
     evaluations: int
     images: int = 32
     seeds: tuple[int, ...] = (0, 1, 2)
-    config: SolverConfig = CORRECTOR
+    config: CorrectorConfig = CORRECTOR
 
 
 Report = dict[str, Any]

@@ -16,7 +16,7 @@ from .common import PAPER, Experiment, Report, Scale, Setup, main, round_trips, 
 from .drawing import by_variant, draw_curve, figure, plot_by_steps, save_figure, steps_table
 
 if TYPE_CHECKING:
-    from ...deepinv_core.solver.file import Network
+    from ...deepinv_core.solver import Network
 
 STEPS: Final = (1, 2, 5, 10, 25, 50)
 CURVE_STEPS: Final = (5, 50)

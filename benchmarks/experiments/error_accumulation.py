@@ -20,7 +20,7 @@ from .drawing import by_variant, figure, markdown, save_figure, spread
 from .trajectory import exact_trajectory, step_errors
 
 if TYPE_CHECKING:
-    from ...deepinv_core.solver.file import Network
+    from ...deepinv_core.solver import Network
 
 STEPS: Final = (10, 50)
 IMAGES: Final = 16

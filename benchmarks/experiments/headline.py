@@ -26,10 +26,8 @@ from ...deepinv_core.editing import edit
 from ...deepinv_core.embedded.spec import CONTEXT_TOKENS, SD3_CONFIG
 from ...deepinv_core.inversion import invert, latent_snr, reconstruct
 from ...deepinv_core.methods import Options, make_method
-from ...deepinv_core.methods.deepinv import bind
 from ...deepinv_core.metrics import ssim
-from ...deepinv_core.solver import build, load_solver
-from ...deepinv_core.solver.config import Config
+from ...deepinv_core.solver import Config, bind, load_solver
 from ...deepinv_core.solver.cost import solver_flops, transformer_flops
 from ...training.embedded.data import load_split, upsample
 from ...training.recipes import Recipe
@@ -40,7 +38,7 @@ from .drawing import by_variant, draw_curve, figure, markdown, save_figure, spre
 from .short import FAST, PREDICTOR
 
 if TYPE_CHECKING:
-    from ...deepinv_core.solver.file import Network
+    from ...deepinv_core.solver import Network
 
 STEPS: Final = (2, 4, 8, 16, 50)
 LAST: Final = 50
@@ -136,7 +134,7 @@ def measure(setup: Setup, scale: Scale, variant: str, seed: int) -> dict[str, An
         curve.extend({"evaluations": evaluations, **point} for point in points)
 
     torch.manual_seed(seed)
-    watch(build(config).eval(), 0)
+    watch(config.build().eval(), 0)
     marks = [round(scale.evaluations * (k / POINTS) ** 2) for k in range(1, POINTS + 1)]
     trained = train(setup, recipe, scale.evaluations, seed, config=config, watch=watch, marks=marks)
     return {**trained.costs(), "curve": curve}

@@ -23,7 +23,7 @@ from .common import PAPER, Experiment, Report, Scale, Setup, main, round_trips, 
 from .drawing import by_variant, figure, markdown, save_figure, spread
 
 if TYPE_CHECKING:
-    from ...deepinv_core.solver.file import Network
+    from ...deepinv_core.solver import Network
 
 STEPS: Final = (5, 10, 25, 50)
 WEIGHTS: Final = (1.0, 0.7, 0.3, 0.0)

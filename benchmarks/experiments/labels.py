@@ -29,7 +29,7 @@ from .drawing import by_variant, figure, save_figure, steps_table
 from .trajectory import exact_trajectory, step_errors
 
 if TYPE_CHECKING:
-    from ...deepinv_core.solver.file import Network
+    from ...deepinv_core.solver import Network
 
 STEPS: Final = (1, 5, 10, 25, 50)
 ERROR_STEPS: Final = 25

@@ -23,7 +23,7 @@ from ...deepinv_core.adapters.transformer import Conditioning, TransformerVeloci
 from ...deepinv_core.embedded.spec import CLASSES
 from ...deepinv_core.inversion import invert, latent_snr, reconstruct
 from ...deepinv_core.methods import Method, Options, make_method
-from ...deepinv_core.methods.deepinv import bind
+from ...deepinv_core.solver import bind
 from ...training.embedded.classifier import load_classifier
 from ...training.loop import Base
 from ...training.objectives import Bound

@@ -15,13 +15,13 @@ from diffusers.models.embeddings import CombinedTimestepTextProjEmbeddings, Patc
 from diffusers.models.normalization import AdaLayerNormContinuous, AdaLayerNormZero
 from torch import Tensor, nn
 
-from ...deepinv_core.solver import SolverConfig
+from ...deepinv_core.solver import CorrectorConfig
 from ...deepinv_core.solver.cost import count_flops
 from ...deepinv_core.solver.grids import token_positions, unpatchify
 
 
 @dataclass(frozen=True)
-class SingleStreamConfig(SolverConfig):
+class SingleStreamConfig(CorrectorConfig):
     """A corrector's inputs and width; of the sizes of its branches none is read.
 
     Attributes:

@@ -18,11 +18,11 @@ from ...deepinv_core.flow import CountedVelocity
 from ...deepinv_core.integrator import Step
 from ...deepinv_core.inversion import invert
 from ...deepinv_core.methods import Options, make_method
-from ...deepinv_core.methods.deepinv import Corrected
 from ...deepinv_core.methods.implicit import Point
+from ...deepinv_core.solver import Corrector
 
 if TYPE_CHECKING:
-    from ...deepinv_core.solver.file import Network
+    from ...deepinv_core.solver import Network
     from .common import Setup
 
 ITERATIONS: Final = 8
@@ -80,7 +80,7 @@ def step_errors(setup: Setup, network: Network | None, exact: Exact) -> dict[str
         ``[N]``; ``back``: of z_0 after sampling back from where that way ends.
     """
     bound = setup.bound()
-    solver = None if network is None else Corrected(network, bound.context, bound.pooled)  # type: ignore[arg-type]
+    solver = None if network is None else Corrector(network, bound.context, bound.pooled)
     clean, z = exact.latents[0], exact.latents[0]
     velocity, local, along, own, latent = CountedVelocity(bound.velocity), [], [], [], []
     for step in exact.steps():

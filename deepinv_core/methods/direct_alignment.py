@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -19,7 +19,7 @@ class Aligned:
     step undoes it up to rounding; off the path (another prompt) the offset carries over.
     """
 
-    def start(self, z: torch.Tensor, carried: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    def start(self, z: torch.Tensor, grid: Sequence[float], carried: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Every offset, ``[N, B, ...]``, from the kept trajectory ``[N + 1, B, ...]`` (image first)."""
         trajectory = carried["trajectory"].to(z)
         return trajectory[:-1] - trajectory[1:]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ from ..integrator import Advance, Step
 class Euler:
     """``z <- z + h * v(z, sigma)``: downwards it is Euler sampling, upwards inversion at the source sigma. NFE N."""
 
-    def start(self, z: torch.Tensor, carried: Mapping[str, torch.Tensor]) -> None:
+    def start(self, z: torch.Tensor, grid: Sequence[float], carried: Mapping[str, torch.Tensor]) -> None:
         """Nothing to remember."""
 
     def step(self, v: CountedVelocity, z: torch.Tensor, step: Step, state: Any) -> Advance:

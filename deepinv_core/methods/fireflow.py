@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +15,7 @@ from ..integrator import Advance, Step
 class ReusedMidpoint:
     """Midpoint whose half step uses the midpoint velocity of the step before. NFE N + 1, order 2."""
 
-    def start(self, z: torch.Tensor, carried: Mapping[str, torch.Tensor]) -> torch.Tensor | None:
+    def start(self, z: torch.Tensor, grid: Sequence[float], carried: Mapping[str, torch.Tensor]) -> torch.Tensor | None:
         """No velocity yet: the first step evaluates one."""
         return None
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -32,7 +32,7 @@ class FlowEdit:
     seed: int = 0
     mask: torch.Tensor | None = None
 
-    def start(self, z: torch.Tensor, carried: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    def start(self, z: torch.Tensor, grid: Sequence[float], carried: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """``z`` is z_0, and the edit begins there."""
         return z
 

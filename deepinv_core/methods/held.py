@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,9 +31,9 @@ class Anchored:
     weight: float
     share: float
 
-    def start(self, z: torch.Tensor, carried: Mapping[str, torch.Tensor]) -> Any:
+    def start(self, z: torch.Tensor, grid: Sequence[float], carried: Mapping[str, torch.Tensor]) -> Any:
         """The inner rule's state."""
-        return self.rule.start(z, carried)
+        return self.rule.start(z, grid, carried)
 
     def step(self, v: CountedVelocity, z: torch.Tensor, step: Step, state: Any) -> Advance:
         """The inner rule's step, then the pull."""
@@ -57,9 +57,9 @@ class Masked:
     trajectory: torch.Tensor
     mask: torch.Tensor
 
-    def start(self, z: torch.Tensor, carried: Mapping[str, torch.Tensor]) -> Any:
+    def start(self, z: torch.Tensor, grid: Sequence[float], carried: Mapping[str, torch.Tensor]) -> Any:
         """The inner rule's state."""
-        return self.rule.start(z, carried)
+        return self.rule.start(z, grid, carried)
 
     def step(self, v: CountedVelocity, z: torch.Tensor, step: Step, state: Any) -> Advance:
         """The inner rule's step, then the background."""

@@ -21,7 +21,7 @@ DeepInv, ours         a trained predictor      :class:`Anderson` K + 1
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple, Protocol
 
@@ -263,7 +263,7 @@ class Implicit:
     guess: Guess
     iteration: Iteration | None = None
 
-    def start(self, z: torch.Tensor, carried: Mapping[str, torch.Tensor]) -> _State:
+    def start(self, z: torch.Tensor, grid: Sequence[float], carried: Mapping[str, torch.Tensor]) -> _State:
         """The initial latent is the clean one; no velocity is known yet."""
         return _State(z, ())
 

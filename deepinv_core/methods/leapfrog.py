@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -24,7 +24,7 @@ class Leapfrog:
     NFE N; order 2 on a uniform grid.
     """
 
-    def start(self, z: torch.Tensor, carried: Mapping[str, torch.Tensor]) -> _Pair | None:
+    def start(self, z: torch.Tensor, grid: Sequence[float], carried: Mapping[str, torch.Tensor]) -> _Pair | None:
         """No latent before the first."""
         return None
 
@@ -40,7 +40,9 @@ class Leapfrog:
 class LeapfrogBack:
     """The same rule downwards, from the pair ``z_N``, ``z_{N-1}``: exact up to rounding. NFE N - 1."""
 
-    def start(self, z: torch.Tensor, carried: Mapping[str, torch.Tensor]) -> torch.Tensor | _Pair:
+    def start(
+        self, z: torch.Tensor, grid: Sequence[float], carried: Mapping[str, torch.Tensor]
+    ) -> torch.Tensor | _Pair:
         """The last latent but one, which the inversion kept."""
         return carried["previous"].to(z)
 

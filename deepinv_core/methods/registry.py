@@ -5,11 +5,10 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from ..errors import DeepInvError
 from ..integrator import Rule
-from .deepinv import Solver
 from .direct_alignment import Aligned
 from .easyinv import Mixed
 from .explicit import Euler
@@ -27,6 +26,9 @@ from .implicit import (
 from .leapfrog import Leapfrog, LeapfrogBack
 from .rf_inversion import TowardsImage, TowardsNoise
 from .rf_solver import Midpoint
+
+if TYPE_CHECKING:
+    from ..solver.kind import Solver
 
 Kept = Literal["pure", "+z_0", "+pair", "exact"]
 """What the way back reads besides the noise: nothing, the clean latent, the last two latents, the trajectory."""
@@ -86,8 +88,7 @@ def _deepinv(options: Options, k: int, solver: Solver | None) -> Rule:
             "method 'deepinv' needs a trained solver and none was given: load one trained for this model, "
             "or take 'anderson_extrapolated', the most accurate method that needs no training"
         )
-    evaluations = k + solver.evaluations
-    return Implicit(solver, Anderson(evaluations, options.tolerance) if evaluations else None)
+    return solver.rule(k, options.tolerance)
 
 
 SOLVER_COST = "N(K+1)+1 (paper's recipe: N(K+1)), + N solver"

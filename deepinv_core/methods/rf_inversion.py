@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -21,7 +21,7 @@ class TowardsNoise:
     gamma: float = 0.5
     seed: int = 0
 
-    def start(self, z: torch.Tensor, carried: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    def start(self, z: torch.Tensor, grid: Sequence[float], carried: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Draw n from the seed, on the CPU so that every device gets the same."""
         generator = torch.Generator().manual_seed(self.seed)
         return torch.randn((1, *z.shape[1:]), generator=generator, dtype=torch.float32).to(z)
@@ -43,7 +43,7 @@ class TowardsImage:
     eta: float = 0.9
     share: float = 0.25
 
-    def start(self, z: torch.Tensor, carried: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    def start(self, z: torch.Tensor, grid: Sequence[float], carried: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """The clean latent that the inversion kept."""
         return carried["latent_clean"].to(z)
 

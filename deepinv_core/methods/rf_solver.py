@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ from ..integrator import Advance, Step
 class Midpoint:
     """``z <- z + h * v(z + h/2 * v(z, sigma), sigma + h/2)``. NFE 2N, order 2."""
 
-    def start(self, z: torch.Tensor, carried: Mapping[str, torch.Tensor]) -> None:
+    def start(self, z: torch.Tensor, grid: Sequence[float], carried: Mapping[str, torch.Tensor]) -> None:
         """Nothing to remember."""
 
     def step(self, v: CountedVelocity, z: torch.Tensor, step: Step, state: Any) -> Advance:

@@ -1,48 +1,31 @@
-"""The learned solver g_φ: its network, presets, file format and the import of released weights.
+"""The solvers: a file a kind (:mod:`.corrector`, :mod:`.predictor`), their file format and the import of released ones.
 
-The network needs ``diffusers``, which is imported when the network's class is first asked for, not before.
+The networks need ``diffusers``, which is imported when the first is built, not before.
 """
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Any
-
-from .config import PREDICTORS, PRESETS, PredictorConfig, SolverConfig, predictor_preset, preset
-from .file import BaseInfo, LoadedSolver, build, fingerprint, load_solver, require_base, role_of, save_solver
+from .config import Config
+from .corrector import Corrector, CorrectorConfig
+from .file import BaseInfo, LoadedSolver, fingerprint, load_solver, require_base, save_solver
+from .kind import Network, Solver
+from .kinds import KINDS, bind
+from .predictor import Predictor, PredictorConfig
 from .released import from_released
 
-if TYPE_CHECKING:
-    from .network import DeepInvSolver
-    from .predictor import DeepInvPredictor
-
 __all__ = [
-    "PREDICTORS",
-    "PRESETS",
+    "KINDS",
     "BaseInfo",
-    "DeepInvPredictor",
-    "DeepInvSolver",
+    "Config",
+    "Corrector",
+    "CorrectorConfig",
     "LoadedSolver",
+    "Network",
+    "Predictor",
     "PredictorConfig",
-    "SolverConfig",
-    "build",
+    "Solver",
+    "bind",
     "fingerprint",
     "from_released",
     "load_solver",
-    "predictor_preset",
-    "preset",
     "require_base",
-    "role_of",
     "save_solver",
 ]
-
-
-def __getattr__(name: str) -> Any:
-    if name == "DeepInvSolver":
-        from .network import DeepInvSolver
-
-        return DeepInvSolver
-    if name == "DeepInvPredictor":
-        from .predictor import DeepInvPredictor
-
-        return DeepInvPredictor
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

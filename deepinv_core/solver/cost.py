@@ -10,13 +10,14 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 import torch
-from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..adapters.transformer import FAMILIES, predict
 from ..errors import DeepInvError
-from .config import Config, SolverConfig
-from .file import build
+from ..flow import CountedVelocity
+from ..integrator import Step
+from .config import Config
+from .kinds import bind
 
 SD3_MEDIUM: Final[Mapping[str, Any]] = {
     "sample_size": 128,
@@ -66,24 +67,32 @@ def count_flops(call: Callable[[], object]) -> int:
     return counter.get_total_flops()
 
 
+class _Free:
+    """A base model that costs nothing."""
+
+    sigma_min, cost = 0.0, 1
+
+    def __call__(self, z: torch.Tensor, sigma: float) -> torch.Tensor:
+        return z
+
+
 def solver_flops(config: Config, *, height: int, width: int, batch: int = 1, context_tokens: int = 0) -> int:
-    """FLOPs of one evaluation of a solver network.
+    """FLOPs that a solver adds to a step.
 
     Args:
-        config: its geometry.
+        config: what it is built from.
         height: of the latent, in latent pixels.
         width: of the latent.
         batch: latents at once.
-        context_tokens: prompt tokens a corrector reads; a predictor reads none.
+        context_tokens: prompt tokens, for a kind that reads them.
     """
     with torch.device("meta"):
-        network, z, one = build(config), torch.empty(batch, config.channels, height, width), torch.empty(batch)
-        if not isinstance(config, SolverConfig):
-            inputs: dict[str, Tensor] = {"last": z, "slope": z, "sigma_last": one, "h": one}
-        else:
-            context = torch.empty(batch, context_tokens, config.context_width)
-            inputs = {"velocity": z, "context": context, "pooled": torch.empty(batch, config.pooled_width)}
-        return count_flops(lambda: network(latent=z, latent_clean=z, sigma=one, **inputs))
+        z = torch.empty(batch, config.channels, height, width)
+        context = torch.empty(batch, context_tokens, getattr(config, "context_width", 0))
+        pooled = torch.empty(batch, getattr(config, "pooled_width", 0))
+        rule = bind(config.build(), context, pooled).rule(0)
+        velocity, step = CountedVelocity(_Free()), Step(0, 1, 0.0, 1.0)
+        return count_flops(lambda: rule.step(velocity, z, step, rule.start(z, (0.0, 1.0), {})))
 
 
 def transformer_flops(

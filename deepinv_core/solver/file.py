@@ -1,4 +1,4 @@
-"""The solver file: a network, the base model it was trained for, and how it was trained."""
+"""The solver file: a solver's settings and tensors, the base model it was trained for, and how it was trained."""
 
 from __future__ import annotations
 
@@ -7,29 +7,19 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import torch
 
 from .. import checkpoint
 from ..errors import DeepInvError
-from .config import Config, PredictorConfig, SolverConfig
+from .config import Config
+from .kind import Network, Solver
+from .kinds import KINDS
 from .released import refuse_differences
-
-if TYPE_CHECKING:
-    from .network import DeepInvSolver
-    from .predictor import DeepInvPredictor
-
-    Network = DeepInvSolver | DeepInvPredictor
 
 KIND: Final = "solver"
 SIGMA_CONVENTION: Final = "0 = image, 1 = noise: z = (1 - sigma) * z_0 + sigma * noise; dz/dsigma = velocity"
-CONFIGS: Final[Mapping[str, type[SolverConfig] | type[PredictorConfig]]] = {
-    "corrector": SolverConfig,
-    "predictor": PredictorConfig,
-}
-"""Geometry by role. ``corrector``: the paper's solver; the base model is evaluated at z_i and the network corrects its
-velocity. ``predictor``: the network guesses first and the base model is evaluated at the predicted point."""
 
 
 @dataclass(frozen=True)
@@ -60,18 +50,24 @@ class LoadedSolver:
     """What :func:`load_solver` read.
 
     Attributes:
-        solver: The network, on the CPU, in the dtype stored, in evaluation mode.
-        config: Its geometry.
+        solver: Its tensors, on the CPU, in the dtype stored, in evaluation mode.
         base: The base model it was trained for.
         training: The training summary, None when the file has none.
-        role: How the network is used, one of :data:`CONFIGS`.
     """
 
     solver: Network
-    config: Config
     base: BaseInfo
     training: dict[str, Any] | None
-    role: str
+
+    @property
+    def config(self) -> Config:
+        """What it was built from."""
+        return self.solver.config
+
+    @property
+    def role(self) -> str:
+        """Its kind, one of :data:`.kinds.KINDS`."""
+        return self.config.role
 
 
 def fingerprint(shapes: Mapping[str, Sequence[int]]) -> str:
@@ -113,7 +109,7 @@ def save_solver(
         )
     metadata = {
         **checkpoint.header(KIND),
-        "role": role_of(solver.config),
+        "role": solver.config.role,
         "network": solver.config.to_dict(),
         "base": asdict(base),
         "sigma": SIGMA_CONVENTION,
@@ -138,7 +134,7 @@ def load_solver(path: str | os.PathLike[str], *, expect: BaseInfo | None = None)
     """
     name = Path(path).name
     metadata = checkpoint.read_metadata(path, kind=KIND)  # refuse before the tensors are read
-    role = _known_role(metadata.get("role"), repr(name))
+    kind = known_role(metadata.get("role"), name).config_type
     base = _read_base(metadata.get("base"), name)
     if metadata.get("sigma") != SIGMA_CONVENTION:
         raise DeepInvError(
@@ -151,32 +147,19 @@ def load_solver(path: str | os.PathLike[str], *, expect: BaseInfo | None = None)
     if expect is not None:
         require_base(base, expect, name)
     try:
-        config: Config = CONFIGS[role].from_dict(metadata.get("network") or {})
+        config: Config = kind.from_dict(metadata.get("network") or {})
     except DeepInvError as error:
         raise DeepInvError(f"{name!r} can't be used. {error}") from error
     if config.channels != base.channels:
         raise DeepInvError(
             f"{name!r}: its network has {config.channels} channels, its base model {base.channels}; save it again."
         )
-    return LoadedSolver(_read_network(path, config, name), config, base, training, role)
-
-
-def role_of(config: Config) -> str:
-    """How a network of this geometry is used, one of :data:`CONFIGS`."""
-    return next(role for role, kind in CONFIGS.items() if isinstance(config, kind))
-
-
-def build(config: Config) -> Network:
-    """A fresh network of a geometry."""
-    from .network import DeepInvSolver
-    from .predictor import DeepInvPredictor
-
-    return DeepInvSolver(config) if isinstance(config, SolverConfig) else DeepInvPredictor(config)
+    return LoadedSolver(_read_network(path, config, name), base, training)
 
 
 def _read_network(path: str | os.PathLike[str], config: Config, name: str) -> Network:
     with torch.device("meta"):
-        solver = build(config)
+        solver = config.build()
     expected = {key: tensor.shape for key, tensor in solver.state_dict().items()}
     refuse_differences(checkpoint.read_shapes(path, kind=KIND), expected, repr(name))
     tensors, _ = checkpoint.load(path, kind=KIND)
@@ -187,10 +170,15 @@ def _read_network(path: str | os.PathLike[str], config: Config, name: str) -> Ne
     return solver.requires_grad_(True).eval()
 
 
-def _known_role(role: object, subject: str) -> str:
-    if not isinstance(role, str) or role not in CONFIGS:
-        raise DeepInvError(f"{subject} has the role {role!r:.60}: {', '.join(CONFIGS)} are accepted; update the pack.")
-    return role
+def known_role(role: object, name: str) -> type[Solver]:
+    """The kind that a file called ``name`` says its solver is of.
+
+    Raises:
+        DeepInvError: there is none of that role.
+    """
+    if not isinstance(role, str) or role not in KINDS:
+        raise DeepInvError(f"{name!r} has the role {role!r:.60}: {', '.join(KINDS)} are accepted; update the pack.")
+    return KINDS[role]
 
 
 def _read_base(values: object, name: str) -> BaseInfo:

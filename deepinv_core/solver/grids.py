@@ -9,10 +9,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .config import Config
+from .config import TransformerConfig
 
 
-def token_positions(config: Config, height: int, width: int) -> Tensor:
+def token_positions(config: TransformerConfig, height: int, width: int) -> Tensor:
     """Sine-cosine positions of a latent's tokens, diffusers' SD3 table cut to the centre.
 
     Within ``config.pos_table`` tokens a side they equal ``PatchEmbed.cropped_pos_embed``. Beyond it the positions of
@@ -34,7 +34,7 @@ def token_positions(config: Config, height: int, width: int) -> Tensor:
     return torch.cat([column, row], dim=-1).flatten(0, 1)[None]
 
 
-def _axis(config: Config, count: int, squeeze: float) -> Tensor:
+def _axis(config: TransformerConfig, count: int, squeeze: float) -> Tensor:
     """Sine and cosine of ``count`` tokens along one axis: ``[count, hidden / 2]``."""
     start = (config.pos_table - count / squeeze) // 2
     index = start + torch.arange(count, dtype=torch.float64, device="cpu") / squeeze

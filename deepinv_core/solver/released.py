@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 
 from ..errors import DeepInvError
-from .config import SolverConfig
+from .corrector import CorrectorConfig
 from .grids import sines
 
 if TYPE_CHECKING:
-    from .network import DeepInvSolver
+    from .corrector_network import CorrectorNetwork
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +29,7 @@ UNUSED = ("res1.weight", "res1.bias")
 """A layer that the released network has and never calls."""
 
 
-def from_released(state_dict: Mapping[str, Tensor], num_heads: int) -> DeepInvSolver:
+def from_released(state_dict: Mapping[str, Tensor], num_heads: int) -> CorrectorNetwork:
     """Builds the solver that a released network's tensors describe; every size but one is read from their shapes.
 
     The number of heads can't be read: 24 heads of 64 and one head of 1536 have tensors of the same shapes, and with the
@@ -59,10 +59,8 @@ def from_released(state_dict: Mapping[str, Tensor], num_heads: int) -> DeepInvSo
         state.pop(name, None)
     for branch in ("blocks", "blocks_img"):
         state = _close_branch(state, branch, config.layers_left)
-    from .network import DeepInvSolver
-
     with torch.device("meta"):
-        solver = DeepInvSolver(config)
+        solver = config.build()
     expected = {name: tensor.shape for name, tensor in solver.state_dict().items()}
     refuse_differences({name: tensor.shape for name, tensor in state.items()}, expected, "The released solver")
     dtype = state["proj_out.weight"].dtype
@@ -101,7 +99,7 @@ def refuse_differences(seen: Mapping[str, torch.Size], expected: Mapping[str, to
             )
 
 
-def _read_config(state: Mapping[str, Tensor], num_heads: int) -> SolverConfig:
+def _read_config(state: Mapping[str, Tensor], num_heads: int) -> CorrectorConfig:
     context = _shape(state, "context_embedder.weight", 2)
     patch = _shape(state, "pos_embed1.proj.weight", 4)
     pool = _shape(state, "pool_full.weight", 2)
@@ -120,7 +118,7 @@ def _read_config(state: Mapping[str, Tensor], num_heads: int) -> SolverConfig:
             right,
             min(left, right),
         )
-    return SolverConfig(
+    return CorrectorConfig(
         channels=patch[1],
         context_width=context[1],
         pooled_width=pooled[1],

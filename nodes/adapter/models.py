@@ -15,9 +15,8 @@ import torch
 
 from ...deepinv_core.adapters.transformer import describe_geometry
 from ...deepinv_core.errors import DeepInvError
-from ...deepinv_core.methods.deepinv import Solver, bind
 from ...deepinv_core.names import free_path
-from ...deepinv_core.solver import BaseInfo, LoadedSolver, load_solver, require_base
+from ...deepinv_core.solver import KINDS, BaseInfo, LoadedSolver, Solver, bind, load_solver, require_base
 from .files import require_no_way_out
 
 SOLVER_FOLDER = "deepinv"
@@ -95,7 +94,7 @@ class SolverHandle:
         Raises:
             DeepInvError: no prompt for a solver that reads one.
         """
-        if self.loaded.role == "predictor":
+        if not KINDS[self.loaded.role].reads_prompt:
             return bind(self.loaded.solver, None, None)
         if conditioning is None:
             raise DeepInvError(

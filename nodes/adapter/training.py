@@ -28,7 +28,7 @@ from .sampling import Call, check_latent, run_inside
 from .velocity import GuiderVelocity, checked_grid, give_back, schedule
 
 if TYPE_CHECKING:
-    from ...deepinv_core.solver.file import Network
+    from ...deepinv_core.solver import Network
 
 SCHEDULER = "simple"
 """DeepInv Invert's default; a solver serves others too."""
@@ -256,9 +256,9 @@ def _move(network: Network, device: torch.device | str) -> None:
 
 def _memory(network: Network, shape: Sequence[int], device: torch.device) -> tuple[int, int]:
     """Bytes that a training holds throughout, and about those that a pass needs for its activations."""
-    config = network.config
+    config: Any = network.config  # a transformer's, whichever its kind
     weights = sum(parameter.nbytes for parameter in network.parameters())
-    blocks = getattr(config, "layers", 0) or 2 * (config.layers_left + config.layers_right)  # type: ignore[union-attr]
+    blocks = getattr(config, "layers", 0) or 2 * (config.layers_left + config.layers_right)
     tokens = math.prod(shape) // shape[1] // config.patch_size**2
     wide = 1 if device.type == "cuda" else 2  # float32 elsewhere
     return weights * (KEPT + 1), ACTIVATION_BYTES * wide * tokens * config.hidden * blocks

@@ -26,7 +26,7 @@ from comfyui_deepinv.deepinv_core.errors import DeepInvError
 from comfyui_deepinv.deepinv_core.inversion import latent_snr
 from comfyui_deepinv.deepinv_core.methods import METHODS
 from comfyui_deepinv.deepinv_core.metrics import MS_SSIM_WEIGHTS, ms_ssim
-from comfyui_deepinv.deepinv_core.solver import build, predictor_preset
+from comfyui_deepinv.deepinv_core.solver import PredictorConfig
 
 ROOT = Path(__file__).absolute().parents[2]
 SOME = tuple(
@@ -237,7 +237,7 @@ def test_orderings_hold() -> None:
 
 def test_a_solver_that_knows_nothing_is_found_out(suite: measure.Suite) -> None:
     torch.manual_seed(0)
-    network = build(predictor_preset("tiny", channels=16))
+    network = PredictorConfig.preset("tiny", channels=16).build()
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.05)

@@ -26,7 +26,6 @@ from comfyui_deepinv.benchmarks.experiments import (
 from comfyui_deepinv.benchmarks.experiments.common import CORRECTOR, KIND, Experiment, Scale, Setup
 from comfyui_deepinv.deepinv_core import checkpoint
 from comfyui_deepinv.deepinv_core.errors import DeepInvError
-from comfyui_deepinv.deepinv_core.solver import build
 from comfyui_deepinv.training.recipes import PaperRecipe
 
 NETWORK = replace(CORRECTOR, heads=1, head_dim=16, image_channels=1, image_grid=2, image_width=16)
@@ -149,7 +148,7 @@ def test_the_exact_trajectory_s_noise_leads_along_it_both_ways(setup: Setup) -> 
 def test_an_untrained_solver_has_euler_s_errors_and_the_first_step_s_are_the_same_on_both_ways(setup: Setup) -> None:
     exact = trajectory.exact_trajectory(setup, 3, 2)
     torch.manual_seed(0)
-    euler, untrained = (trajectory.step_errors(setup, net, exact) for net in (None, build(NETWORK)))
+    euler, untrained = (trajectory.step_errors(setup, net, exact) for net in (None, NETWORK.build()))
     assert euler == untrained
     assert euler["local"][0] == euler["along"][0] > 0
     assert euler["local"][1] != euler["along"][1]
@@ -159,8 +158,8 @@ def test_the_exact_noise_has_no_error(setup: Setup, monkeypatch: pytest.MonkeyPa
     """A solver that knows it stays on the trajectory, and comes back."""
     exact = trajectory.exact_trajectory(setup, 3, 2)
     answers = [noise for noise in exact.noise for _ in range(2)]  # asked from the exact latent, then on its own way
-    monkeypatch.setattr(trajectory.Corrected, "correct", lambda self, e, point: answers.pop(0))
-    errors = trajectory.step_errors(setup, build(NETWORK), exact)
+    monkeypatch.setattr(trajectory.Corrector, "correct", lambda self, e, point: answers.pop(0))
+    errors = trajectory.step_errors(setup, NETWORK.build(), exact)
     assert max(*errors["local"], *errors["along"]) == 0
     assert max(*errors["own"], *errors["latent"], errors["back"]) < 1e-10
 

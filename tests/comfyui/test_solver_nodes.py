@@ -8,19 +8,19 @@ import pytest
 import torch
 
 from comfyui_deepinv.deepinv_core.adapters.transformer import base_info, describe_geometry
-from comfyui_deepinv.deepinv_core.methods.deepinv import bind
-from comfyui_deepinv.deepinv_core.solver import BaseInfo, DeepInvSolver, preset, save_solver
+from comfyui_deepinv.deepinv_core.solver import BaseInfo, CorrectorConfig, bind, save_solver
+from comfyui_deepinv.deepinv_core.solver.corrector_network import CorrectorNetwork
 
 from .conftest import Client
 from .server import ComfyServer
 from .test_invert import Tiny, node, relative
 
 
-def write_solver(tiny: Tiny, base: BaseInfo, *, seed: int = 0) -> tuple[str, DeepInvSolver]:
+def write_solver(tiny: Tiny, base: BaseInfo, *, seed: int = 0) -> tuple[str, CorrectorNetwork]:
     """A random solver in models/deepinv; its name in the menu, and the network."""
     torch.manual_seed(seed)
     widths = {"context_width": tiny.context.shape[-1], "pooled_width": tiny.pooled.shape[-1]}
-    network = DeepInvSolver(preset("tiny", channels=16, **widths)).eval()
+    network = CorrectorNetwork(CorrectorConfig.preset("tiny", channels=16, **widths)).eval()
     torch.nn.init.normal_(network.proj_out.weight, std=0.05)
     name = f"{tiny.name}.safetensors"
     save_solver(tiny.server.base / "models" / "deepinv" / name, network, base=base, training=None)

@@ -15,8 +15,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from comfyui_deepinv.deepinv_core import checkpoint
-from comfyui_deepinv.deepinv_core.methods.deepinv import bind
-from comfyui_deepinv.deepinv_core.solver import load_solver
+from comfyui_deepinv.deepinv_core.solver import bind, load_solver
 
 from .conftest import Client
 from .server import ComfyServer

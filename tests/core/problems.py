@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from comfyui_deepinv.deepinv_core.methods.deepinv import Corrected
+from comfyui_deepinv.deepinv_core.solver import Corrector
 
-ZERO = Corrected(lambda *, velocity, **inputs: velocity, None, None)
+ZERO = Corrector(lambda *, velocity, **inputs: velocity, None, None)
 """A solver that corrects nothing."""
 
 

@@ -16,7 +16,8 @@ from comfyui_deepinv.deepinv_core.adapters.transformer import describe_geometry
 from comfyui_deepinv.deepinv_core.embedded.model import load_embedded
 from comfyui_deepinv.deepinv_core.images import load_photo
 from comfyui_deepinv.deepinv_core.inversion import load_inversion
-from comfyui_deepinv.deepinv_core.solver import DeepInvSolver, preset, save_solver
+from comfyui_deepinv.deepinv_core.solver import CorrectorConfig, save_solver
+from comfyui_deepinv.deepinv_core.solver.corrector_network import CorrectorNetwork
 
 PHOTO = Path(cli.__file__).parent / "embedded" / "photos" / "coffee.png"
 KEYS = {
@@ -86,7 +87,7 @@ def a_solver(path: Path, *, other: bool = False) -> Path:
         describe_geometry("sd3", channels=16, hidden=1536, depth=(24, 0), context=4096, pooled=2048) if other else info
     )
     torch.manual_seed(0)
-    solver = DeepInvSolver(preset("tiny", channels=16, context_width=64, pooled_width=64))
+    solver = CorrectorNetwork(CorrectorConfig.preset("tiny", channels=16, context_width=64, pooled_width=64))
     torch.nn.init.normal_(solver.proj_out.weight, std=0.02)
     save_solver(path, solver, base=base, training=None)
     return path

@@ -24,8 +24,9 @@ from torch import nn
 from comfyui_deepinv.deepinv_core import checkpoint, cli
 from comfyui_deepinv.deepinv_core.errors import DeepInvError
 from comfyui_deepinv.deepinv_core.inversion import save_inversion
-from comfyui_deepinv.deepinv_core.solver import BaseInfo, DeepInvSolver, load_solver, preset
+from comfyui_deepinv.deepinv_core.solver import BaseInfo, CorrectorConfig, load_solver
 from comfyui_deepinv.deepinv_core.solver.convert import convert, read_released
+from comfyui_deepinv.deepinv_core.solver.corrector_network import CorrectorNetwork
 
 from .test_inversion_file import made
 
@@ -135,7 +136,7 @@ def test_the_whole_module_could_not_have_been_unpickled(tmp_path: Path) -> None:
 
 def test_a_module_of_diffusers_blocks_gives_its_state_dict(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    solver = DeepInvSolver(preset("tiny", channels=16, context_width=64, pooled_width=64))
+    solver = CorrectorNetwork(CorrectorConfig.preset("tiny", channels=16, context_width=64, pooled_width=64))
     read, expected = read_released(saved(tmp_path / "solver.pt", solver)), solver.state_dict()
     assert set(read) == set(expected) and all(torch.equal(read[name], expected[name]) for name in read)
 

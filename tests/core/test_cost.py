@@ -9,7 +9,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from comfyui_deepinv.deepinv_core.embedded.model import load_embedded
 from comfyui_deepinv.deepinv_core.embedded.spec import FLUX_CONFIG, SD3_CONFIG
 from comfyui_deepinv.deepinv_core.errors import DeepInvError
-from comfyui_deepinv.deepinv_core.solver import PREDICTORS, PRESETS, build, preset
+from comfyui_deepinv.deepinv_core.solver import CorrectorConfig, PredictorConfig
 from comfyui_deepinv.deepinv_core.solver.cost import (
     FLUX1,
     SD3_MEDIUM,
@@ -33,7 +33,11 @@ def test_base_models_cost_what_is_known_of_them(family: str, config: dict, tera:
 
 
 def test_the_released_solver_costs_what_is_known_of_it() -> None:
-    flops = solver_flops(PRESETS["paper"], **LATENT, context_tokens=TEXT_TOKENS["sd3"])
+    flops = solver_flops(
+        CorrectorConfig.preset("paper", channels=16, context_width=4096, pooled_width=2048),
+        **LATENT,
+        context_tokens=TEXT_TOKENS["sd3"],
+    )
     assert flops / TERA == pytest.approx(6.76, rel=0.02)
 
 
@@ -41,8 +45,8 @@ def test_the_released_solver_costs_what_is_known_of_it() -> None:
 @pytest.mark.parametrize("role", ["corrector", "predictor"])
 def test_compact_is_a_small_share_of_a_base_evaluation(role: str, family: str, config: dict, share: float) -> None:
     widths = {"context_width": config["joint_attention_dim"], "pooled_width": config["pooled_projection_dim"]}
-    corrector = preset("compact", channels=16, **widths)
-    solver = corrector if role == "corrector" else PREDICTORS["compact"]
+    corrector = CorrectorConfig.preset("compact", channels=16, **widths)
+    solver = corrector if role == "corrector" else PredictorConfig.preset("compact", channels=16)
     cost = solver_flops(solver, **LATENT, context_tokens=TEXT_TOKENS[family])
     assert 0 < cost <= share * transformer_flops(family, config, **LATENT)
 
@@ -64,10 +68,10 @@ def test_the_count_is_that_of_a_real_run(kind: str, config: dict) -> None:
     velocity = model.velocity("")
     with sdpa_kernel(SDPBackend.MATH):
         real = count_flops(lambda: velocity(torch.randn(3, 16, 8, 6), 0.5))
-        solver = PREDICTORS["tiny"]
+        solver = PredictorConfig.preset("tiny", channels=16)
         z, one = torch.randn(3, 16, 8, 6), torch.rand(3)
         real_solver = count_flops(
-            lambda: build(solver)(last=z, slope=z, latent=z, latent_clean=z, sigma=one, sigma_last=one, h=one)
+            lambda: solver.build()(last=z, slope=z, latent=z, latent_clean=z, sigma=one, sigma_last=one, h=one)
         )
     tokens = model.condition("").context.shape[1]
     assert transformer_flops(kind, config, height=8, width=6, batch=3, context_tokens=tokens) == real

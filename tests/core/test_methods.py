@@ -14,7 +14,6 @@ from comfyui_deepinv.deepinv_core.errors import DeepInvError
 from comfyui_deepinv.deepinv_core.integrator import integrate
 from comfyui_deepinv.deepinv_core.inversion import Inversion, invert, latent_snr, reconstruct, with_residual
 from comfyui_deepinv.deepinv_core.methods import METHODS, Method, Options, make_method
-from comfyui_deepinv.deepinv_core.methods.deepinv import Corrected, Predicted
 from comfyui_deepinv.deepinv_core.methods.explicit import Euler
 from comfyui_deepinv.deepinv_core.methods.implicit import (
     Anderson,
@@ -24,6 +23,7 @@ from comfyui_deepinv.deepinv_core.methods.implicit import (
     TargetEuler,
 )
 from comfyui_deepinv.deepinv_core.schedule import custom_grid, uniform_grid
+from comfyui_deepinv.deepinv_core.solver import Corrector, Predictor
 
 from .problems import ZERO, GaussianMixture
 
@@ -214,7 +214,7 @@ def test_the_solver_sees_the_paper_s_inputs() -> None:
         seen.append((velocity, latent, latent_clean, float(sigma)))
         return velocity + 0.01
 
-    method = make_method("deepinv", solver=Corrected(network, None, None))
+    method = make_method("deepinv", solver=Corrector(network, None, None))
     trajectory = invert(flow, latent, uniform_grid(4), method, keep_trajectory=True).carried["trajectory"]
     for i, (e, z, clean, sigma) in enumerate(seen):
         assert torch.equal(z, trajectory[i]) and torch.equal(clean, latent) and math.isclose(sigma, (i + 1) / 4)
@@ -231,7 +231,7 @@ def test_the_predictor_sees_the_last_velocities_and_its_guess_is_evaluated() -> 
         seen.append((last, slope, latent, float(sigma), float(sigma_last), float(h)))
         return last if slope is None else last + (sigma - sigma_last) * slope
 
-    method = make_method("deepinv", solver=Predicted(network))
+    method = make_method("deepinv", solver=Predictor(network))
     inversion = invert(flow, latent, uniform_grid(4), method, keep_trajectory=True)
     z = inversion.carried["trajectory"]
     eps = [(z[i + 1] - z[i]) * 4 for i in range(4)]
@@ -245,7 +245,7 @@ def test_the_predictor_sees_the_last_velocities_and_its_guess_is_evaluated() -> 
         assert torch.allclose(last, eps[i - 1])
         assert slope is None if i == 1 else torch.allclose(slope, (eps[i - 1] - eps[i - 2]) * 4)
     refined = invert(
-        flow, latent, uniform_grid(4), make_method("deepinv", Options(refine=2), solver=Predicted(network))
+        flow, latent, uniform_grid(4), make_method("deepinv", Options(refine=2), solver=Predictor(network))
     )
     assert refined.nfe == 13
 

@@ -14,8 +14,7 @@ import torch.nn.functional as F
 from comfyui_deepinv.deepinv_core import checkpoint
 from comfyui_deepinv.deepinv_core.errors import DeepInvError
 from comfyui_deepinv.deepinv_core.flow import CountedVelocity
-from comfyui_deepinv.deepinv_core.methods.deepinv import Corrected
-from comfyui_deepinv.deepinv_core.solver import load_solver
+from comfyui_deepinv.deepinv_core.solver import Corrector, load_solver
 from comfyui_deepinv.training import loop
 from comfyui_deepinv.training.budget import Budget, Position, Schedule
 from comfyui_deepinv.training.loop import Event
@@ -223,7 +222,7 @@ def test_labels_by_hand_on_a_closed_form_flow(lag: int) -> None:
     flow = GaussianMixture()
     clean, grid = flow.sample(3), [0.0, 0.2, 0.45, 0.7, 1.0]
     recipe = replace(SHORT, interpolation_lag=lag, interpolation=0.4)
-    labels = make_labels(CountedVelocity(flow), Corrected(scaled, None, None), clean, grid, recipe, NO_AUTOCAST)
+    labels = make_labels(CountedVelocity(flow), Corrector(scaled, None, None), clean, grid, recipe, NO_AUTOCAST)
 
     z = [clean]
     for i in range(4):
@@ -250,7 +249,7 @@ def test_easyinv_s_mixing_is_that_of_the_method() -> None:
         after = z + 0.1 * 1.1 * flow(z, grid[i + 1])
         z = 0.9 * after + 0.1 * z if i in (1, 2, 3) else after
     recipe = replace(SHORT, easyinv=True, interpolation=0.0, curriculum=((10, 1),))
-    labels = make_labels(CountedVelocity(flow), Corrected(scaled, None, None), clean, grid, recipe, NO_AUTOCAST)
+    labels = make_labels(CountedVelocity(flow), Corrector(scaled, None, None), clean, grid, recipe, NO_AUTOCAST)
     torch.testing.assert_close(labels[-1], flow(z, 1.0))
     model = replace(base()[0], grid=lambda steps, latent: torch.tensor(grid))
     objective = PaperObjective(recipe, model, 0, NO_AUTOCAST, Workers())
@@ -275,7 +274,7 @@ def test_the_losses_by_hand(tmp_path: Path) -> None:
             z, h, sigma = walk.z, walk.grid[i + 1] - walk.grid[i], walk.grid[i + 1]
             with torch.no_grad():
                 e = bound.velocity(z, sigma)
-                eps = Corrected(network, bound.context, bound.pooled).correct(e, walk.point())
+                eps = Corrector(network, bound.context, bound.pooled).correct(e, walk.point())
                 own = F.mse_loss(eps, bound.velocity(z + h * eps, sigma))
                 other = F.mse_loss(eps, torch.stack([files[name][place] for name in walk.names]))
             alone = i < 0.5 * steps
@@ -300,10 +299,10 @@ def test_the_fused_label_is_more_than_a_self_label_rescaled(tmp_path: Path) -> N
     z, h, sigma = walk.z, walk.grid[2] - walk.grid[1], walk.grid[2]
     with torch.no_grad():
         e = bound.velocity(z, sigma)
-    eps = Corrected(network, bound.context, bound.pooled).correct(e, walk.point())
+    eps = Corrector(network, bound.context, bound.pooled).correct(e, walk.point())
     label = bound.velocity(z + h * eps.detach(), sigma)
     of_self = 0.7 * gradient(F.mse_loss(eps, label), network).clone()
-    eps = Corrected(network, bound.context, bound.pooled).correct(e, walk.point())
+    eps = Corrector(network, bound.context, bound.pooled).correct(e, walk.point())
     degenerate = gradient(F.mse_loss(eps, 0.7 * label + 0.3 * eps.detach()), network)
     torch.testing.assert_close(degenerate, of_self, rtol=1e-3, atol=1e-6)
     share = next(objective.losses(walk, network, bound))
@@ -495,7 +494,7 @@ def test_a_short_training_on_one_batch_beats_target_sigma_euler(tmp_path: Path) 
     network, clean = training.run().network, next(cache.batches(4, 0)).latents
     latents, checks = [(clean, model.bind(()))], Checks((2,), (0,))
     (trained,) = validate_solver(
-        lambda bound: Corrected(network, bound.context, bound.pooled), latents, model.grid, checks
+        lambda bound: Corrector(network, bound.context, bound.pooled), latents, model.grid, checks
     )
     euler = validate_baselines(latents, model.grid, checks)[0]
     assert euler["method"] == "euler"

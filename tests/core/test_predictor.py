@@ -9,19 +9,19 @@ from comfyui_deepinv.deepinv_core import checkpoint
 from comfyui_deepinv.deepinv_core.errors import DeepInvError
 from comfyui_deepinv.deepinv_core.inversion import invert
 from comfyui_deepinv.deepinv_core.methods import make_method
-from comfyui_deepinv.deepinv_core.methods.deepinv import Corrected, Predicted, bind
 from comfyui_deepinv.deepinv_core.schedule import uniform_grid
 from comfyui_deepinv.deepinv_core.solver import (
     BaseInfo,
-    DeepInvPredictor,
-    DeepInvSolver,
+    Corrector,
+    CorrectorConfig,
+    Predictor,
     PredictorConfig,
+    bind,
     load_solver,
-    predictor_preset,
-    preset,
-    role_of,
     save_solver,
 )
+from comfyui_deepinv.deepinv_core.solver.corrector_network import CorrectorNetwork
+from comfyui_deepinv.deepinv_core.solver.predictor_network import PredictorNetwork
 
 from .problems import GaussianMixture
 
@@ -36,9 +36,9 @@ def inputs(batch: int = 2, shape: tuple[int, ...] = (3, 8, 8), channels: int = 3
     return latents | {name: torch.full((batch,), value) for name, value in times.items()}
 
 
-def trained() -> DeepInvPredictor:
+def trained() -> PredictorNetwork:
     torch.manual_seed(0)
-    network = DeepInvPredictor(SMALL)
+    network = PredictorNetwork(SMALL)
     for parameter in network.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
     return network.eval().requires_grad_(False)
@@ -46,11 +46,11 @@ def trained() -> DeepInvPredictor:
 
 def test_a_fresh_predictor_is_nearly_extrapolation() -> None:
     given = inputs()
-    out = DeepInvPredictor(SMALL)(**given)
+    out = PredictorNetwork(SMALL)(**given)
     gate = torch.tensor(2.0).sigmoid()
     assert torch.allclose(out, given["last"] + 0.25 * gate * given["slope"], atol=1e-6)
     given["slope"] = None
-    assert torch.equal(DeepInvPredictor(SMALL)(**given), given["last"])
+    assert torch.equal(PredictorNetwork(SMALL)(**given), given["last"])
 
 
 def test_every_input_matters_and_the_correction_scales_with_h() -> None:
@@ -80,7 +80,7 @@ def test_each_frame_is_guessed_by_itself() -> None:
 
 def test_a_bf16_network_keeps_the_precision_of_the_velocity() -> None:
     given = inputs()
-    network = DeepInvPredictor(SMALL).to(torch.bfloat16)
+    network = PredictorNetwork(SMALL).to(torch.bfloat16)
     out = network(**{**given, "slope": None})
     assert out.dtype == torch.float32 and torch.equal(out, given["last"])
 
@@ -105,7 +105,7 @@ def test_its_file_says_how_it_is_used(tmp_path) -> None:
     loaded = load_solver(path)
     assert (loaded.role, loaded.config, loaded.training) == ("predictor", SMALL, {"recipe": "fast"})
     assert torch.equal(loaded.solver(**inputs()), network(**inputs()))
-    assert isinstance(bind(loaded.solver, None, None), Predicted)
+    assert isinstance(bind(loaded.solver, None, None), Predictor)
     tensors, metadata = checkpoint.load(path, kind="solver")
     checkpoint.save(path, tensors, {**metadata, "network": {**SMALL.to_dict(), "layers": 3}})
     with pytest.raises(DeepInvError, match="lacks 'blocks"):
@@ -113,11 +113,11 @@ def test_its_file_says_how_it_is_used(tmp_path) -> None:
 
 
 def test_roles_and_presets() -> None:
-    corrector = DeepInvSolver(preset("tiny", channels=4, context_width=8, pooled_width=8))
-    assert role_of(corrector.config) == "corrector" and isinstance(bind(corrector, None, None), Corrected)
-    assert predictor_preset("tiny", channels=4).channels == 4
+    corrector = CorrectorNetwork(CorrectorConfig.preset("tiny", channels=4, context_width=8, pooled_width=8))
+    assert corrector.config.role == "corrector" and isinstance(bind(corrector, None, None), Corrector)
+    assert PredictorConfig.preset("tiny", channels=4).channels == 4
     with pytest.raises(DeepInvError, match="preset is called 'huge': use one of paper, compact, tiny"):
-        predictor_preset("huge", channels=4)
+        PredictorConfig.preset("huge", channels=4)
     with pytest.raises(DeepInvError, match="layers is 0"):
         PredictorConfig(channels=4, heads=2, head_dim=8, layers=0)
 
@@ -127,5 +127,5 @@ def test_one_solver_inverts_any_size_and_number_of_steps() -> None:
     latent = flow.sample(2)
     config = PredictorConfig(channels=latent.shape[1], heads=2, head_dim=8, layers=1)
     for steps in (1, 3, 40):
-        method = make_method("deepinv", solver=Predicted(DeepInvPredictor(config)))
+        method = make_method("deepinv", solver=Predictor(PredictorNetwork(config)))
         assert invert(flow, latent, uniform_grid(steps), method).nfe == steps + 1

@@ -18,20 +18,18 @@ from torch.utils.flop_counter import FlopCounterMode
 from comfyui_deepinv.deepinv_core import checkpoint
 from comfyui_deepinv.deepinv_core.errors import DeepInvError
 from comfyui_deepinv.deepinv_core.solver import (
-    PRESETS,
     BaseInfo,
-    DeepInvSolver,
-    SolverConfig,
+    CorrectorConfig,
     fingerprint,
     from_released,
     load_solver,
-    preset,
     save_solver,
 )
+from comfyui_deepinv.deepinv_core.solver.corrector_network import CorrectorNetwork
 from comfyui_deepinv.deepinv_core.solver.grids import area_matrix, token_positions, unpatchify
 
 REFERENCE = Path(__file__).parents[1] / "data" / "official_solver_small.safetensors"
-SMALL = SolverConfig(
+SMALL = CorrectorConfig(
     channels=3,
     context_width=10,
     pooled_width=6,
@@ -51,7 +49,7 @@ BASE = BaseInfo("sd3", 3, fingerprint({"w": (2, 3)}))
 def trained(config=SMALL, seed=0):
     """A network with an output: the zero of a fresh one would hide what the rest computes."""
     torch.manual_seed(seed)
-    solver = DeepInvSolver(config)
+    solver = CorrectorNetwork(config)
     torch.nn.init.normal_(solver.proj_out.weight, std=0.3)
     return solver.eval().requires_grad_(False)
 
@@ -161,7 +159,7 @@ def test_head_counts_that_do_not_divide_are_refused(released, heads):
 def cost(config, text, size=(128, 128)):
     """Parameters and FLOPs of one evaluation, counted on the meta device."""
     with torch.device("meta"), FlopCounterMode(display=False) as counter, torch.no_grad():
-        solver = DeepInvSolver(config)
+        solver = CorrectorNetwork(config)
         z = torch.empty(1, config.channels, *size)
         context, pooled = torch.empty(1, text, config.context_width), torch.empty(1, config.pooled_width)
         solver(velocity=z, latent=z, latent_clean=z, sigma=torch.empty(1), context=context, pooled=pooled)
@@ -169,7 +167,7 @@ def cost(config, text, size=(128, 128)):
 
 
 def test_paper_preset_has_the_released_size_and_cost():
-    paper = preset("paper", channels=16, context_width=4096, pooled_width=2048)
+    paper = CorrectorConfig.preset("paper", channels=16, context_width=4096, pooled_width=2048)
     linear = replace(paper, image_pool="linear", image_channels=1, image_grid=128)
     parameters, flops = cost(linear, text=333)
     # 909.4 M counts the released class's defaults: 64 input channels in both patch layers (it is run with 16) and
@@ -180,21 +178,28 @@ def test_paper_preset_has_the_released_size_and_cost():
 
 
 def test_compact_preset_is_a_fraction_of_its_base_models():
-    sd3 = cost(preset("compact", channels=16, context_width=4096, pooled_width=2048), text=333)
-    flux = cost(preset("compact", channels=16, context_width=4096, pooled_width=768), text=512)
+    sd3 = cost(CorrectorConfig.preset("compact", channels=16, context_width=4096, pooled_width=2048), text=333)
+    flux = cost(CorrectorConfig.preset("compact", channels=16, context_width=4096, pooled_width=768), text=512)
     assert 0.10 < sd3[1] / 11.25e12 < 0.15
     assert flux[1] / 74.4e12 < 0.03
     assert sd3[0] < 150e6
 
 
 def test_tiny_preset_has_about_a_million_parameters():
-    parameters, _ = cost(preset("tiny", channels=16, context_width=64, pooled_width=64), text=4, size=(8, 8))
+    parameters, _ = cost(
+        CorrectorConfig.preset("tiny", channels=16, context_width=64, pooled_width=64), text=4, size=(8, 8)
+    )
     assert 0.8e6 < parameters < 1.3e6
 
 
-@pytest.mark.parametrize("config", [*PRESETS.values(), SMALL])
+PRESETS = [
+    CorrectorConfig.preset(name, channels=16, context_width=4096, pooled_width=2048) for name in CorrectorConfig.presets
+]
+
+
+@pytest.mark.parametrize("config", [*PRESETS, SMALL])
 def test_configuration_survives_json(config):
-    assert SolverConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+    assert CorrectorConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
 
 
 @pytest.mark.parametrize(
@@ -214,22 +219,23 @@ def test_configuration_survives_json(config):
 )
 def test_configurations_that_are_refused(change, word):
     with pytest.raises(DeepInvError, match=word):
-        SolverConfig.from_dict({**SMALL.to_dict(), **change})
+        CorrectorConfig.from_dict({**SMALL.to_dict(), **change})
 
 
 def test_configurations_with_gaps_and_unknown_presets_are_refused():
     with pytest.raises(DeepInvError, match="heads, head_dim"):
-        SolverConfig.from_dict({k: v for k, v in SMALL.to_dict().items() if not k.startswith("head")})
+        CorrectorConfig.from_dict({k: v for k, v in SMALL.to_dict().items() if not k.startswith("head")})
     with pytest.raises(DeepInvError, match="object of settings"):
-        SolverConfig.from_dict([1])
+        CorrectorConfig.from_dict([1])
     with pytest.raises(DeepInvError, match="'huge': use one of paper, compact, tiny"):
-        preset("huge", channels=16, context_width=1, pooled_width=1)
+        CorrectorConfig.preset("huge", channels=16, context_width=1, pooled_width=1)
 
 
 def test_the_package_imports_without_diffusers():
     code = (
         "import sys; import comfyui_deepinv.deepinv_core.solver as s; assert 'diffusers' not in sys.modules;"
-        "s.DeepInvSolver; assert 'diffusers' in sys.modules; assert not hasattr(s, 'nothing')"
+        "s.CorrectorConfig.preset('tiny', channels=4).build(); assert 'diffusers' in sys.modules;"
+        "assert not hasattr(s, 'nothing')"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
 
@@ -241,7 +247,7 @@ def test_the_package_imports_without_diffusers():
 @pytest.mark.parametrize("network", [torch.bfloat16, torch.float32])
 def test_a_fresh_solver_is_target_sigma_euler(dtype, network):
     call = inputs(dtype=dtype, size=(5, 7))
-    out = DeepInvSolver(SMALL).to(network)(**call)
+    out = CorrectorNetwork(SMALL).to(network)(**call)
     assert out.dtype == dtype
     assert torch.equal(out, call["velocity"])
 
@@ -250,7 +256,7 @@ def test_the_sum_is_made_in_the_velocitys_dtype():
     call = inputs(dtype=torch.float64)
     velocity = call["velocity"] = call["velocity"] + 1e-12
     assert not torch.equal(velocity, velocity.float().double())
-    out = DeepInvSolver(SMALL)(**call)
+    out = CorrectorNetwork(SMALL)(**call)
     assert torch.equal(out, velocity)
 
 
@@ -390,7 +396,7 @@ def test_growth_twice_and_a_file_in_between(tmp_path):
 
 
 def test_growth_follows_the_networks_dtype_and_refuses_nonsense():
-    solver = DeepInvSolver(SMALL).to(torch.bfloat16)
+    solver = CorrectorNetwork(SMALL).to(torch.bfloat16)
     assert all(p.dtype == torch.bfloat16 for p in solver.grow())
     with pytest.raises(DeepInvError, match="right=-1"):
         solver.grow(right=-1)

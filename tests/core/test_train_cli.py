@@ -18,7 +18,7 @@ from PIL import Image
 from comfyui_deepinv.deepinv_core import checkpoint
 from comfyui_deepinv.deepinv_core.embedded.model import load_embedded
 from comfyui_deepinv.deepinv_core.inversion import load_inversion
-from comfyui_deepinv.deepinv_core.solver import PREDICTORS, load_solver
+from comfyui_deepinv.deepinv_core.solver import PredictorConfig, load_solver
 from comfyui_deepinv.training import cli
 
 SMALL = ("--batch", 4, "--validation-steps", 2, "--validation-images", 2)
@@ -55,7 +55,10 @@ def trained(photos: Path) -> Path:
 def test_a_solver_is_trained_and_used(trained: Path, tmp_path: Path) -> None:
     loaded = load_solver(trained / "s.safetensors", expect=load_embedded("sd3").info)
     summary = loaded.training or {}
-    assert loaded.config == PREDICTORS["tiny"] and float(loaded.solver.proj_out.weight.detach().abs().max()) > 0
+    assert (
+        loaded.config == PredictorConfig.preset("tiny", channels=16)
+        and float(loaded.solver.proj_out.weight.detach().abs().max()) > 0
+    )
     assert (summary["recipe"], summary["steps"], summary["images_seen"]) == ("fast", [2, 3], 32)
     assert summary["images_trained_on"] == 12 - 1 and summary["base_evaluations"] > 32
     assert {row["stage"] for row in summary["validation"]} == {"before training", "part 2 of 2"}
@@ -70,7 +73,10 @@ def test_a_solver_is_trained_and_used(trained: Path, tmp_path: Path) -> None:
 def test_inspect_describes_it(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["inspect", str(trained / "s.safetensors"), "--json"]) == 0
     about = json.loads(capsys.readouterr().out)
-    assert (about["role"], about["network"]["layers"]) == ("predictor", PREDICTORS["tiny"].layers)
+    assert (about["role"], about["network"]["layers"]) == (
+        "predictor",
+        PredictorConfig.preset("tiny", channels=16).layers,
+    )
 
 
 def test_the_folder_holds_the_curves(trained: Path) -> None:

@@ -13,7 +13,7 @@ import torch
 
 from comfyui_deepinv.deepinv_core import checkpoint
 from comfyui_deepinv.deepinv_core.embedded.model import load_embedded
-from comfyui_deepinv.deepinv_core.solver import build, predictor_preset, preset
+from comfyui_deepinv.deepinv_core.solver import CorrectorConfig, PredictorConfig
 from comfyui_deepinv.training.latents import LatentCache, from_tensors
 from comfyui_deepinv.training.loop import Base, Budget, Event, Trained, Training
 from comfyui_deepinv.training.objectives import Bound
@@ -22,14 +22,14 @@ from comfyui_deepinv.training.state import FILE, STATS, load_state
 from comfyui_deepinv.training.validation import Checks
 
 CORRECTOR = replace(
-    preset("tiny", channels=16, context_width=64, pooled_width=64),
+    CorrectorConfig.preset("tiny", channels=16, context_width=64, pooled_width=64),
     heads=1,
     head_dim=16,
     image_channels=1,
     image_grid=2,
     image_width=16,
 )
-PREDICTOR = replace(predictor_preset("tiny", channels=16), heads=1, head_dim=16, layers=1)
+PREDICTOR = replace(PredictorConfig.preset("tiny", channels=16), heads=1, head_dim=16, layers=1)
 CHECKS = Checks(steps=(2,), refine=(0,), images=1)
 
 
@@ -66,7 +66,7 @@ def base(broken: tuple[int, ...] = ()) -> tuple[Base, Watched]:
 def solver(config: Any, seed: int = 0) -> Any:
     """A solver whose output layer isn't zero any more."""
     torch.manual_seed(seed)
-    network = build(config)
+    network = config.build()
     torch.nn.init.normal_(network.proj_out.weight, std=0.02)
     return network
 

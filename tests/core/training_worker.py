@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from comfyui_deepinv.deepinv_core.embedded.model import load_embedded
-from comfyui_deepinv.deepinv_core.solver import PredictorConfig, SolverConfig, build
+from comfyui_deepinv.deepinv_core.solver import CorrectorConfig, PredictorConfig
 from comfyui_deepinv.training.cli import base_of
 from comfyui_deepinv.training.latents import from_tensors
 from comfyui_deepinv.training.loop import Budget, Event, Training
@@ -25,7 +25,7 @@ from comfyui_deepinv.training.workers import Workers, join
 
 NETWORKS = {
     "fast": PredictorConfig(channels=16, heads=2, head_dim=16, layers=1),
-    "paper": SolverConfig(
+    "paper": CorrectorConfig(
         **{"channels": 16, "context_width": 64, "pooled_width": 64, "heads": 2, "head_dim": 16},
         **{"layers_left": 1, "layers_right": 2, "image_channels": 4, "image_grid": 2, "image_width": 16},
     ),
@@ -55,7 +55,7 @@ def run(
     torch.manual_seed(
         workers.rank + 10 * bool(resume)
     )  # what the training doesn't seed itself differs, as it may in life
-    network = build(NETWORKS[recipe])
+    network = NETWORKS[recipe].build()
 
     def progress(event: Event) -> None:
         if stop and workers.rank == stop[0] and event.fraction >= stop[1]:

@@ -21,9 +21,8 @@ from comfyui_deepinv.deepinv_core.flow import Velocity
 from comfyui_deepinv.deepinv_core.images import load_photo
 from comfyui_deepinv.deepinv_core.inversion import Inversion, invert, reconstruct
 from comfyui_deepinv.deepinv_core.methods import METHODS, Options, make_method
-from comfyui_deepinv.deepinv_core.methods.deepinv import Solver, bind
 from comfyui_deepinv.deepinv_core.schedule import resolution_grid, shifted_grid, uniform_grid
-from comfyui_deepinv.deepinv_core.solver import load_solver
+from comfyui_deepinv.deepinv_core.solver import Solver, bind, load_solver
 
 from ..core.tiny_training import CORRECTOR, solver
 

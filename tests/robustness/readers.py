@@ -19,7 +19,7 @@ from comfyui_deepinv.deepinv_core.images import load_photo
 from comfyui_deepinv.deepinv_core.inversion import Inversion, invert, load_inversion, reconstruct, save_inversion
 from comfyui_deepinv.deepinv_core.methods import Options, make_method
 from comfyui_deepinv.deepinv_core.schedule import shifted_grid
-from comfyui_deepinv.deepinv_core.solver import BaseInfo, LoadedSolver, build, load_solver, save_solver
+from comfyui_deepinv.deepinv_core.solver import BaseInfo, LoadedSolver, load_solver, save_solver
 from comfyui_deepinv.deepinv_core.solver.convert import convert
 from comfyui_deepinv.training import loop
 from comfyui_deepinv.training.buckets import image_size, read_image
@@ -74,7 +74,7 @@ def _solver_samples() -> list[bytes]:
         made.append(
             _written(partial(save_solver, solver=tiny.solver(config), base=base, training=summary), "a.safetensors")
         )
-    half = build(tiny.PREDICTOR).half()
+    half = tiny.PREDICTOR.build().half()
     return [*made, _written(partial(save_solver, solver=half, base=base, training=training), "a.safetensors")]
 
 

@@ -36,7 +36,7 @@ def writers() -> dict[str, Callable[[Path, int], object]]:
     from comfyui_deepinv.deepinv_core.embedded.model import load_embedded
     from comfyui_deepinv.deepinv_core.inversion import invert, save_inversion
     from comfyui_deepinv.deepinv_core.methods import make_method
-    from comfyui_deepinv.deepinv_core.solver import build, predictor_preset, save_solver
+    from comfyui_deepinv.deepinv_core.solver import PredictorConfig, save_solver
     from comfyui_deepinv.training.latents import encode_folder
     from comfyui_deepinv.training.plot import plot
     from comfyui_deepinv.training.state import STATS, add_line, save_state
@@ -52,7 +52,7 @@ def writers() -> dict[str, Callable[[Path, int], object]]:
             return 0.1 * z
 
     def solver(folder: Path, number: int) -> None:
-        network = build(predictor_preset("tiny", channels=16))
+        network = PredictorConfig.preset("tiny", channels=16).build()
         save_solver(folder / "s.safetensors", network, base=load_embedded("sd3").info, training={"seed": number})
 
     def state(folder: Path, number: int) -> None:

@@ -17,7 +17,7 @@ from comfyui_deepinv.deepinv_core.errors import DeepInvError
 from comfyui_deepinv.deepinv_core.inversion import invert, reconstruct, with_residual
 from comfyui_deepinv.deepinv_core.memory import out_of_memory
 from comfyui_deepinv.deepinv_core.methods import METHODS, Options, make_method
-from comfyui_deepinv.deepinv_core.methods.deepinv import bind
+from comfyui_deepinv.deepinv_core.solver import bind
 from comfyui_deepinv.training import loop
 from comfyui_deepinv.training.budget import Budget
 from comfyui_deepinv.training.recipes import FastRecipe, PaperRecipe

@@ -19,7 +19,7 @@ import torch
 
 from ...deepinv_core.embedded.model import load_embedded
 from ...deepinv_core.embedded.spec import CONTEXT_WIDTH, LATENT_CHANNELS, POOLED_WIDTH
-from ...deepinv_core.solver import build, predictor_preset, preset
+from ...deepinv_core.solver import CorrectorConfig, PredictorConfig
 from ..latents import from_tensors
 from ..loop import Base, Budget, Training
 from ..objectives import Bound
@@ -50,9 +50,9 @@ def main() -> None:
     fast = args.recipe == "fast"
     widths = {"context_width": CONTEXT_WIDTH, "pooled_width": POOLED_WIDTH}
     config = (
-        predictor_preset("tiny", channels=LATENT_CHANNELS)
+        PredictorConfig.preset("tiny", channels=LATENT_CHANNELS)
         if fast
-        else preset("tiny", channels=LATENT_CHANNELS, **widths)
+        else CorrectorConfig.preset("tiny", channels=LATENT_CHANNELS, **widths)
     )
     state = load_state(args.run)
     if state is not None:
@@ -60,7 +60,7 @@ def main() -> None:
     training = Training(
         base,
         from_tensors([latents], holdout=0.002),
-        build(config),
+        config.build(),
         make_recipe(args.recipe, **settings),
         args.run,
         Budget(minutes=args.minutes),

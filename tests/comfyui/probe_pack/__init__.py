@@ -13,7 +13,7 @@ from comfy_api.latest import ComfyExtension, io
 from safetensors.torch import load_file, save_file
 
 from comfyui_deepinv.deepinv_core.methods import Options, make_method
-from comfyui_deepinv.deepinv_core.solver import build, predictor_preset
+from comfyui_deepinv.deepinv_core.solver import PredictorConfig
 from comfyui_deepinv.nodes import adapter
 from comfyui_deepinv.training.loop import Trained
 
@@ -233,7 +233,7 @@ class ProbeTrainingBase(io.ComfyNode):
             return Trained(network, {})
 
         with torch.inference_mode(False):
-            network = build(predictor_preset("tiny", channels=found[0].shape[1]))
+            network = PredictorConfig.preset("tiny", channels=found[0].shape[1]).build()
         adapter.run_training(model[0], None, prompts, network, found[0].shape, train)
         return io.NodeOutput(json.dumps(gaps))
 

@@ -33,9 +33,8 @@ from comfyui_deepinv.deepinv_core.inversion import (
     with_residual,
 )
 from comfyui_deepinv.deepinv_core.methods import METHODS, Options, make_method
-from comfyui_deepinv.deepinv_core.methods.deepinv import bind
 from comfyui_deepinv.deepinv_core.schedule import uniform_grid
-from comfyui_deepinv.deepinv_core.solver import PredictorConfig, SolverConfig, build, load_solver, save_solver
+from comfyui_deepinv.deepinv_core.solver import CorrectorConfig, PredictorConfig, bind, load_solver, save_solver
 from comfyui_deepinv.deepinv_core.solver.convert import convert
 from comfyui_deepinv.deepinv_core.solver.grids import token_positions
 from comfyui_deepinv.deepinv_core.solver.released import POSITIONS
@@ -53,7 +52,7 @@ KINDS = ("sd3", "flux")
 SOLVERS = ("solver_fast", "solver_paper", "solver_converted")
 SMALL = {"channels": 16, "heads": 2, "head_dim": 2, "pos_table": 8, "pos_base": 8}
 PREDICTOR = PredictorConfig(**SMALL, layers=1)
-CORRECTOR = SolverConfig(
+CORRECTOR = CorrectorConfig(
     **SMALL,
     **{"context_width": 64, "pooled_width": 64, "layers_left": 1, "layers_right": 1},
     **{"image_channels": 2, "image_grid": 2, "image_width": 8},
@@ -116,8 +115,8 @@ def _make_solvers(folder: Path) -> None:
     info = model("sd3").info
     for number, (name, config) in enumerate((("solver_fast", PREDICTOR), ("solver_paper", GROWN))):
         summary = {"recipe": name.removeprefix("solver_"), "base_model": "demo-sd3", "images_seen": 12}
-        save_solver(folder / f"{name}.safetensors", written(build(config), number), base=info, training=summary)
-    state = written(build(RELEASED), 2).state_dict()
+        save_solver(folder / f"{name}.safetensors", written(config.build(), number), base=info, training=summary)
+    state = written(RELEASED.build(), 2).state_dict()
     table = token_positions(RELEASED, RELEASED.pos_table * 2, RELEASED.pos_table * 2)
     with tempfile.TemporaryDirectory() as place:
         source = Path(place, "released.safetensors")
@@ -181,7 +180,7 @@ def _train(folder: Path, name: str, latents: torch.Tensor, stop_at: int | None) 
     training = loop.Training(
         whole,
         from_tensors([latents], holdout=0.01),
-        written(build(config), 3),
+        written(config.build(), 3),
         make_recipe(recipe, **settings),
         folder,
         BUDGET,

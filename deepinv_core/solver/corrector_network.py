@@ -18,14 +18,15 @@ from diffusers.models.normalization import AdaLayerNormContinuous
 from torch import Tensor, nn
 
 from ..errors import DeepInvError
-from .config import SolverConfig
+from .corrector import CorrectorConfig
 from .grids import area_matrix, token_positions, unpatchify
+from .kind import Network
 
 TIMESTEPS = 1000.0
 """The timestep of the embedding is σ times this."""
 
 
-class DeepInvSolver(nn.Module):
+class CorrectorNetwork(Network):
     """Corrects the noise of one inversion step.
 
     ``proj_out`` starts at zero, so a fresh solver returns the velocity it is given: target-σ Euler inversion.
@@ -34,7 +35,9 @@ class DeepInvSolver(nn.Module):
         config: The geometry; replaced by :meth:`grow`.
     """
 
-    def __init__(self, config: SolverConfig) -> None:
+    config: CorrectorConfig
+
+    def __init__(self, config: CorrectorConfig) -> None:
         super().__init__()
         self.config = config
         dim = config.hidden
@@ -73,16 +76,6 @@ class DeepInvSolver(nn.Module):
             embed_dim=self.config.hidden,
             pos_embed_type=None,
         )
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The dtype the network computes in."""
-        return self.proj_out.weight.dtype
-
-    @property
-    def device(self) -> torch.device:
-        """The device the network is on."""
-        return self.proj_out.weight.device
 
     def forward(
         self,
