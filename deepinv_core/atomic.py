@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import errno
+import logging
 import os
 import secrets
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
+from typing import Final
 
 from .errors import DeepInvError
+
+log = logging.getLogger(__name__)
+
+_REFUSALS = ("EINVAL", "ENOSYS", "ENOTSUP", "EOPNOTSUPP", "EPERM", "EACCES", "ENOTTY")
+UNSUPPORTED: Final = frozenset(getattr(errno, name) for name in _REFUSALS if hasattr(errno, name))
+"""Answers of file systems that have no such call, as network shares, FAT, NTFS and FUSE; EIO is none of them."""
 
 
 @contextmanager
@@ -17,7 +27,8 @@ def replacing(path: Path, *errors: type[Exception]) -> Iterator[Path]:
     """Give a temporary name beside ``path``; on leaving, flush it to the disk and rename it over ``path``.
 
     A reader sees the older file or the new one, never a part. On any failure (an interrupt too) the temporary file
-    is removed and the older file is intact. Missing folders are made.
+    is removed and the older file is intact. Missing folders are made. A disk that has no permissions to set, or that
+    can't be asked to flush, is written to all the same, and the log says so once for each folder.
 
     Args:
         path: The file to make or replace.
@@ -31,11 +42,8 @@ def replacing(path: Path, *errors: type[Exception]) -> Iterator[Path]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
-        umask = os.umask(0o077)  # safetensors writes for the owner alone; a file is shared as any other is
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)
-        with open(temporary, "r+b") as stream:
-            os.fsync(stream.fileno())
+        _flush(temporary)
+        _share(temporary)
         os.replace(temporary, path)
     except refusals as error:
         reason = " ".join(str(error).split())[:200]
@@ -46,6 +54,36 @@ def replacing(path: Path, *errors: type[Exception]) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def _share(path: Path) -> None:
+    """Permissions as any new file has them: safetensors writes for the owner alone."""
+    umask = os.umask(0o077)
+    os.umask(umask)
+    try:
+        os.chmod(path, 0o666 & ~umask)
+    except OSError as error:
+        _say_once(path.parent, f"sets no permissions ({error.strerror}): files there are as the disk makes them")
+
+
+def _flush(path: Path) -> None:
+    """To the disk, before the rename is.
+
+    Raises:
+        OSError: it could not be written; not where the disk can't be asked.
+    """
+    try:
+        with open(path, "r+b") as stream:
+            os.fsync(stream.fileno())
+    except OSError as error:
+        if error.errno not in UNSUPPORTED:
+            raise
+        _say_once(path.parent, f"can't be asked to flush ({error.strerror}): a power cut may lose what was just saved")
+
+
+@cache
+def _say_once(folder: Path, what: str) -> None:
+    log.warning("the disk of %s %s", folder, what)
 
 
 def read_whole(path: Path, limit: int) -> bytes:
