@@ -5,6 +5,7 @@
 
 The workflow is in API format (ComfyUI: Export (API)). NODE in --set is a node's number, or its title or class where
 only one node has it. Pictures are saved in --output, texts go to standard output, progress to standard error.
+The server is asked directly, whatever proxy the environment names. The file may be in UTF-8 or UTF-16.
 Exit status: 0 done, 1 an error, 2 wrong arguments, 130 stopped with Ctrl-C (which also stops the run on the server).
 Needs aiohttp; every ComfyUI installation has it.
 """
@@ -29,6 +30,7 @@ from typing import Any
 import aiohttp
 
 HISTORY_INTERVAL = 2.0  # seconds without an event before the history is asked
+DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # the web socket takes no proxy either
 Event = Callable[[str, dict[str, Any]], None]
 
 
@@ -120,8 +122,11 @@ def fetch_images(server: str, outputs: dict[str, dict[str, Any]], folder: Path) 
             folder.mkdir(parents=True, exist_ok=True)
             target = folder / (name if folder / name not in saved else f"{node_id}_{name}")
             partial = target.with_name(target.name + ".part")
-            partial.write_bytes(content)
-            partial.replace(target)
+            try:
+                partial.write_bytes(content)
+                partial.replace(target)
+            finally:
+                partial.unlink(missing_ok=True)
             saved.append(target)
     return saved
 
@@ -190,7 +195,7 @@ def _request(
     """Status and content of one request; a status that is not accepted is an error."""
     request = urllib.request.Request(_base_url(server) + path, body, headers or {})
     try:
-        with urllib.request.urlopen(request, timeout=60) as reply:
+        with DIRECT.open(request, timeout=60) as reply:
             return reply.status, reply.read()
     except urllib.error.HTTPError as error:
         if error.code in accept:
@@ -327,10 +332,12 @@ def _value(text: str) -> Any:
 
 
 def _read_prompt(file: Path) -> dict[str, Any]:
-    """An API-format workflow from a file."""
+    """An API-format workflow from a file in UTF-8, UTF-16 or UTF-32, with a byte-order mark or without."""
     try:
-        prompt = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        prompt = json.loads(file.read_bytes())
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file} is neither in UTF-8 nor in UTF-16 ({error}): save it as UTF-8") from error
+    except (OSError, json.JSONDecodeError, RecursionError) as error:
         raise ValueError(f"{file}: {error}") from error
     if isinstance(prompt, dict) and isinstance(prompt.get("nodes"), list):
         raise ValueError(f"{file} is a workflow for the web page; export it in API format (Workflow > Export (API))")
@@ -380,6 +387,8 @@ def _parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> int:
     """Command line; returns the exit status."""
+    for stream in (sys.stdout, sys.stderr):  # what a console or a pipe in another code page has no letter for
+        stream.reconfigure(errors="backslashreplace")
     arguments = _parse_arguments(argv)
     try:
         prompt = _read_prompt(arguments.workflow)

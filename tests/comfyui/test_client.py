@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -37,11 +38,15 @@ def slow_prompt(nodes=40):
     return prompt | {"end": {"class_type": "PreviewImage", "inputs": {"images": [str(nodes), 0]}}}
 
 
-def run_command(server, tmp_path, prompt, *arguments):
+def run_command(server, tmp_path, prompt, *arguments, encoding=None):
     workflow = tmp_path / "workflow.json"
     workflow.write_text(json.dumps(prompt))
     command = [sys.executable, ROOT / "headless" / "client.py", workflow, "--server", server, "--output", tmp_path]
-    return subprocess.run([*command, *arguments], capture_output=True, text=True, timeout=120)
+    return subprocess.run([*command, *arguments], capture_output=True, text=True, encoding=encoding, timeout=120)
+
+
+def show_prompt(text):
+    return {"1": {"class_type": "PreviewAny", "inputs": {"source": text}}}
 
 
 def test_fetches_the_pictures_a_workflow_saves(client, tmp_path):
@@ -158,3 +163,51 @@ def test_web_page_workflow_is_explained(tmp_path):
     done = run_command("127.0.0.1:1", tmp_path, {"nodes": [], "links": []})
     assert done.returncode == 2
     assert "export it in API format" in done.stderr
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+def test_a_workflow_is_read_in_any_unicode(encoding, server, tmp_path):
+    """PowerShell and editors on Windows write a byte-order mark, and ``>`` there writes UTF-16."""
+    workflow = tmp_path / "saved.json"
+    workflow.write_bytes(json.dumps(show_prompt("grüße"), ensure_ascii=False).encode(encoding))
+    command = [sys.executable, ROOT / "headless" / "client.py", workflow, "--server", server.address]
+    done = subprocess.run(command, capture_output=True, timeout=120, env={**os.environ, "PYTHONIOENCODING": "utf-8"})
+    assert (done.returncode, done.stdout.decode().strip()) == (0, "grüße"), done.stderr
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"1": "grüße"}'.encode("cp1252"), "is neither in UTF-8 nor in UTF-16"),
+        (b"\xff\xfe{\x00x", "is neither in UTF-8 nor in UTF-16"),
+        (b"\xef\xbb\xbf", "Expecting value"),
+        (b"[" * 100_000, "recursion"),
+    ],
+)
+def test_what_is_no_json_is_one_line(content, message, tmp_path):
+    (tmp_path / "saved.json").write_bytes(content)
+    command = [sys.executable, ROOT / "headless" / "client.py", tmp_path / "saved.json", "--server", "127.0.0.1:1"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2 and message in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("scheme", ["", "http://"])
+@pytest.mark.parametrize("name", ["http_proxy", "HTTP_PROXY", "all_proxy"])
+def test_no_proxy_stands_between(name, scheme, server, tmp_path, monkeypatch):
+    for other in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(other, raising=False)
+    monkeypatch.setenv(name, "http://127.0.0.1:9")
+    photo = tmp_path / "photo.png"
+    Image.new("RGB", (20, 10)).save(photo)
+    done = run_command(scheme + server.address, tmp_path, picture_prompt(), "--upload", photo)
+    assert done.returncode == 0 and "saved" in done.stderr, done.stderr
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "cp932", "ascii"])
+def test_texts_are_shown_on_a_console_of_any_code_page(encoding, server, tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONIOENCODING", encoding)
+    prompt = show_prompt("ф and é, 1\u2009000 \U0001f600")
+    done = run_command(server.address, tmp_path, prompt, encoding=encoding)
+    assert done.returncode == 0 and " and " in done.stdout and "Traceback" not in done.stderr, done.stderr
+    assert "\\U0001f600" in done.stdout
