@@ -12,9 +12,10 @@ import torch
 from ..errors import DeepInvError
 from ..schedule import resolution_grid, shifted_grid
 from .base_model import BaseModel
+from .folder_files import COMPONENTS, Parts, require_parts
 from .transformer import Conditioning, base_info
 
-PIPELINES = ("StableDiffusion3Pipeline", "FluxPipeline")
+PIPELINES = tuple(COMPONENTS)
 LIBRARIES = ("diffusers", "transformers")
 """Where the classes of a folder may come from."""
 
@@ -35,13 +36,20 @@ def load_folder(path: str | Path, *, prompts: tuple[str, ...] = ("",), guidance:
             a diffusers that doesn't go with the transformers beside it.
     """
     folder = Path(path)
-    kind = _pipeline_class(folder)
+    kind, parts = _pipeline_parts(folder)
     pipeline = _pipeline(kind)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     try:
-        pipe = pipeline.from_pretrained(folder, torch_dtype=dtype, local_files_only=True, use_safetensors=True)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        pipe = pipeline.from_pretrained(
+            folder,
+            torch_dtype=dtype,
+            local_files_only=True,
+            use_safetensors=True,
+            variant=parts.variant,
+            **dict.fromkeys(parts.without),
+        )
+    except (OSError, ValueError, LookupError, RuntimeError) as error:
         raise DeepInvError(f"diffusers could not load {folder} ({error}): download the whole model folder") from error
     encoded = {prompt: _encode(pipe, kind, prompt, device, guidance) for prompt in dict.fromkeys(("", *prompts))}
     transformer = pipe.transformer.to(device).requires_grad_(False).eval()
@@ -84,22 +92,24 @@ def _pipeline(kind: str) -> Any:
         ) from error
 
 
-def _pipeline_class(folder: Path) -> str:
+def _pipeline_parts(folder: Path) -> tuple[str, Parts]:
+    """The pipeline's class and which files it is loaded from."""
     index = folder / "model_index.json"
     if not index.is_file():
         raise DeepInvError(f"{folder} is not a diffusers model folder (no model_index.json): give one, or 'demo'")
     try:
-        named = dict(json.loads(index.read_text(encoding="utf-8")))
-    except (ValueError, TypeError) as error:
+        named = dict(json.loads(index.read_bytes()))
+    except (ValueError, TypeError, RecursionError) as error:
         raise DeepInvError(f"{index} is not readable JSON ({error}): download the folder again") from error
     kind = named.get("_class_name")
     if kind not in PIPELINES:
         raise DeepInvError(f"{folder} holds a {kind}: {' or '.join(PIPELINES)} is needed")
     for component, source in named.items():
         left_out = source in (None, [None, None])
-        if not (left_out or component.startswith("_") or isinstance(source, float | int)):
+        setting = isinstance(source, float | int) and component not in COMPONENTS[kind]
+        if not (left_out or setting or component.startswith("_")):
             _require_no_code(folder, component, source)
-    return str(kind)
+    return kind, require_parts(folder, kind, named)
 
 
 def _require_no_code(folder: Path, component: str, source: Any) -> None:
