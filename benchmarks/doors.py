@@ -1,7 +1,4 @@
-"""The doors to real data, ``deepinv bench --pie-bench DIR`` and ``--coco DIR``: their options, and what they share.
-
-Importing this costs nothing beyond argparse; the doors themselves are imported when one is opened.
-"""
+"""What the doors to real data share, ``deepinv bench --pie-bench DIR`` and ``--coco DIR``."""
 
 from __future__ import annotations
 
@@ -15,10 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from ..deepinv_core.adapters.by_name import load_model
 from ..deepinv_core.atomic import replacing
 from ..deepinv_core.errors import DeepInvError
 from ..deepinv_core.methods import BEST_TRAINING_FREE, Options, describe, make_method
 from ..deepinv_core.methods.registry import resolve_refine
+from ..deepinv_core.runs import bound_solver
 from .records import Row, add_rows, method_label, read_rows, versions, write_rows
 
 if TYPE_CHECKING:
@@ -187,9 +186,6 @@ def cell(values: Sequence[float | None], factor: float = 1.0, digits: int = 2) -
 
 def opened_model(args: argparse.Namespace, prompts: Sequence[str]) -> tuple[BaseModel, Solver | None]:
     """The base model with its prompts encoded, and the solver at hand."""
-    from ..deepinv_core.cli import load_model
-    from ..deepinv_core.runs import bound_solver
-
     model = load_model(args.model or "demo", tuple(dict.fromkeys(prompts)))
     return model, bound_solver(model, args.solver)
 
@@ -197,59 +193,3 @@ def opened_model(args: argparse.Namespace, prompts: Sequence[str]) -> tuple[Base
 def default_method(solver: Solver | None) -> str:
     """What is measured where nobody chose."""
     return BEST_TRAINING_FREE if solver is None else "deepinv"
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of both doors, as a group. ``--output`` is the parser's own."""
-    group = parser.add_argument_group("real data", "published protocols, for a real model and data you have")
-    add = group.add_argument
-    add("--pie-bench", type=Path, metavar="DIR", help="PIE-Bench: the folder with mapping_file.json")
-    add(
-        "--coco",
-        type=Path,
-        metavar="DIR",
-        help="EasyInv's and DeepInv's protocol: the folder of COCO's test2017 images",
-    )
-    add("--model", help="'demo', 'demo-flux' or a diffusers SD3 / FLUX.1 folder (default demo)")
-    add("--solver", type=Path, help="a trained solver's .safetensors (default: the one shipped for the model)")
-    add("--edit", metavar="METHODS", help=f"PIE-Bench: {FLOWEDIT} and methods, METHOD or METHOD:K, commas between")
-    add("--methods", help="COCO: methods, METHOD or METHOD:K, commas between")
-    add("--metrics", help="names of docs/real_data.md, commas between (default all; each needs its weights)")
-    add("--limit", type=int, metavar="N", help="measure the first N images only")
-    add("--side", type=int, help="side the model works at (default PIE-Bench 512, COCO 1024; demo 64)")
-    add("--steps", type=int, help="steps of every method (default 50)")
-    add("--seed", type=int, default=0, help="of FlowEdit's noise and RF-Inversion's (default 0)")
-    edit = parser.add_argument_group("edits of PIE-Bench")
-    add = edit.add_argument
-    add("--cfg", type=float, default=4.0, help="guidance of the way back (default 4)")
-    add("--strength", type=float, default=1.0, help="share of the steps walked back; below 1 reads the trajectory")
-    add("--anchor", type=float, default=0.0, help="weight of the trajectory on the way back (default 0)")
-    add("--edit-mask", action="store_true", help="keep the background by the benchmark's own mask; rows say so")
-    add("--source-prompt", action="store_true", help="invert under the image's prompt (default: the empty one)")
-    add("--source-cfg", type=float, default=3.5, help="FlowEdit's guidance of the source (default 3.5)")
-    add("--target-cfg", type=float, default=13.5, help="FlowEdit's guidance of the target (default 13.5)")
-    add("--skip", type=float, default=0.33, help="FlowEdit's share of steps left out (default 0.33)")
-    add("--categories", help=f"of {', '.join('0123456789')} (default all)")
-    add("--edited", action="append", default=[], metavar="NAME=DIR", help="measure edits another program stored in DIR")
-    weights = parser.add_argument_group("weights of metrics (default: the user's Hugging Face and torch hub caches)")
-    add = weights.add_argument
-    add("--clip", type=Path, metavar="DIR", help="CLIP ViT-L/14, or DEEPINV_CLIP")
-    add("--dino", type=Path, metavar="DIR", help="DINO ViT-B/8, or DEEPINV_DINO")
-    add("--lpips-squeeze", type=Path, metavar="FILE", help="LPIPS-SqueezeNet, or DEEPINV_LPIPS_SQUEEZE")
-    add("--lpips", type=Path, metavar="FILE", help="LPIPS-AlexNet, or DEEPINV_LPIPS")
-
-
-def run(args: argparse.Namespace) -> None:
-    """Open the door that was named; :func:`add_arguments` made ``args``, which has an ``output`` or None besides."""
-    if args.pie_bench is not None and args.coco is not None:
-        raise DeepInvError("--pie-bench and --coco were both given: run them one after the other")
-    if args.limit is not None and args.limit < 1:
-        raise DeepInvError(f"--limit is {args.limit}: at least 1 is needed")
-    if args.pie_bench is not None:
-        from . import pie_bench
-
-        pie_bench.run(args)
-    else:
-        from . import coco
-
-        coco.run(args)

@@ -1,4 +1,4 @@
-"""``deepinv demo``: photographs through several methods on the embedded model, as a table and a contact sheet."""
+"""The demo: photographs through every method on an embedded model, as a report and a contact sheet."""
 
 from __future__ import annotations
 
@@ -88,30 +88,3 @@ def _sheet(photos: torch.Tensor, best: Run, edits: torch.Tensor) -> Any:
         )
     ]
     return contact_sheet(rows, SHEET_TITLES)
-
-
-def table(report: dict[str, Any]) -> str:
-    """The demo's rows as aligned text."""
-    head = ("method", "steps", "NFE", "kept", "seconds", "latent SNR", "PSNR", "SSIM", "to VAE", "residual")
-    rows = [head]
-    for entry in report["runs"]:
-        residual = sum(entry["residual"]) / len(entry["residual"])
-        name = entry["method"] + (" *" if entry["method"] == report["best"] else "")
-        rows.append(
-            (
-                name,
-                str(entry["steps"]),
-                f"{entry['nfe_inversion']}+{entry['nfe_reconstruction']}",
-                entry["kept"],
-                f"{entry['seconds']:.2f}",
-                f"{entry['latent_snr_db']:.1f} dB",
-                f"{entry['psnr']:.2f}",
-                f"{entry['ssim']:.4f}",
-                f"{entry['psnr_to_vae']:.1f}",
-                f"{residual:.1e}",
-            )
-        )
-    widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
-    lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
-    lines.insert(1, "  ".join("-" * w for w in widths))
-    return "\n".join(lines)

@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
+from ..deepinv_core.adapters.base_model import BaseModel
 from ..deepinv_core.errors import DeepInvError
 from ..deepinv_core.solver import Config, CorrectorConfig, PredictorConfig
+from .loop import Base
+from .objectives import Bound
 from .recipes import Recipe, make_recipe
 
 LARGE: Final[Mapping[str, Mapping[str, Any]]] = {"fast": {"batch": 8, "lr": 2e-4}, "paper": {}}
@@ -48,3 +51,10 @@ def step_counts(text: str) -> tuple[int, ...]:
             "accepted, as in 2,4,8"
         )
     return tuple(dict.fromkeys(map(int, parts)))
+
+
+def base_of(model: BaseModel) -> Base:
+    """The base model under the empty prompt at CFG 1, which a solver is trained with."""
+    empty = model.condition("")
+    bound = Bound(model.velocity(""), empty.context.to(model.device), empty.pooled.to(model.device))
+    return Base(model.info, lambda names: bound, model.grid, model.device)

@@ -16,11 +16,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from comfyui_deepinv.benchmarks import cli, measure, plan, quick, report, results, tables, timing
+from comfyui_deepinv.benchmarks import measure, plan, quick, report, results, tables, timing
 from comfyui_deepinv.benchmarks.data import Images, photographs
 from comfyui_deepinv.benchmarks.entries import ENTRIES, FEW, GROUPS, Entry, solver_files
 from comfyui_deepinv.benchmarks.quality import half_width, noise_health, student, summary
 from comfyui_deepinv.benchmarks.records import add_rows, read_rows, write_rows
+from comfyui_deepinv.cli import main as cli
 from comfyui_deepinv.deepinv_core.embedded.spec import CLASSES
 from comfyui_deepinv.deepinv_core.errors import DeepInvError
 from comfyui_deepinv.deepinv_core.inversion import latent_snr
@@ -365,10 +366,9 @@ def test_bad_input_gets_one_line(arguments: list[str], says: str, capsys: pytest
 
 def test_the_command_costs_nothing_until_it_runs() -> None:
     code = (
-        "import sys\nfrom comfyui_deepinv.benchmarks import cli\n"
-        "cli.core.build_parser(cli.training.add_commands, cli.add_commands)\n"
-        "loaded = {n.rpartition('.')[2] for n in sys.modules if n.startswith('comfyui_deepinv.benchmarks.')}\n"
-        "assert loaded <= {'cli', 'doors', 'records'}, loaded\n"
+        "import sys\nfrom comfyui_deepinv.cli.main import build_parser\nbuild_parser(['bench'])\n"
+        "loaded = {n for n in sys.modules if n.startswith('comfyui_deepinv.benchmarks')}\n"
+        "assert not loaded, loaded\n"
         "heavy = {'diffusers', 'transformers', 'torchmetrics', 'matplotlib'} & set(sys.modules)\n"
         "assert not heavy, heavy"
     )

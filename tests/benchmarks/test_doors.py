@@ -12,7 +12,6 @@ import pytest
 import torch
 from PIL import Image
 
-from comfyui_deepinv.benchmarks import cli
 from comfyui_deepinv.benchmarks.backbones import SOURCES
 from comfyui_deepinv.benchmarks.coco import find_images, load_square, nearly_square
 from comfyui_deepinv.benchmarks.doors import Results, cell, choices
@@ -21,6 +20,7 @@ from comfyui_deepinv.benchmarks.pie_data import Item, decode_mask, load_image, p
 from comfyui_deepinv.benchmarks.pie_metrics import METRICS, PieMetrics
 from comfyui_deepinv.benchmarks.quality import half_width
 from comfyui_deepinv.benchmarks.squeeze import save_squeeze
+from comfyui_deepinv.cli import main as cli
 from comfyui_deepinv.deepinv_core.embedded.model import load_embedded
 from comfyui_deepinv.deepinv_core.errors import DeepInvError
 from comfyui_deepinv.deepinv_core.metrics import psnr, ssim

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from ..shipped import shipped
 from . import environment
 from .conftest import Client
 from .environment import HERE, ROOT, Installation
@@ -28,17 +29,6 @@ COMFYUI_S_OWN = r"server\.log|temp/.*|user/.*|output/deepinv/[^/]*\.png"
 
 MATPLOTLIB_S = ".cache/matplotlib/"
 """The list of fonts that it keeps."""
-
-
-def shipped() -> list[str]:
-    """The files that `comfy node publish` packs: those of the repository that .comfyignore does not name."""
-    every = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
-    ignored = [*every[:3], "--cached", "--others", "--ignored", "--exclude-from=.comfyignore"]
-    listed = [
-        subprocess.run(one, cwd=ROOT, capture_output=True, check=True).stdout.decode() for one in (every, ignored)
-    ]
-    inside, outside = ({name for name in text.split("\0") if name} for text in listed)
-    return sorted(name for name in inside - outside if (ROOT / name).is_file())
 
 
 def listing(folder: Path) -> dict[str, tuple[int, int]]:

@@ -125,9 +125,10 @@ def tiny_pipeline(kind: str, folder: Path) -> Path:
 def test_a_diffusers_folder_is_inverted_by_the_command_line(kind: str, tmp_path: Path) -> None:
     import json
 
-    from comfyui_deepinv.deepinv_core import cli
+    from comfyui_deepinv.cli import main as cli
+    from comfyui_deepinv.deepinv_core import demo
 
-    photo = Path(cli.__file__).parent / "embedded" / "photos" / "coffee.png"
+    photo = Path(demo.__file__).parent / "embedded" / "photos" / "coffee.png"
     folder = tiny_pipeline(kind, tmp_path)
     arguments = ["invert", str(photo), "--model", str(folder), "--steps", "4", "--output", str(tmp_path / "out")]
     assert cli.main([*arguments, "--method", "anderson", "--refine", "8"]) == 0

@@ -11,7 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
-from comfyui_deepinv.deepinv_core import cli
+from comfyui_deepinv.cli import main as cli
+from comfyui_deepinv.deepinv_core import demo
 from comfyui_deepinv.deepinv_core.adapters.transformer import describe_geometry
 from comfyui_deepinv.deepinv_core.embedded.model import load_embedded
 from comfyui_deepinv.deepinv_core.images import load_photo
@@ -19,7 +20,7 @@ from comfyui_deepinv.deepinv_core.inversion import load_inversion
 from comfyui_deepinv.deepinv_core.solver import CorrectorConfig, save_solver
 from comfyui_deepinv.deepinv_core.solver.corrector_network import CorrectorNetwork
 
-PHOTO = Path(cli.__file__).parent / "embedded" / "photos" / "coffee.png"
+PHOTO = Path(demo.__file__).parent / "embedded" / "photos" / "coffee.png"
 KEYS = {
     *("method", "steps", "kept", "nfe_inversion", "nfe_reconstruction", "nfe_residual", "seconds", "latent_snr_db"),
     *("psnr", "ssim", "psnr_vae", "psnr_to_vae", "residual"),
@@ -27,7 +28,7 @@ KEYS = {
 
 
 def deepinv(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "comfyui_deepinv.deepinv_core.cli", *map(str, arguments)]
+    command = [sys.executable, "-m", "comfyui_deepinv", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
 
 

@@ -21,7 +21,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from comfyui_deepinv.deepinv_core import checkpoint, cli
+from comfyui_deepinv.cli import main as cli
+from comfyui_deepinv.deepinv_core import checkpoint
 from comfyui_deepinv.deepinv_core.errors import DeepInvError
 from comfyui_deepinv.deepinv_core.inversion import save_inversion
 from comfyui_deepinv.deepinv_core.solver import BaseInfo, CorrectorConfig, load_solver

@@ -9,13 +9,8 @@ from pathlib import Path
 
 import pytest
 
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
-
 ROOT = Path(__file__).absolute().parents[2]
-PACKAGES = ("deepinv_core", "nodes", "training", "benchmarks")
+PACKAGES = ("cli", "deepinv_core", "nodes", "training", "benchmarks")
 
 
 def sources(folder: str) -> list[Path]:
@@ -52,6 +47,11 @@ def test_the_core_knows_neither_comfyui_nor_the_layers_above(path: Path) -> None
 @pytest.mark.parametrize("path", sources("training"), ids=lambda p: str(p.relative_to(ROOT)))
 def test_training_does_not_use_the_nodes(path: Path) -> None:
     assert not imported(path) & {"comfy", "comfy_api", "folder_paths", ".nodes"}
+
+
+@pytest.mark.parametrize("folder", PACKAGES[1:])
+def test_nothing_below_knows_the_command_line(folder: str) -> None:
+    assert not [path for path in sources(folder) if ".cli" in imported(path)]
 
 
 @pytest.mark.parametrize("folder", ["deepinv_core", "nodes", "training"])
@@ -91,31 +91,26 @@ def test_nothing_dangerous_runs_in_the_pack(folder: str) -> None:
 def test_only_the_command_line_converts_checkpoints() -> None:
     """The converter is imported by ``deepinv convert`` when it runs, by no node, no training and nothing at import."""
     core = ROOT / "deepinv_core"
-    for module, user in (("convert", core / "cli_solver.py"), ("pickled", core / "solver" / "convert.py")):
+    for module, user in (("convert", ROOT / "cli" / "convert.py"), ("pickled", core / "solver" / "convert.py")):
         users = {path for folder in PACKAGES for path in sources(folder) if module in import_parts(path)}
         assert users == {user}
     code = "import sys\n" + "".join(
-        f"import comfyui_deepinv.deepinv_core.{name}\n" for name in ("cli", "solver", "solver.file", "runs")
+        f"import comfyui_deepinv.{name}\n"
+        for name in ("cli.main", "cli.inspect", "deepinv_core.solver.file", "deepinv_core.runs")
     )
     code += "assert not {name for name in sys.modules if name.endswith(('solver.convert', 'solver.pickled'))}"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
 
-def test_importing_the_core_does_not_import_diffusers() -> None:
-    modules = ["inversion", "methods", "solver", "runs", "cli", "embedded.model", "adapters.folder", "metrics"]
+def test_importing_the_core_and_the_command_line_does_not_import_diffusers() -> None:
+    modules = ["inversion", "methods", "solver", "runs", "embedded.model", "adapters.by_name", "metrics"]
     code = "import sys\n" + "".join(f"import comfyui_deepinv.deepinv_core.{name}\n" for name in modules)
+    code += "".join(f"import comfyui_deepinv.cli.{path.stem}\n" for path in sources("cli") if path.stem != "__init__")
     code += "heavy = {'diffusers', 'transformers', 'torchmetrics', 'matplotlib'} & set(sys.modules)\n"
     code += "assert not heavy, heavy"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-
-
-def test_every_package_is_declared_for_ordinary_installs() -> None:
-    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
-    inits = [path for folder in PACKAGES for path in (ROOT / folder).rglob("__init__.py")]
-    found = {"comfyui_deepinv", *(".".join(("comfyui_deepinv", *p.parent.relative_to(ROOT).parts)) for p in inits)}
-    assert set(settings["packages"]) == found
 
 
 def test_files_stay_readable() -> None:

@@ -69,7 +69,7 @@ def test_without_matplotlib_a_line_says_how_to_get_it(
 
 
 def test_the_command_starts_without_heavy_imports() -> None:
-    code = "import sys, comfyui_deepinv.training.cli\n"
+    code = "import sys, comfyui_deepinv.cli.train\n"
     code += "assert not {'matplotlib', 'diffusers', 'transformers'} & set(sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -15,11 +15,11 @@ import pytest
 import torch
 from PIL import Image
 
+from comfyui_deepinv.cli import main as cli
 from comfyui_deepinv.deepinv_core import checkpoint
 from comfyui_deepinv.deepinv_core.embedded.model import load_embedded
 from comfyui_deepinv.deepinv_core.inversion import load_inversion
 from comfyui_deepinv.deepinv_core.solver import PredictorConfig, load_solver
-from comfyui_deepinv.training import cli
 
 SMALL = ("--batch", 4, "--validation-steps", 2, "--validation-images", 2)
 
@@ -124,7 +124,7 @@ def test_the_paper_s_recipe_trains_a_corrector(folder: Path) -> None:
 
 def test_an_interrupted_training_goes_on(folder: Path) -> None:
     """Ctrl-C once: the state is saved, the message says how to go on, and the same command with --resume does."""
-    command = [sys.executable, "-m", "comfyui_deepinv.training.cli", *arguments(folder, "--set", "steps=2")]
+    command = [sys.executable, "-m", "comfyui_deepinv", *arguments(folder, "--set", "steps=2")]
     running = subprocess.Popen([*command, "--images", "4000"], stderr=subprocess.PIPE, text=True)
     stats = folder / "s.safetensors.training" / "stats.jsonl"
     deadline = time.monotonic() + 120
@@ -145,7 +145,7 @@ def test_an_interrupted_training_goes_on(folder: Path) -> None:
 
 def test_torchrun_starts_it(folder: Path) -> None:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command += ["-m", "comfyui_deepinv.training.cli", *arguments(folder, "--images", 16, "--set", "checks=1")]
+    command += ["-m", "comfyui_deepinv", *arguments(folder, "--images", 16, "--set", "checks=1")]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run([*command, "--set", "steps=2"], env=environment, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
@@ -182,10 +182,3 @@ def test_bad_input_gets_one_line_and_status_2(folder: Path, capsys: pytest.Captu
         captured = capsys.readouterr()
         assert captured.err.count("\n") == 1 and message in captured.err, (case, captured.err)
         assert captured.out == "" and [path.name for path in folder.iterdir()] == ["photos"], case
-
-
-def test_the_core_s_command_does_not_train(capsys: pytest.CaptureFixture[str]) -> None:
-    from comfyui_deepinv.deepinv_core import cli as core
-
-    assert core.main(["train"]) == 2
-    assert "invalid choice: 'train'" in capsys.readouterr().err

@@ -15,10 +15,10 @@ import torch
 
 from comfyui_deepinv.deepinv_core.embedded.model import load_embedded
 from comfyui_deepinv.deepinv_core.solver import CorrectorConfig, PredictorConfig
-from comfyui_deepinv.training.cli import base_of
 from comfyui_deepinv.training.latents import from_tensors
 from comfyui_deepinv.training.loop import Budget, Event, Training
 from comfyui_deepinv.training.recipes import make_recipe
+from comfyui_deepinv.training.setup import base_of
 from comfyui_deepinv.training.state import load_state
 from comfyui_deepinv.training.validation import Checks
 from comfyui_deepinv.training.workers import Workers, join

@@ -16,9 +16,10 @@ import pytest
 import torch
 from PIL import Image
 
+from comfyui_deepinv.cli import main as cli
 from comfyui_deepinv.deepinv_core.atomic import replacing
 from comfyui_deepinv.deepinv_core.errors import DeepInvError
-from comfyui_deepinv.training import cli, latents, lock
+from comfyui_deepinv.training import latents, lock
 from comfyui_deepinv.training.lock import LOCK, locked
 
 ROOT = Path(__file__).absolute().parents[2]

@@ -1,71 +1,33 @@
-"""The commands about files: ``deepinv convert`` (a released checkpoint) and ``deepinv inspect``."""
+"""``deepinv inspect``: what a solver file or an inversion says of itself."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import math
-import sys
 from pathlib import Path
 from typing import Any
 
 from safetensors import safe_open
 
-from . import checkpoint
-from .errors import DeepInvError
-
-SD3_SIZES = {"channels": 16, "hidden": 1536, "depth": (24, 0), "context": 4096, "pooled": 2048}
-BASES = ("sd3-medium", "sd3.5-medium")
-"""Both have the sizes of :data:`SD3_SIZES`: SD3.5-medium differs by its second attention and its normalised queries
-and keys, which a solver doesn't depend on. So their files differ by the name alone."""
-HEADS_HELP = (
-    "attention heads it was trained with, which its tensors can't tell: 24 heads of 64 and one of 1536 have the same "
-    "shapes, and the wrong number gives a wrong output without an error. The released code hands the whole width to "
-    "diffusers as attention_head_dim: with diffusers 0.29, the released training environment, that made 24 heads; "
-    "with 0.30 or newer, 1"
-)
+from ..deepinv_core import checkpoint
+from ..deepinv_core.errors import DeepInvError
+from ..deepinv_core.methods import describe
+from ..deepinv_core.solver import BaseInfo
+from ..deepinv_core.solver.file import known_role
+from .common import say
 
 
-def add_commands(commands: Any) -> None:
-    """Adds both commands' options to the parser's ``commands``."""
-    converter = commands.add_parser(
-        "convert", help="make a solver file of a released checkpoint (nothing in it is run)"
-    )
-    converter.set_defaults(run=convert)
-    converter.add_argument("released", type=Path, help="a whole module or state dict of torch.save, or a .safetensors")
-    converter.add_argument("output", type=Path, help="solver file to write, .safetensors")
-    converter.add_argument("--heads", type=int, required=True, metavar="24|1", help=HEADS_HELP)
-    converter.add_argument(
-        "--base",
-        choices=BASES,
-        default=BASES[0],
-        help=f"base model it was trained for (default {BASES[0]}); recorded in the file. The two have the same sizes, "
-        "so the file loads for either, but serves the one it was trained for",
-    )
-    inspector = commands.add_parser("inspect", help="what a solver file or an inversion says of itself")
-    inspector.set_defaults(run=inspect)
-    inspector.add_argument("file", type=Path, help="a .safetensors of this pack")
-    inspector.add_argument("--json", action="store_true", help="print it as JSON")
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The file, and how to print."""
+    parser.add_argument("file", type=Path, help="a .safetensors of this pack")
+    parser.add_argument("--json", action="store_true", help="print it as JSON")
 
 
-def convert(args: argparse.Namespace) -> None:
-    """``deepinv convert``."""
-    from .adapters.transformer import describe_geometry
-    from .solver.convert import convert as convert_file
-
-    base = describe_geometry("sd3", **SD3_SIZES)  # type: ignore[arg-type]
-    convert_file(args.released, args.output, num_heads=args.heads, base=base, base_name=args.base)
-    about = describe_file(args.output)
-    sys.stdout.write(
-        f"wrote {args.output}: {about['parameters']:,} parameters, {about['network']['heads']} heads of "
-        f"{about['network']['head_dim']}, for {args.base}\n"
-    )
-
-
-def inspect(args: argparse.Namespace) -> None:
-    """``deepinv inspect``."""
+def run(args: argparse.Namespace) -> None:
+    """Print the description."""
     about = describe_file(args.file)
-    sys.stdout.write(json.dumps(about) + "\n" if args.json else _readable(about))
+    say(about, _readable(about), as_json=args.json)
 
 
 def describe_file(path: Path) -> dict[str, Any]:
@@ -108,9 +70,6 @@ def _metadata(path: Path) -> tuple[str, dict[str, Any]]:
 
 
 def _solver(name: str, metadata: dict[str, Any], tensors: dict[str, Any]) -> dict[str, Any]:
-    from .solver import BaseInfo
-    from .solver.file import known_role
-
     base = metadata.get("base")
     if not isinstance(base, dict) or set(base) != {"family", "channels", "fingerprint"}:
         raise DeepInvError(f"{name!r} doesn't say which base model it is for; save it again with this pack.")
@@ -128,8 +87,6 @@ def _solver(name: str, metadata: dict[str, Any], tensors: dict[str, Any]) -> dic
 
 
 def _inversion(name: str, metadata: dict[str, Any], tensors: dict[str, Any]) -> dict[str, Any]:
-    from .methods import describe
-
     if "noise" not in tensors or len(tensors.get("sigmas", {}).get("shape", ())) != 1:
         raise DeepInvError(f"{name!r} is not a usable inversion: its noise or its grid is missing; save it again.")
     method = str(metadata.get("method"))

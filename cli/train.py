@@ -1,7 +1,7 @@
-"""The ``deepinv`` command with ``deepinv train``: a folder of images and a base model in, a solver file out.
+"""``deepinv train``: a folder of images and a base model in, a solver file out.
 
     deepinv train photos --model demo --minutes 30 --output solver.safetensors
-    torchrun --nproc-per-node 4 -m comfyui_deepinv.training.cli train photos ... (on several machines: see the README)
+    torchrun --nproc-per-node 4 -m comfyui_deepinv train photos ... (on several machines: see the README)
 
 All that a training needs to go on lies in ``solver.safetensors.training/`` beside the output.
 """
@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -19,21 +18,22 @@ from typing import Any, Final
 
 import torch
 
-from ..deepinv_core import cli as core
 from ..deepinv_core.adapters.base_model import BaseModel
+from ..deepinv_core.adapters.by_name import DEMO_MODELS, load_model
 from ..deepinv_core.errors import DeepInvError
 from ..deepinv_core.solver import CorrectorConfig, save_solver
-from .encoding import latents_of_folder, require_images
-from .lock import locked
-from .loop import Base, Budget, Trained, Training
-from .objectives import Bound
-from .plot import PLOT
-from .recipes import RECIPES
-from .setup import geometry, recipe_for, step_counts
-from .state import FILE, STATS, load_state
-from .terminal import Bar, Stop
-from .validation import Checks, table
-from .workers import Workers, join
+from ..training.encoding import latents_of_folder, require_images
+from ..training.lock import locked
+from ..training.loop import Budget, Trained, Training
+from ..training.plot import PLOT
+from ..training.recipes import RECIPES
+from ..training.setup import base_of, geometry, recipe_for, step_counts
+from ..training.state import FILE, STATS, load_state
+from ..training.validation import Checks, table
+from ..training.workers import Workers, join
+from .common import model_option
+from .progress import TrainingBar
+from .stop import Stop
 
 SIDE: Final = 1024
 """Side in pixels that images are encoded at for a model that takes any size."""
@@ -42,41 +42,29 @@ IMAGES_CHECKED: Final = {True: 32, False: 4}
 """Images validated on by default: for an embedded model, and for a large one, whose evaluations cost seconds."""
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point of ``deepinv``; returns the exit status."""
-    return core.main(argv, add_commands)
-
-
-def add_commands(commands: Any) -> None:
-    """Adds the command's options to the parser's ``commands``."""
-    parser = commands.add_parser("train", help="train a solver for a base model on a folder of images")
-    parser.set_defaults(run=train)
-    parser.add_argument("images", type=Path, help="folder of photos, searched with its sub-folders; no labels needed")
-    core.model_option(parser)
-    parser.add_argument("--recipe", choices=list(RECIPES), default="fast", help="fast: ours; paper: DeepInv's as it is")
-    parser.add_argument(
-        "--preset", choices=list(CorrectorConfig.presets), help="size of the network (default compact; demo: tiny)"
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The photos, the model, what to train and for how long, and where to write."""
+    add = parser.add_argument
+    add("images", type=Path, help="folder of photos, searched with its sub-folders; no labels needed")
+    model_option(parser)
+    add("--recipe", choices=list(RECIPES), default="fast", help="fast: ours; paper: DeepInv's as it is")
+    add("--preset", choices=list(CorrectorConfig.presets), help="size of the network (default compact; demo: tiny)")
     budget = parser.add_mutually_exclusive_group(required=True)
     budget.add_argument("--minutes", type=float, help="how long to train, encoding and validation not counted")
     budget.add_argument("--images", type=int, dest="images_seen", metavar="N", help="images to see, repeats counted")
-    parser.add_argument("--output", type=Path, required=True, help="solver file to write, .safetensors")
-    parser.add_argument("--resume", action="store_true", help="go on with what the same command began")
-    parser.add_argument("--batch", type=int, help="images a batch, over all processes (default by recipe and preset)")
-    parser.add_argument("--lr", type=float, help="learning rate (default by recipe and preset)")
-    parser.add_argument("--seed", type=int, default=0, help="of everything random (default 0)")
-    parser.add_argument("--side", type=int, help=f"images are cropped to about SIDE² pixels (default {SIDE}; demo: 64)")
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="NAME=VALUE", help="a setting of the recipe; may be repeated"
-    )
-    parser.add_argument(
-        "--validation-steps", default="2,4,8,16", help="step counts validated after each stage (default 2,4,8,16)"
-    )
-    parser.add_argument("--validation-images", type=int, help="held-out images for it (default 4; demo: 32)")
+    add("--output", type=Path, required=True, help="solver file to write, .safetensors")
+    add("--resume", action="store_true", help="go on with what the same command began")
+    add("--batch", type=int, help="images a batch, over all processes (default by recipe and preset)")
+    add("--lr", type=float, help="learning rate (default by recipe and preset)")
+    add("--seed", type=int, default=0, help="of everything random (default 0)")
+    add("--side", type=int, help=f"images are cropped to about SIDE² pixels (default {SIDE}; demo: 64)")
+    add("--set", action="append", default=[], metavar="NAME=VALUE", help="a setting of the recipe; may be repeated")
+    add("--validation-steps", default="2,4,8,16", help="step counts validated after each stage (default 2,4,8,16)")
+    add("--validation-images", type=int, help="held-out images for it (default 4; demo: 32)")
 
 
-def train(args: argparse.Namespace) -> None:
-    """``deepinv train``."""
+def run(args: argparse.Namespace) -> None:
+    """Train, with the other processes of torchrun if there are any, and print what came of it."""
     workers = join()
     try:
         _train(args, workers)
@@ -87,17 +75,17 @@ def train(args: argparse.Namespace) -> None:
 
 
 def _train(args: argparse.Namespace, workers: Workers) -> None:
-    demo = args.model in core.DEMO_MODELS
+    demo = args.model in DEMO_MODELS
     name = args.preset or ("tiny" if demo else "compact")
     recipe = recipe_for(args.recipe, name, _settings(args))
     budget = Budget(args.images_seen, args.minutes)
     checks = _checks(args, demo)
     folder = work_folder(args.output, resume=args.resume)
-    model = core.load_model(args.model)
+    model = load_model(args.model)
     side = (model.image_size or SIDE) if args.side is None else args.side
     require_images(args.images, side)  # before there is a folder
     lock = nullcontext() if workers.rank else locked(folder, "training a solver")  # the first process writes
-    with lock, Stop(folder, workers) as stop, Bar(stop, shown=workers.rank == 0) as bar:
+    with lock, Stop(folder, workers) as stop, TrainingBar(stop, shown=workers.rank == 0) as bar:
         work_folder(args.output, resume=args.resume)  # again: who held it may have trained
         cache = latents_of_folder(args.images, folder / "latents", model, side, workers, bar.encoded)
         bar.close()
@@ -120,13 +108,6 @@ def _train(args: argparse.Namespace, workers: Workers) -> None:
     if workers.rank == 0:
         save_solver(args.output, trained.network, base=model.info, training=trained.summary)
         sys.stdout.write(_result(trained, args.output, folder))
-
-
-def base_of(model: BaseModel) -> Base:
-    """The base model under the empty prompt at CFG 1, which a solver is trained with."""
-    empty = model.condition("")
-    bound = Bound(model.velocity(""), empty.context.to(model.device), empty.pooled.to(model.device))
-    return Base(model.info, lambda names: bound, model.grid, model.device)
 
 
 def _network(recipe: str, name: str, seed: int, model: BaseModel) -> Any:
@@ -211,7 +192,3 @@ def _result(trained: Trained, output: Path, folder: Path) -> str:
         f"evaluations, {summary['seconds']:.0f} s, {summary['skipped']} of {summary['updates']} updates skipped\n"
         f"wrote {output}; {', '.join((STATS, PLOT))} and the state are in {folder}\n"
     )
-
-
-if __name__ == "__main__":
-    sys.exit(main())
