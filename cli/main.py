@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Sequence
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
+from io import TextIOWrapper
 from typing import Final, NoReturn
 
 from ..deepinv_core.errors import DeepInvError
@@ -52,6 +53,9 @@ def build_parser(argv: Sequence[str]) -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit status."""
     warnings.filterwarnings("ignore", message="Mismatch dtype between input and weight")
+    for stream in (sys.stdout, sys.stderr):  # a console or a pipe may lack a letter of a file's name
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     words = sys.argv[1:] if argv is None else argv
     try:
         args = build_parser(words).parse_args(words)

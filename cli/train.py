@@ -57,7 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--batch", type=int, help="images a batch, over all processes (default by recipe and preset)")
     add("--lr", type=float, help="learning rate (default by recipe and preset)")
     add("--seed", type=int, default=0, help="of everything random (default 0)")
-    add("--side", type=int, help=f"images are cropped to about SIDE² pixels (default {SIDE}; demo: 64)")
+    add("--side", type=int, help=f"images are cropped to about SIDE x SIDE pixels (default {SIDE}; demo: 64)")
     add("--set", action="append", default=[], metavar="NAME=VALUE", help="a setting of the recipe; may be repeated")
     add("--validation-steps", default="2,4,8,16", help="step counts validated after each stage (default 2,4,8,16)")
     add("--validation-images", type=int, help="held-out images for it (default 4; demo: 32)")

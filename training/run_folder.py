@@ -50,7 +50,7 @@ class RunFolder:
     def report(self, line: dict[str, Any]) -> None:
         """Append one line of figures, with the seconds since this process began, and log it."""
         line = {**line, "seconds": round(time.monotonic() - self._began, 1)}
-        with (self._path / "stats.jsonl").open("a") as stats:
+        with (self._path / "stats.jsonl").open("a", encoding="utf-8") as stats:
             stats.write(json.dumps(line) + "\n")
         log.info("%s", line)
 

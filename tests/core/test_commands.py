@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
 import sysconfig
 from importlib import import_module
 from importlib.metadata import version
+from io import BytesIO, TextIOWrapper
 from pathlib import Path
 
 import pytest
 
 from comfyui_deepinv.cli.main import COMMANDS, build_parser, main
+from comfyui_deepinv.deepinv_core import demo
 
 ROOT = Path(__file__).absolute().parents[2]
 SCRIPT = Path(sysconfig.get_path("scripts"), "deepinv")
@@ -42,7 +45,9 @@ def test_a_command_is_a_file_and_a_line_of_the_list() -> None:
 def test_each_has_help(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main([name, "--help"])
-    assert ended.value.code == 0 and f"usage: deepinv {name} " in capsys.readouterr().out
+    text = capsys.readouterr().out
+    assert ended.value.code == 0 and f"usage: deepinv {name} " in text
+    assert text.isascii(), "whole on every console"
 
 
 def test_only_the_command_that_is_asked_for_is_imported() -> None:
@@ -70,3 +75,35 @@ def test_a_library_that_the_benchmarks_lack_is_named(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 2 and done.stderr.count("\n") == 1
     assert "need matplotlib: pip install torchmetrics matplotlib scikit-image" in done.stderr
+
+
+CONSOLES = {"ascii": "out ф", "cp1252": "out ф", "cp932": "out ü", "utf-8": os.fsdecode(b"out \xff")}
+"""Code pages of consoles and pipes, and a folder's name that each has no letters for."""
+
+
+@pytest.mark.parametrize("encoding", CONSOLES)
+def test_no_console_s_code_page_stands_in_the_way(
+    encoding: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was asked for is done; a letter that can't be shown is written as its number."""
+    folder = tmp_path / CONSOLES[encoding]
+    try:
+        folder.mkdir()
+    except OSError:
+        pytest.skip("this file system has no such names")
+    console = TextIOWrapper(BytesIO(), encoding)
+    monkeypatch.setattr(sys, "stdout", console)
+    photo = Path(demo.__file__).parent / "embedded" / "photos" / "coffee.png"
+    assert main(["invert", str(photo), "--steps", "2", "--output", str(folder)]) == 0
+    console.seek(0)
+    escaped = folder.name.encode(encoding, "backslashreplace").decode("ascii")
+    assert "\\" in escaped and escaped in console.read()
+    assert (folder / "reconstruction.png").is_file() and (folder / "report.json").read_text("utf-8").isascii()
+
+
+def test_help_goes_to_a_file_of_another_code_page(tmp_path: Path) -> None:
+    environment = {**os.environ, "PYTHONIOENCODING": "cp1251"}
+    with open(tmp_path / "help.txt", "wb") as file:
+        done = subprocess.run([SCRIPT, "train", "--help"], env=environment, stdout=file, stderr=subprocess.PIPE)
+    assert done.returncode == 0, done.stderr
+    assert "--side" in (tmp_path / "help.txt").read_text("cp1251")

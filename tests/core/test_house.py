@@ -88,6 +88,18 @@ def test_nothing_dangerous_runs_in_the_pack(folder: str) -> None:
         assert "pickletools" not in names or path == ROOT / "deepinv_core" / "solver" / "pickled.py", path
 
 
+@pytest.mark.parametrize("folder", PACKAGES)
+def test_files_are_in_utf_8_whatever_the_system_s_code_page(folder: str) -> None:
+    modes = {"r", "w", "a", "x"}
+    for path in sources(folder):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call):
+                name = getattr(node.func, "attr", getattr(node.func, "id", ""))
+                given = {getattr(one, "value", None) for one in (*node.args, *(word.value for word in node.keywords))}
+                text = name in ("read_text", "write_text") or (name == "open" and bool(given & modes))
+                assert not text or "utf-8" in given, f"{path}:{node.lineno}"
+
+
 def test_only_the_command_line_converts_checkpoints() -> None:
     """The converter is imported by ``deepinv convert`` when it runs, by no node, no training and nothing at import."""
     core = ROOT / "deepinv_core"

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from io import BytesIO, TextIOWrapper
 from pathlib import Path
 
 import pytest
@@ -151,6 +152,17 @@ def test_torchrun_starts_it(folder: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("wrote ") == 1, "one process reports"
     assert (load_solver(folder / "s.safetensors").training or {})["images_seen"] == 16
+
+
+def test_a_name_that_the_console_can_t_show_is_trained_all_the_same(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    console = TextIOWrapper(BytesIO(), "cp1252")
+    monkeypatch.setattr(sys, "stdout", console)
+    short = ("--images", 8, "--set", "checks=1", "--set", "steps=2")
+    assert cli.main(arguments(folder, *short, "--output", folder / "ф.safetensors")) == 0
+    console.seek(0)
+    assert "\\u0444.safetensors" in console.read() and (folder / "ф.safetensors").is_file()
 
 
 def bad_inputs(folder: Path) -> dict[str, tuple[list[str], str]]:

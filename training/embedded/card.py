@@ -109,7 +109,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _last_line(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text().splitlines()[-1])
+    return json.loads(path.read_text(encoding="utf-8").splitlines()[-1])
 
 
 def main() -> None:
@@ -123,7 +123,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=100, help="samples a class")
     args = parser.parse_args()
     numbers = measure(args)
-    (args.docs / "embedded_model.json").write_text(json.dumps(numbers, indent=2) + "\n")
+    (args.docs / "embedded_model.json").write_text(json.dumps(numbers, indent=2) + "\n", encoding="utf-8")
     log.info("%s", json.dumps(numbers, indent=2))
 
 
