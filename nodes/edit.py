@@ -248,16 +248,16 @@ class DeepInvFlowEdit(io.ComfyNode):
     ) -> io.NodeOutput:
         """Edit."""
         grid = adapter.levels(model, scheduler, steps, sigmas)
-        mask = latent.get("noise_mask")
+        samples, mask = adapter.as_taken(model, latent["samples"]), latent.get("noise_mask")
         result, nfe = adapter.run_flow_edit(
             model,
-            latent["samples"],
+            samples,
             adapter.Prompt(source, negative, source_cfg),
             adapter.Prompt(target, negative, target_cfg),
             grid,
             skip=skip,
             refine=refine_steps,
             seed=seed,
-            mask=None if mask is None else latent_mask(mask, latent["samples"]),
+            mask=None if mask is None else latent_mask(mask, samples),
         )
         return io.NodeOutput({**latent, "samples": result}, f"FlowEdit, {len(grid) - 1} steps: {nfe} base evaluations")

@@ -6,6 +6,7 @@ keeps LoRA, ControlNet, fp8 and GGUF weights and model patches working, and the 
 
 from .edits import run_edit, run_flow_edit
 from .files import inversion_names, inversion_path, new_inversion_path
+from .latents import as_taken
 from .models import (
     Conditioning,
     SolverHandle,
@@ -45,6 +46,7 @@ __all__ = [
     "Setting",
     "SolverHandle",
     "TrainingProgress",
+    "as_taken",
     "in_model_space",
     "inversion_names",
     "inversion_path",

@@ -11,7 +11,8 @@ import torch
 from ...deepinv_core.editing import Hold, edit, flow_edit
 from ...deepinv_core.inversion import Inversion, Reconstruction
 from ...deepinv_core.memory import Chunks
-from .sampling import Call, Prompt, check_latent, prompted, run_inside
+from .latents import check_latent
+from .sampling import Call, Prompt, prompted, run_inside
 from .velocity import GuiderVelocity, checked_grid, give_back, own_sigmas
 from .ways import require_same_model
 
@@ -71,7 +72,7 @@ def run_flow_edit(
     seed: int,
     mask: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, int]:
-    """FlowEdit on a raw latent.
+    """FlowEdit on a raw latent as :func:`.latents.as_taken` gives it.
 
     Raises:
         DeepInvError: a latent or sigmas that don't suit the model, or what :func:`..deepinv_core.editing.flow_edit`

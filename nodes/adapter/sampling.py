@@ -10,10 +10,10 @@ import comfy.samplers
 import latent_preview
 import torch
 
-from ...deepinv_core.adapters.transformer import require_fitting
 from ...deepinv_core.errors import DeepInvError
 from ...deepinv_core.integrator import Callback, Progress
-from .models import Conditioning, longest_side
+from .latents import check_latent
+from .models import Conditioning
 from .velocity import GuiderVelocity, checked_grid, descending
 
 T = TypeVar("T")
@@ -100,23 +100,6 @@ class CoreSampler(comfy.samplers.Sampler):
         report = preview(callback)
         call = Call(model_wrap, descending(sigmas), extra_args, report, noise, latent_image, denoise_mask)
         return self.walk(call)
-
-
-def check_latent(model: Any, latent: torch.Tensor) -> None:
-    """Refuse a latent that is empty or not finite, or has another size or channels than the model takes."""
-    wanted = model.model.latent_format.latent_channels
-    if latent.ndim < 4 or latent.numel() == 0:
-        raise DeepInvError(
-            f"the latent has shape {list(latent.shape)}: a non-empty batch [B, {wanted}, H, W] is needed"
-        )
-    if latent.shape[1] != wanted:
-        raise DeepInvError(
-            f"the latent has {latent.shape[1]} channels, this model takes {wanted}: "
-            "encode with the VAE that belongs to it"
-        )
-    require_fitting(latent.shape, longest_side(model))
-    if not bool(torch.isfinite(latent).all()):
-        raise DeepInvError("the latent holds NaN or infinity: encode the image again, with a float32 VAE if need be")
 
 
 def preview(callback: Callable[..., None] | None) -> Callback | None:

@@ -22,9 +22,10 @@ from ...deepinv_core.errors import DeepInvError
 from ...deepinv_core.memory import Chunks, out_of_memory
 from ...training.loop import Base, Trained
 from ...training.objectives import Bound
+from .latents import as_taken
 from .models import model_info
 from .prompts import Prompts, read, stack
-from .sampling import Call, check_latent, run_inside
+from .sampling import Call, run_inside
 from .velocity import GuiderVelocity, checked_grid, give_back, schedule
 
 if TYPE_CHECKING:
@@ -48,8 +49,7 @@ def in_model_space(model: Any, latents: Sequence[dict[str, Any]]) -> list[Tensor
     """
     found = []
     for latent in latents:
-        samples = latent["samples"]
-        check_latent(model, samples)
+        samples = as_taken(model, latent["samples"])
         with torch.inference_mode(False):
             own = samples.to("cpu", torch.float32).clone()
             if torch.count_nonzero(own) > 0:  # ComfyUI leaves an empty latent unshifted

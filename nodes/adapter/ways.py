@@ -16,8 +16,9 @@ from ...deepinv_core.errors import DeepInvError
 from ...deepinv_core.integrator import Rule, integrate
 from ...deepinv_core.inversion import Inversion, invert, with_residual
 from ...deepinv_core.methods import Method, way_back
+from .latents import as_taken, require_one_stream
 from .models import SolverHandle, model_info
-from .sampling import Call, CoreSampler, Prompt, check_latent, prompted, run_inside
+from .sampling import Call, CoreSampler, Prompt, prompted, run_inside
 from .velocity import GuiderVelocity, checked_grid, is_flow
 
 STOCHASTIC = re.compile("ancestral|sde|lcm|ddpm|seeds|sa_solver")
@@ -54,7 +55,7 @@ def run_inversion(
         DeepInvError: a latent or sigmas that don't suit the model, guidance without a negative prompt, a model output
             that is not finite.
     """
-    check_latent(model, latent)
+    latent = as_taken(model, latent)
     checked_grid(model.get_model_object("model_sampling"), sigmas)
     fingerprint = model_info(model).fingerprint
 
@@ -126,9 +127,10 @@ class InvertedNoise:
         """The noise for the LATENT given to the sampler, raw, on the CPU.
 
         Raises:
-            DeepInvError: a latent of another shape, or a stochastic sampler.
+            DeepInvError: a latent of another shape or of several streams, or a stochastic sampler.
         """
         refuse_stochastic(sys._getframe(1).f_locals.get("sampler"))  # a NOISE isn't told it, but whoever calls has it
+        require_one_stream(input_latent["samples"])
         z, latent = self._inversion.noise, input_latent["samples"].float().cpu()
         if latent.shape != z.shape:
             raise DeepInvError(

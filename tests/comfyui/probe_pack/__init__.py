@@ -19,6 +19,7 @@ from comfyui_deepinv.training.loop import Trained
 
 from .carried import ProbeControlNet, ProbeQuantised
 from .heap import ProbeHeap
+from .latents import ProbeShaped
 from .models import ProbeBuilt, ProbeFault, ProbeMemory, ProbePatch, ProbeSchedules, ProbeVaeDigest
 
 AnyType = io.Custom("*")
@@ -255,6 +256,7 @@ class ProbeExtension(ComfyExtension):
             ProbeMemory,
             ProbeHeap,
             ProbeSchedules,
+            ProbeShaped,
         ]
 
 
