@@ -103,7 +103,7 @@ def read_items(folder: Path, categories: Sequence[str] = tuple(CATEGORIES)) -> l
             "annotation_images, as downloaded from the page of cure-lab/PnPInversion"
         )
     try:
-        entries = json.loads(file.read_text(encoding="utf-8"))
+        entries = json.loads(file.read_bytes())  # in UTF-8 or UTF-16, as Windows saves it
     except (ValueError, OSError) as error:
         raise DeepInvError(f"{str(file)!r} is not readable JSON ({error}): download it again") from error
     if not isinstance(entries, dict):

@@ -144,6 +144,13 @@ def test_a_wrong_item_is_refused(bench: Path, field: str, value: object, message
         read_items(bench)
 
 
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le"])
+def test_a_mapping_that_windows_saved_is_read(bench: Path, encoding: str) -> None:
+    file, items = bench / "mapping_file.json", read_items(bench)
+    file.write_text(file.read_text(encoding="utf-8"), encoding=encoding)
+    assert read_items(bench) == items
+
+
 def test_a_wrong_folder_is_refused(bench: Path, tmp_path: Path) -> None:
     with pytest.raises(DeepInvError, match=r"no mapping_file\.json"):
         read_items(tmp_path)
