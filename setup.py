@@ -6,6 +6,6 @@ Only folders that are there count: what the ComfyUI registry ships lacks some of
 from setuptools import find_packages, setup
 
 ROOT = "comfyui_deepinv"
-INSIDE = find_packages(exclude=["tests*", "tools*"])
+INSIDE = find_packages(exclude=["tests*"])
 
 setup(packages=[ROOT, *(f"{ROOT}.{name}" for name in INSIDE)], package_dir={ROOT: "."})

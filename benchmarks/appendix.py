@@ -163,7 +163,7 @@ def _how(results: Results) -> Iterator[str]:
             )
     yield from (
         "- The solvers of the `fast` recipe are the included ones. The one of the `paper` recipe is "
-        "`benchmarks/solvers/paper_sd3.safetensors`, trained by `training/embedded/solver.py` in the minutes that are "
+        "`benchmarks/solvers/paper_sd3.safetensors`, trained by `tools/embedded/solver.py` in the minutes that are "
         "said above, a fraction of what the recipe asks for; `deepinv inspect` shows its settings. [Its "
         "log](training/paper_sd3.jsonl), [what limits it](solvers.md#the-papers-recipe).",
         f"- Test images: the first {about['images']} of the test split in the order of seed {CHOICE}. No model and no "

@@ -42,7 +42,7 @@ class Images:
 
 def held_out(archive: Path, count: int) -> Images:
     """The first ``count`` of the test split in a fixed random order."""
-    from ..training.embedded.data import load_split, upsample
+    from ..tools.embedded.data import load_split, upsample
 
     test = load_split(archive, "test")
     chosen = torch.randperm(len(test.labels), generator=torch.Generator().manual_seed(CHOICE))[:count]

@@ -34,8 +34,8 @@ from ..deepinv_core.methods import BEST_TRAINING_FREE, METHODS, make_method
 from ..deepinv_core.metrics import psnr
 from ..deepinv_core.runs import bound_solver
 from ..deepinv_core.schedule import uniform_grid
-from ..training.embedded.classifier import accuracy, load_classifier
-from ..training.embedded.data import load_split, upsample
+from ..tools.embedded.classifier import accuracy, load_classifier
+from ..tools.embedded.data import load_split, upsample
 from .records import Row
 
 log = logging.getLogger(__name__)

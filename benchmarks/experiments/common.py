@@ -31,7 +31,7 @@ from ...deepinv_core.errors import DeepInvError
 from ...deepinv_core.inversion import invert, latent_snr, reconstruct
 from ...deepinv_core.methods import Options, make_method
 from ...deepinv_core.solver import Config, CorrectorConfig, bind
-from ...training.embedded.data import load_split, upsample
+from ...tools.embedded.data import load_split, upsample
 from ...training.latents import from_tensors
 from ...training.loop import Base, Budget, Training
 from ...training.objectives import Bound

@@ -29,7 +29,7 @@ from ...deepinv_core.methods import Options, make_method
 from ...deepinv_core.metrics import ssim
 from ...deepinv_core.solver import Config, bind, load_solver
 from ...deepinv_core.solver.cost import solver_flops, transformer_flops
-from ...training.embedded.data import load_split, upsample
+from ...tools.embedded.data import load_split, upsample
 from ...training.recipes import Recipe
 from ..entries import Entry, solver_files
 from ..measure import ASSISTED as ASSISTED_BACK

@@ -2,7 +2,7 @@
 
     python -m comfyui_deepinv.benchmarks.experiments.noise_model cifar10_jpeg.zip runs/noise --steps 6000
 
-The same network and loop as ``training.embedded.flow_model``, but the network predicts the noise of
+The same network and loop as ``tools.embedded.flow_model``, but the network predicts the noise of
 ``x_t = sqrt(a_t)*z_0 + sqrt(1 - a_t)*e`` under Stable Diffusion 1.5's schedule (betas scaled-linear from 0.00085
 to 0.012, 1000 timesteps), t uniform. k-diffusion's ``s = sqrt(1/a_t - 1)`` maps onto the core's convention by
 ``sigma = s/(1 + s)``, ``z = z_k/(1 + s)``. ``RUN/model.safetensors`` holds the EMA weights, half precision.
@@ -24,8 +24,8 @@ from ...deepinv_core.adapters.transformer import Conditioning, TransformerVeloci
 from ...deepinv_core.embedded.model import load_embedded
 from ...deepinv_core.embedded.spec import SD3_CONFIG
 from ...deepinv_core.solver import BaseInfo, fingerprint
-from ...training.embedded.flow_model import base_parser, fit
-from ...training.run_folder import begin
+from ...tools.embedded.flow_model import base_parser, fit
+from ...tools.embedded.run_folder import begin
 
 TIMESTEPS = 1000
 

@@ -6,7 +6,7 @@ r"""Experiment 7: empty prompt against the true class, at inversion and at train
 Solvers of our recipe are trained under the empty prompt, or under each photograph's own class; each is then used under
 both. A round trip has a prompt on each way and a guidance scale; null-text optimisation, which tunes the empty prompt
 so that guided sampling follows the inversion, has something to mend under guidance only, so trips at CFG 1 and at a
-real CFG are both measured. The classifier is ``training.embedded.classifier``'s, trained on photographs alone.
+real CFG are both measured. The classifier is ``tools.embedded.classifier``'s, trained on photographs alone.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from ...deepinv_core.embedded.spec import CLASSES
 from ...deepinv_core.inversion import invert, latent_snr, reconstruct
 from ...deepinv_core.methods import Method, Options, make_method
 from ...deepinv_core.solver import bind
-from ...training.embedded.classifier import load_classifier
+from ...tools.embedded.classifier import load_classifier
 from ...training.loop import Base
 from ...training.objectives import Bound
 from ..records import method_label

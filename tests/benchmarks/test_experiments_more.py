@@ -29,9 +29,9 @@ from comfyui_deepinv.benchmarks.experiments.common import CORRECTOR, KIND, Exper
 from comfyui_deepinv.benchmarks.experiments.short import FAST, PREDICTOR
 from comfyui_deepinv.deepinv_core import checkpoint
 from comfyui_deepinv.deepinv_core.embedded.spec import CLASSES, SD3_CONFIG
-from comfyui_deepinv.training.embedded.classifier import Classifier
-from comfyui_deepinv.training.embedded.flow_model import base_parser, fit, make_prompts
-from comfyui_deepinv.training.run_folder import RunFolder
+from comfyui_deepinv.tools.embedded.classifier import Classifier
+from comfyui_deepinv.tools.embedded.flow_model import base_parser, fit, make_prompts
+from comfyui_deepinv.tools.embedded.run_folder import RunFolder
 
 SMALL_BASE = {**SD3_CONFIG, "num_layers": 1, "attention_head_dim": 16, "caption_projection_dim": 48}
 SMALL_FAST = replace(FAST, batch=2, steps=(2, 3), warmup=2)

@@ -116,7 +116,7 @@ def test_training_scripts_run_and_their_files_fit_the_package(tmp_path: Path, mo
     from safetensors.torch import load_file
 
     from comfyui_deepinv.deepinv_core.embedded.spec import SD3_CONFIG
-    from comfyui_deepinv.training.embedded import flow_model, vae
+    from comfyui_deepinv.tools.embedded import flow_model, vae
 
     archive = a_dataset(tmp_path)
     monkeypatch.setattr("sys.argv", ["vae", str(archive), str(tmp_path / "vae"), "--steps", "2", "--batch", "2"])
@@ -140,7 +140,7 @@ def test_constructed_encoder_is_its_formula() -> None:
     from diffusers import AutoencoderTiny
 
     from comfyui_deepinv.deepinv_core.embedded.spec import LATENT_GAIN
-    from comfyui_deepinv.training.embedded.vae import construct_encoder, encode
+    from comfyui_deepinv.tools.embedded.vae import construct_encoder, encode
 
     torch.manual_seed(0)
     weight, bias = 0.2 * torch.randn(16, 48), torch.randn(16)

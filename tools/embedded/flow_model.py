@@ -1,7 +1,7 @@
 """Train an embedded rectified-flow model on the latents of the embedded VAE, class names as prompts.
 
-    python -m comfyui_deepinv.training.embedded.flow_model sd3  cifar10_jpeg.zip runs/sd3  --steps 12000
-    python -m comfyui_deepinv.training.embedded.flow_model flux cifar10_jpeg.zip runs/flux --steps 9000
+    python -m comfyui_deepinv.tools.embedded.flow_model sd3  cifar10_jpeg.zip runs/sd3  --steps 12000
+    python -m comfyui_deepinv.tools.embedded.flow_model flux cifar10_jpeg.zip runs/flux --steps 9000
 
 ``z = (1-s)*z_0 + s*e``, loss ``|v(z, s, c) - (e - z_0)|^2``, sigma logit-normal(0, 1) for three samples
 in four and uniform for the fourth, the class replaced by the empty prompt for one in ten.
@@ -33,8 +33,8 @@ from ...deepinv_core.embedded.spec import (
     POOLED_WIDTH,
     SD3_CONFIG,
 )
-from ..run_folder import RunFolder, Trainee, begin, run_parser
 from .data import Split, load_split, upsample
+from .run_folder import RunFolder, Trainee, begin, run_parser
 from .vae import encode, patch_transform
 
 log = logging.getLogger(__name__)

@@ -5,7 +5,7 @@ principal components of the 8x8 patches (after a 2x2 mean), each divided by the 
 variance, so latents exist before any training and stay fixed while the flow models learn on them.
 The decoder is trained against it.
 
-    python -m comfyui_deepinv.training.embedded.vae cifar10_jpeg.zip runs/vae --steps 6000
+    python -m comfyui_deepinv.tools.embedded.vae cifar10_jpeg.zip runs/vae --steps 6000
 
 Progress goes to ``RUN/stats.jsonl``; ``RUN/state.pt`` resumes; ``RUN/vae.safetensors`` holds the EMA
 weights (half precision) in ComfyUI's TAESD names.
@@ -21,8 +21,8 @@ from diffusers import AutoencoderTiny
 
 from ...deepinv_core.embedded.spec import LATENT_CHANNELS, LATENT_GAIN, VAE_CONFIG
 from ...deepinv_core.metrics import psnr
-from ..run_folder import Trainee, begin, run_parser
 from .data import Split, load_split, upsample
+from .run_folder import Trainee, begin, run_parser
 
 
 def principal_components(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -6,6 +6,7 @@ import argparse
 import copy
 import json
 import logging
+import math
 import time
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from ..deepinv_core.atomic import replacing
+from ...deepinv_core.atomic import replacing
 
 log = logging.getLogger(__name__)
 
@@ -27,6 +28,8 @@ def run_parser(doc: str | None, *, kinds: tuple[str, ...] = ()) -> argparse.Argu
     parser.add_argument("run", type=Path, help="folder of the run, resumed where it holds one")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", default="cpu", help="garments only: cpu, or cuda")
+    parser.add_argument("--seconds", type=float, default=math.inf, help="garments only: be done by then")
     return parser
 
 
@@ -47,9 +50,14 @@ class RunFolder:
         self._path = path
         self._began = time.monotonic()
 
+    @property
+    def seconds(self) -> float:
+        """Since this process began."""
+        return time.monotonic() - self._began
+
     def report(self, line: dict[str, Any]) -> None:
         """Append one line of figures, with the seconds since this process began, and log it."""
-        line = {**line, "seconds": round(time.monotonic() - self._began, 1)}
+        line = {**line, "seconds": round(self.seconds, 1)}
         with (self._path / "stats.jsonl").open("a", encoding="utf-8") as stats:
             stats.write(json.dumps(line) + "\n")
         log.info("%s", line)
@@ -64,10 +72,10 @@ class RunFolder:
         with replacing(self._path / "state.pt") as temporary:
             torch.save(state, temporary)
 
-    def save_weights(self, name: str, weights: dict[str, torch.Tensor]) -> None:
+    def save_weights(self, name: str, weights: dict[str, torch.Tensor], metadata: dict[str, str] | None = None) -> None:
         """Replace ``NAME.safetensors``."""
         with replacing(self._path / f"{name}.safetensors") as temporary:
-            save_file({key: value.contiguous() for key, value in weights.items()}, temporary)
+            save_file({key: value.cpu().contiguous() for key, value in weights.items()}, temporary, metadata)
 
 
 class Trainee:
@@ -81,7 +89,7 @@ class Trainee:
     def __init__(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer, *, decay: float) -> None:
         self.model, self._optimizer, self._decay = model, optimizer, decay
         self.average = copy.deepcopy(model).requires_grad_(False)
-        self._losses: list[float] = []
+        self._losses: list[torch.Tensor] = []
 
     def step(self, loss: torch.Tensor, number: int, lr: float) -> None:
         """One update, gradients clipped to norm 1; the average's decay is warmed up over the first steps."""
@@ -94,12 +102,12 @@ class Trainee:
         weight = 1 - min(self._decay, (number + 1) / (number + 10))
         with torch.no_grad():
             torch._foreach_lerp_(list(self.average.parameters()), list(self.model.parameters()), weight)
-        self._losses.append(float(loss.detach()))
+        self._losses.append(loss.detach())
 
     def mean_loss(self) -> float:
-        """Mean training loss since the last call."""
+        """Mean training loss since the last call, NaN when there was no step."""
         losses, self._losses = self._losses, []
-        return round(sum(losses) / len(losses), 6)
+        return round(float(torch.stack(losses).mean()), 6) if losses else float("nan")
 
     def save(self, folder: RunFolder, done: int) -> None:
         """Save everything after ``done`` steps."""

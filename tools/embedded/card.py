@@ -1,6 +1,6 @@
 """Measure the shipped models and write their card: docs/embedded_model.md, its pictures, and the numbers as JSON.
 
-    python -m comfyui_deepinv.training.embedded.card cifar10_jpeg.zip docs \
+    python -m comfyui_deepinv.tools.embedded.card cifar10_jpeg.zip docs \
         --classifier runs/classifier/classifier.safetensors --runs runs
 
 Everything is measured on the weights in the package, loaded as a user loads them.

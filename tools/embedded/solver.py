@@ -1,8 +1,8 @@
 r"""Train a solver for an embedded model, on the train split; the shipped ones were made by these commands.
 
-    python -m comfyui_deepinv.training.embedded.solver sd3  cifar10_jpeg.zip runs/solver_sd3  --minutes 75
-    python -m comfyui_deepinv.training.embedded.solver flux cifar10_jpeg.zip runs/solver_flux --minutes 60
-    python -m comfyui_deepinv.training.embedded.solver sd3  cifar10_jpeg.zip runs/paper_sd3   --minutes 60 \
+    python -m comfyui_deepinv.tools.embedded.solver sd3  cifar10_jpeg.zip runs/solver_sd3  --minutes 75
+    python -m comfyui_deepinv.tools.embedded.solver flux cifar10_jpeg.zip runs/solver_flux --minutes 60
+    python -m comfyui_deepinv.tools.embedded.solver sd3  cifar10_jpeg.zip runs/paper_sd3   --minutes 60 \
         --recipe paper --set batch=8 lr=1e-3 eps=1e-8
 
 A run folder that holds a state is resumed; ``solver.safetensors`` in it is
@@ -20,14 +20,14 @@ import torch
 from ...deepinv_core.embedded.model import load_embedded
 from ...deepinv_core.embedded.spec import CONTEXT_WIDTH, LATENT_CHANNELS, POOLED_WIDTH
 from ...deepinv_core.solver import CorrectorConfig, PredictorConfig
-from ..latents import from_tensors
-from ..loop import Base, Budget, Training
-from ..objectives import Bound
-from ..recipes import make_recipe
-from ..run_folder import begin, run_parser
-from ..state import load_state
-from ..validation import Checks
+from ...training.latents import from_tensors
+from ...training.loop import Base, Budget, Training
+from ...training.objectives import Bound
+from ...training.recipes import make_recipe
+from ...training.state import load_state
+from ...training.validation import Checks
 from .flow_model import cached_latents
+from .run_folder import begin, run_parser
 
 log = logging.getLogger(__name__)
 

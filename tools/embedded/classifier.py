@@ -1,6 +1,6 @@
 """Train the small classifier that judges the embedded model's samples and edits. It sees photographs only.
 
-    python -m comfyui_deepinv.training.embedded.classifier cifar10_jpeg.zip runs/classifier --epochs 6
+    python -m comfyui_deepinv.tools.embedded.classifier cifar10_jpeg.zip runs/classifier --epochs 6
 
 Writes ``RUN/classifier.safetensors`` and ``RUN/stats.jsonl``; not shipped, it is for measuring.
 """
@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 
 from ...deepinv_core.embedded.spec import CLASSES
-from ..run_folder import begin, run_parser
 from .data import Split, load_split, upsample
+from .run_folder import begin, run_parser
 
 
 class _Residual(nn.Module):
