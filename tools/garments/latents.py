@@ -41,7 +41,7 @@ class Encoder:
 
     def __init__(self, file: Path, device: str) -> None:
         vae, self._gain = load_vae(file)
-        self._vae = vae.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._vae = vae.to(device, memory_format=torch.channels_last)
         self._device = device
 
     @torch.no_grad()

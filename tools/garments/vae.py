@@ -179,7 +179,7 @@ def main() -> None:
     photos = read_split(args.data, "train")
     check = centre_crops(read_split(args.data, "validation"), SIDE, SIDE).to(args.device)
     middle = centre_crops(Photos(photos.names, photos.images[::16], photos.garments), SIDE, SIDE)
-    vae = start_from(args.start, middle).to(args.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    vae = start_from(args.start, middle).to(args.device, memory_format=torch.channels_last)
     pool = Pool(photos.to(args.device), args.copies, args.device)
     optimizer = torch.optim.AdamW(vae.parameters(), lr=args.lr, weight_decay=1e-4, betas=(0.9, 0.99), fused=True)
     trainee = Trainee(vae, optimizer, decay=0.999)
