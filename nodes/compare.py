@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from comfy_api.latest import io, ui
 
+from ..deepinv_core import verdict
+from ..deepinv_core.drift import SMALLEST_SIDE, Drift, drift
 from ..deepinv_core.errors import DeepInvError
 from ..deepinv_core.images import difference_picture
 from ..deepinv_core.metrics import SSIM_SMALLEST_SIDE, compare, psnr, ssim
@@ -68,11 +70,15 @@ class DeepInvCompare(io.ComfyNode):
                 ),
                 io.Image.Output(display_name="difference", tooltip="The difference map alone, amplified."),
                 io.String.Output(
-                    display_name="report", tooltip="PSNR, SSIM and LPIPS (where its weights are at hand)."
+                    display_name="report",
+                    tooltip="Good, fair or poor and what to do; then PSNR, SSIM, LPIPS "
+                    "(where its weights are at hand), and whether the whole picture moved, zoomed or changed colour.",
                 ),
                 io.Float.Output(display_name="psnr", tooltip="Of the result against the photo, in dB; the mean."),
             ],
-            **schema_extras(search_aliases=["psnr", "ssim", "image difference", "quality report"]),
+            **schema_extras(
+                search_aliases=["before after", "psnr", "ssim", "image difference", "quality report", "drift"]
+            ),
         )
 
     @classmethod
@@ -101,22 +107,32 @@ class DeepInvCompare(io.ComfyNode):
                 )
             columns.insert(1, ceiling)
             numbers = compare(photo, made, ceiling)
+        large = min(photo.shape[2:]) >= SMALLEST_SIDE
+        moves = [drift(*pair) for pair in zip(photo, made, strict=True)] if large else []
         sheet = grid(columns)
         return io.NodeOutput(
             sheet,
             difference.movedim(1, -1).contiguous(),
-            describe(numbers),
+            describe(numbers, moves),
             numbers["psnr"],
             ui=ui.PreviewImage(sheet, cls=cls),
         )
 
 
-def describe(numbers: dict[str, float]) -> str:
-    """The report."""
-    lines = [f"against the photo: PSNR {numbers['psnr']:.2f} dB, SSIM {numbers['ssim']:.4f}"]
+def describe(numbers: dict[str, float], moves: list[Drift]) -> str:
+    """The report: the verdict, the figures, and for each picture whether it has moved."""
+    worst = max(moves, key=lambda one: abs(one.right) + abs(one.down) + 100 * abs(one.zoom - 1), default=None)
+    lines = [verdict.of_comparison(numbers, worst)]
+    lines.append(f"against the photo: PSNR {numbers['psnr']:.2f} dB, SSIM {numbers['ssim']:.4f}")
     if "psnr_vae" in numbers:
         lines.append(f"the VAE alone:     PSNR {numbers['psnr_vae']:.2f} dB, SSIM {numbers['ssim_vae']:.4f} (ceiling)")
         lines.append(f"against the VAE's own decode: PSNR {numbers['psnr_to_vae']:.2f} dB")
     if "lpips" in numbers:
         lines.append(f"LPIPS {numbers['lpips']:.4f} (the VAE alone: {numbers['lpips_vae']:.4f})")
+    for number, one in enumerate(moves, start=1):
+        colour = ", ".join(f"{change:+.1f}" for change in one.colour)
+        lines.append(
+            f"drift of picture {number}: {one.right:+.2f} pixels right, {one.down:+.2f} down, "
+            f"{100 * one.zoom:.1f} % size, colour {colour} of 255 (edges agree to {100 * one.certainty:.0f} %)"
+        )
     return "\n".join(lines)

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from comfy_api.latest import io
 
+from ..deepinv_core import verdict
 from ..deepinv_core.inversion import Inversion
 from ..deepinv_core.methods import BEST_TRAINING_FREE, METHODS, Method, Options, make_method
 from . import adapter
@@ -162,9 +163,23 @@ class DeepInvInvert(io.ComfyNode):
                 io.Sigmas.Output(display_name="sigmas", tooltip="The same noise levels, for the way back."),
                 io.Sampler.Output(display_name="sampler", tooltip="The way back that matches the method."),
                 InversionType.Output(display_name="inversion", tooltip="Noise, levels, method and figures in one."),
-                io.String.Output(display_name="report", tooltip="What was done and what it cost."),
+                io.String.Output(
+                    display_name="report",
+                    tooltip="Good, fair or poor and what to do; then what was done and what it cost.",
+                ),
             ],
-            **schema_extras(search_aliases=["inversion", "unsample", "ddim inversion", "noise from image", "renoise"]),
+            **schema_extras(
+                search_aliases=[
+                    "inversion",
+                    "unsample",
+                    "reconstruct",
+                    "ddim inversion",
+                    "noise from image",
+                    "renoise",
+                    "fireflow",
+                    "rf inversion",
+                ]
+            ),
         )
 
     @classmethod
@@ -202,18 +217,19 @@ class DeepInvInvert(io.ComfyNode):
             keep_trajectory=keep_trajectory,
             measure_residual=measure_residual,
         )
-        report = describe(inversion, time.perf_counter() - began, chosen_by_us=method == AUTO)
+        report = describe(inversion, time.perf_counter() - began, cfg, chosen_by_us=method == AUTO)
         noise = adapter.InvertedNoise(model, inversion, float(grid[0]))
         return io.NodeOutput(noise, grid, adapter.ReconstructionSampler(inversion), inversion, report)
 
 
-def describe(inversion: Inversion, seconds: float, *, chosen_by_us: bool) -> str:
-    """The report: method, cost, what the way back needs, residual, and how noise-like the noise is."""
+def describe(inversion: Inversion, seconds: float, cfg: float, *, chosen_by_us: bool) -> str:
+    """The report: the verdict, method, cost, what the way back needs, residual, and how noise-like the noise is."""
     info = METHODS[inversion.method]
     k = f", K = {inversion.options.refine}" if info.refine is not None else ""
     lines = [
+        verdict.of_inversion(inversion, cfg=cfg),
         f"{inversion.method} ({info.title}{k}), {inversion.steps} steps, {inversion.nfe} base evaluations, "
-        f"{seconds:.1f} s"
+        f"{seconds:.1f} s",
     ]
     if chosen_by_us and inversion.method == BEST_TRAINING_FREE:
         lines.append("no solver is connected: this is the best method that needs no training")
