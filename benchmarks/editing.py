@@ -7,17 +7,15 @@ Each of 64 test photographs is inverted under the empty prompt and sampled back 
 ``success``: share in which a classifier, trained on photographs, sees that class. ``background``: PSNR of the outer
 frame, an eighth of the side wide, against the VAE's decode of the photo; ``whole``: of all pixels.
 
-Stopped, it goes on from the rows that its JSON has. The knee of a curve is its point farthest above the line between
-its two ends, both axes scaled to 1: the defaults of DeepInv Edit sit there.
+Rows go to ``DOCS/editing/KIND.jsonl``, the figure beside it, the tables into ``DOCS/editing.md``. Stopped, the command
+goes on from the rows that are there.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import logging
-from collections.abc import Callable
-from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
@@ -25,7 +23,6 @@ import torch
 from torch import Tensor
 
 from ..deepinv_core.adapters.base_model import BaseModel
-from ..deepinv_core.atomic import replacing
 from ..deepinv_core.editing import Hold, edit, flow_edit
 from ..deepinv_core.embedded.model import KINDS, load_embedded
 from ..deepinv_core.embedded.spec import CLASSES
@@ -35,8 +32,11 @@ from ..deepinv_core.metrics import psnr
 from ..deepinv_core.runs import bound_solver
 from ..deepinv_core.schedule import uniform_grid
 from ..tools.embedded.classifier import accuracy, load_classifier
-from ..tools.embedded.data import load_split, upsample
-from .records import Row
+from . import frontier, plots
+from .measure import prompted
+from .photos import held_out
+from .store import Row, Store
+from .tables import fill, folded, table
 
 log = logging.getLogger(__name__)
 
@@ -49,66 +49,58 @@ DEFAULT_CFG: Final = 6.0
 STRENGTHS: Final = (0.3, 0.45, 0.55, 0.6, 0.65, 0.75, 0.8, 0.9, 1.0)
 ANCHORS: Final = (0.0, 0.1, 0.2, 0.3, 0.5)
 SKIPS: Final = (0.7, 0.5, 0.33, 0.2, 0.0)
+KEY: Final = ("method", "cfg", "strength", "anchor")
 
 
 class Edits:
     """The photographs, the classes they are to become, and how an edit is judged."""
 
     def __init__(self, model: BaseModel, archive: Path, classifier: Any, count: int) -> None:
-        test = load_split(archive, "test")
-        chosen = torch.randperm(len(test.labels), generator=torch.Generator().manual_seed(3))[:count]
+        images = held_out(archive, count)
         self.model, self._classifier = model, classifier
-        self.latent = model.encode(upsample(test.images[chosen]))
-        self.source = test.labels[chosen]
+        self.latent = model.encode(images.pixels)
+        self.source = torch.tensor([CLASSES.index(name) for name in images.classes])
         self.target = (self.source + 1) % len(CLASSES)
         self._photo = model.decode(self.latent)
 
-    def under(self, run: Callable[[int, Tensor], Reconstruction]) -> dict[str, float]:
-        """Run an edit for each target class, ``(class, rows) -> result``, and judge all of them."""
-        latent, nfe = torch.empty_like(self.latent), 0
-        for label in self.target.unique().tolist():
-            rows = (self.target == label).nonzero()[:, 0]
-            latent[rows], nfe = run(label, rows)
-        images = self.model.decode(latent)
+    @property
+    def classified(self) -> float:
+        """Share of the photographs, as the VAE gives them back, whose own class is seen."""
+        return accuracy(self._classifier, self._photo, self.source)
+
+    def judged(self, edited: Reconstruction) -> dict[str, float]:
+        """An edit of all photographs."""
+        images = self.model.decode(edited.latent)
         edge = images.shape[-1] // 8
-        frame = torch.ones_like(images, dtype=torch.bool)
-        frame[..., edge:-edge, edge:-edge] = False
-        difference = (images - self._photo).double().square()
-        background = -10 * torch.stack([d[f].mean() for d, f in zip(difference, frame, strict=True)]).log10()
+        frame = torch.ones(images.shape[1:], dtype=torch.bool)
+        frame[:, edge:-edge, edge:-edge] = False
+        background = -10 * (images - self._photo).double().square()[:, frame].mean(1).log10()
         return {
-            "nfe": nfe,
+            "nfe": edited.nfe,
             "success": round(accuracy(self._classifier, images, self.target), 3),
             "background": round(float(background.clamp_max(100).mean()), 2),
             "whole": round(float(psnr(images, self._photo).clamp_max(100).mean()), 2),
         }
 
-    def held(self, inversion: Inversion, hold: Hold, cfg: float = CFG) -> dict[str, float]:
-        """An edit of the inversion."""
-        return self.under(
-            lambda label, rows: edit(self.model.velocity(CLASSES[label], cfg=cfg), _rows(inversion, rows), hold)
-        )
+    def inverted(self, method: str, solver: Any) -> Inversion:
+        """All photographs by a method, under the empty prompt."""
+        made = make_method(method, solver=solver)
+        return invert(self.model.velocity(""), self.latent, uniform_grid(STEPS), made, keep_trajectory=True)
+
+    def edited(self, inversion: Inversion, hold: Hold, cfg: float = CFG) -> dict[str, float]:
+        """An inversion sampled back as the target classes."""
+        return self.judged(edit(self._under(self.target, cfg), inversion, hold))
 
     def flow(self, skip: float) -> dict[str, float]:
-        """FlowEdit under the true class as the source."""
-        grid = uniform_grid(STEPS)
+        """FlowEdit under the true classes as the source."""
+        source, target = self._under(self.source, 1.5), self._under(self.target, 5.5)
+        return self.judged(flow_edit(source, target, self.latent, uniform_grid(STEPS), skip=skip))
 
-        def run(label: int, rows: Tensor) -> Reconstruction:
-            source = self.model.velocity(CLASSES[(label - 1) % len(CLASSES)], cfg=1.5)
-            return flow_edit(source, self.model.velocity(CLASSES[label], cfg=5.5), self.latent[rows], grid, skip=skip)
-
-        return self.under(run)
+    def _under(self, labels: Tensor, cfg: float) -> Any:
+        return prompted(self.model, [CLASSES[int(label)] for label in labels], cfg)
 
 
-def _rows(inversion: Inversion, rows: Tensor) -> Inversion:
-    axis = {"trajectory": 1}
-    carried = {name: value.index_select(axis.get(name, 0), rows) for name, value in inversion.carried.items()}
-    return replace(inversion, noise=inversion.noise[rows], carried=carried, residual=None)
-
-
-Key = tuple[str, float, float, float]
-
-
-def settings(name: str, best: bool) -> list[tuple[float, float, float]]:
+def dials(best: bool) -> list[tuple[float, float, float]]:
     """``(cfg, strength, anchor)`` that are measured of a method: two dials alone, of the best all three together."""
     strengths = [(CFG, strength, 0.0) for strength in STRENGTHS]
     anchors = [(CFG, 1.0, anchor) for anchor in ANCHORS[1:]]
@@ -116,58 +108,38 @@ def settings(name: str, best: bool) -> list[tuple[float, float, float]]:
     return [*strengths, *anchors, *more]
 
 
-def measure(edits: Edits, done: list[Row], keep: Callable[[list[Row]], None]) -> list[Row]:
-    """All rows, those of ``done`` not again: every method over strength and anchor, FlowEdit over what it skips."""
-    known = {(row["method"], row["cfg"], row["strength"], row["anchor"]): row for row in done}
+def measure(edits: Edits, store: Store) -> list[Row]:
+    """All rows, those of the store not again: every method over strength and anchor, FlowEdit over what it skips."""
     rows: list[Row] = []
-
-    def add(key: Key, run: Callable[..., dict[str, float]], *args: Any) -> None:
-        if key not in known:
-            known[key] = dict(zip(("method", "cfg", "strength", "anchor"), key, strict=True)) | run(*args)
-            log.info("%s", known[key])
-            keep([*rows, known[key]])
-        rows.append(known[key])
-
     solver = bound_solver(edits.model, None)
-    empty = edits.model.velocity("")
+
+    def add(key: tuple[Any, ...], run: Any) -> None:
+        rows.extend(store.get(key, lambda: [dict(zip(KEY, key, strict=True)) | run()]))
+        log.info("%s", rows[-1])
+
     for name, info in METHODS.items():
         if info.uses_solver and solver is None:
             continue
-        wanted = settings(name, name == ("deepinv" if solver else BEST_TRAINING_FREE))
-        if all((name, *setting) in known for setting in wanted):
-            rows += [known[(name, *setting)] for setting in wanted]
-            continue
-        method = make_method(name, solver=solver)
-        inversion = invert(empty, edits.latent, uniform_grid(STEPS), method, keep_trajectory=True)
-        for cfg, strength, anchor in wanted:
+        inversion = cache(lambda name=name: edits.inverted(name, solver))
+        for cfg, strength, anchor in dials(name == ("deepinv" if solver else BEST_TRAINING_FREE)):
             hold = Hold(strength=strength, anchor=anchor)
-            add((name, cfg, strength, anchor), edits.held, inversion, hold, cfg)
+            add((name, cfg, strength, anchor), lambda of=inversion, hold=hold, cfg=cfg: edits.edited(of(), hold, cfg))
     for skip in SKIPS:
-        add(("flowedit", 5.5, round(1 - skip, 2), 0.0), edits.flow, skip)
+        add(("flowedit", 5.5, round(1 - skip, 2), 0.0), lambda skip=skip: edits.flow(skip))
     return rows
 
 
-def frontier(rows: list[Row]) -> list[Row]:
+def front(rows: list[Row]) -> list[Row]:
     """The rows that no other beats in success without keeping less, or the other way round; by background."""
-    best: list[Row] = []
-    for row in sorted(rows, key=lambda row: (-row["background"], -row["success"])):
-        if not best or row["success"] > best[-1]["success"]:
-            best.append(row)
-    return best[::-1]
-
-
-def knee(rows: list[Row]) -> Row:
-    """The row of a frontier farthest above the line between its ends, success and background each scaled to 1."""
-    points = torch.tensor([(row["success"], row["background"]) for row in rows], dtype=torch.float64)
-    low, high = points.amin(0), points.amax(0)
-    return rows[int(((points - low) / (high - low).clamp_min(1e-9)).sum(1).argmax())]
+    return frontier.front(rows, lambda row: -row["background"], lambda row: row["success"])[::-1]
 
 
 def knees(rows: list[Row]) -> list[Row]:
-    """The knee of the best method's frontier over strength and anchor, at each guidance."""
+    """The knee of the best method's front over strength and anchor, at each guidance: DeepInv Edit's defaults."""
     best = best_method(rows)
     cfgs = sorted({row["cfg"] for row in rows if row["method"] == best})
-    return [knee(frontier([row for row in rows if (row["method"], row["cfg"]) == (best, cfg)])) for cfg in cfgs]
+    fronts = [front([row for row in rows if (row["method"], row["cfg"]) == (best, cfg)]) for cfg in cfgs]
+    return [frontier.knee(one, lambda row: row["success"], lambda row: row["background"]) for one in fronts]
 
 
 def best_method(rows: list[Row]) -> str:
@@ -175,66 +147,49 @@ def best_method(rows: list[Row]) -> str:
     return next(str(row["method"]) for row in rows if row["cfg"] in CFGS)
 
 
-def page(kind: str, report: dict[str, Any]) -> str:
-    """The table as Markdown."""
-    rows = report["rows"]
-    best = best_method(rows)
+def parts(kind: str, store: Store) -> dict[str, str]:
+    """What the page shows of a model, by the name of its place."""
+    assert store.about is not None
     lines = [
-        f"# Class-swap edits on the embedded {kind.upper()} model",
-        f"Command: `{report['command']}`",
-        "",
-        f"{report['images']} test photographs, {STEPS} steps, cfg {CFG:g}; each becomes the next of the ten classes. "
-        f"The classifier names the photographs' own class in {report['classifier']:.0%} of them. Background: "
-        "PSNR in dB of the outer frame against the VAE's decode of the photo. What each method needs for its way back "
-        "is in the README's table; the trajectory is used wherever strength is below 1 or an anchor acts.",
-        "",
-        f"![Success against background](editing_{kind}.png)",
-        "",
-        "## Where the defaults sit",
-        "",
-        f"The knee of `{best}` over strength and anchor, at each guidance. DeepInv Edit's defaults are the SD3 "
-        f"layout's at cfg {DEFAULT_CFG:g}. Higher guidance gains little more here and is known to burn the colours of "
-        "large models.",
-        "",
-        "| cfg | strength | anchor | success | background |",
-        "|---|---|---|---|---|",
-        *(
-            f"| {row['cfg']:g} | {row['strength']:g} | {row['anchor']:g} | {row['success']:.0%} | "
-            f"{row['background']:.1f} |"
-            for row in knees(rows)
-        ),
-        "",
-        "## All rows",
-        "",
-        "| method | cfg | strength | anchor | NFE of the edit | success | background | whole |",
-        "|---|---|---|---|---|---|---|---|",
+        [
+            f"{row['cfg']:g}",
+            f"{row['strength']:g}",
+            f"{row['anchor']:g}",
+            f"{row['success']:.0%}",
+            f"{row['background']:.1f}",
+        ]
+        for row in knees(store.rows)
     ]
-    for row in report["rows"]:
-        lines.append(
-            f"| {row['method']} | {row['cfg']:g} | {row['strength']:g} | {row['anchor']:g} | {row['nfe']} | "
-            f"{row['success']:.0%} | {row['background']:.1f} | {row['whole']:.1f} |"
-        )
-    return "\n".join(lines) + "\n"
+    knee = table(["cfg", "strength", "anchor", "success", "background"], lines)
+    lines = [
+        [row["method"], *(f"{row[name]:g}" for name in (*KEY[1:], "nfe")), f"{row['success']:.0%}"]
+        + [f"{row[name]:.1f}" for name in ("background", "whole")]
+        for row in store.rows
+    ]
+    every = table(["method", *KEY[1:], "NFE of the edit", "success", "background", "whole"], lines)
+    seen = f"{store.about['settings']['classifier']:.0%}"
+    command = f"`{store.about['command']}`"
+    return {
+        f"{kind} command": command,
+        f"{kind} classifier": seen,
+        f"{kind} knees": "\n".join(knee),
+        f"{kind} rows": "\n".join(folded("All rows", every)).strip(),
+    }
 
 
 def draw(kind: str, rows: list[Row], path: Path) -> None:
     """Success against what is kept: every method over strength, over anchor, and the best one over all dials."""
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    import matplotlib.pyplot as plt
-
     best = best_method(rows)
-    names = dict.fromkeys(row["method"] for row in rows)
     cfgs = sorted({row["cfg"] for row in rows if row["method"] == best})
-    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(17, 5.5), sharey=True)
+    title = f"Class-swap edits, embedded {kind.upper()} model, {STEPS} steps"
+    made, (left, middle, right) = plots.figure(3, title=title, size=(5.7, 5.5), share_y=True)
 
     def line(panel: Any, label: str, chosen: list[Row], **style: Any) -> None:
         points = sorted((row["background"], row["success"]) for row in chosen)
         if points:
             panel.plot(*zip(*points, strict=True), marker=".", label=label, **style)
 
-    for name in names:
+    for name in dict.fromkeys(row["method"] for row in rows):
         width = 2.6 if name == best else 1
         mine = [row for row in rows if row["method"] == name and row["cfg"] not in CFGS]
         line(left, name, [row for row in mine if not row["anchor"]], lw=width)
@@ -247,15 +202,12 @@ def draw(kind: str, rows: list[Row], path: Path) -> None:
     default = next(row for row in knees(rows) if row["cfg"] == DEFAULT_CFG)
     right.plot(default["background"], default["success"], "k*", ms=14, label=f"the knee at cfg {DEFAULT_CFG:g}")
     titles = (f"strength 0.3 to 1, cfg {CFG:g}", f"anchor 0 to 0.5, strength 1, cfg {CFG:g}", f"{best}: all dials")
-    for panel, title in zip((left, middle, right), titles, strict=True):
-        panel.set(title=title, xlabel="background PSNR, dB")
-        panel.grid(alpha=0.3)
+    for panel, text in zip((left, middle, right), titles, strict=True):
+        panel.set(title=text, xlabel="background PSNR, dB")
     left.set_ylabel("target class seen")
     left.legend(fontsize=7)
     right.legend(fontsize=7)
-    figure.suptitle(f"Class-swap edits, embedded {kind.upper()} model, {STEPS} steps")
-    figure.tight_layout()
-    figure.savefig(path, dpi=100)
+    plots.save(made, path, dpi=100)
 
 
 def main() -> None:
@@ -268,26 +220,14 @@ def main() -> None:
     parser.add_argument("--classifier", type=Path, required=True)
     parser.add_argument("--images", type=int, default=64)
     args = parser.parse_args()
-    classifier = load_classifier(args.classifier)
-    edits = Edits(load_embedded(args.kind), args.data, classifier, args.images)
-    target = args.docs / f"editing_{args.kind}.json"
-    report = {
-        "command": f"python -m comfyui_deepinv.benchmarks.editing {args.kind} {args.data.name} docs "
-        f"--classifier {args.classifier.name} --images {args.images}",
-        "images": args.images,
-        "classifier": accuracy(classifier, edits.model.decode(edits.latent), edits.source),
-    }
-    before = json.loads(target.read_text(encoding="utf-8")) if target.exists() else {}
-    done = before["rows"] if before.get("command") == report["command"] else []
-
-    def keep(rows: list[Row]) -> None:
-        with replacing(target) as temporary:
-            temporary.write_text(json.dumps(report | {"rows": rows}, indent=1) + "\n", encoding="utf-8")
-
-    rows = measure(edits, done, keep)
-    keep(rows)
-    (args.docs / f"editing_{args.kind}.md").write_text(page(args.kind, report | {"rows": rows}), encoding="utf-8")
-    draw(args.kind, rows, args.docs / f"editing_{args.kind}.png")
+    edits = Edits(load_embedded(args.kind), args.data, load_classifier(args.classifier), args.images)
+    store = Store(args.docs / "editing" / f"{args.kind}.jsonl", KEY)
+    command = f"python -m comfyui_deepinv.benchmarks.editing {args.kind} {args.data.name} docs"
+    command += f" --classifier {args.classifier.name} --images {args.images}"
+    store.begin(command, {"images": args.images, "classifier": edits.classified})
+    store.write(measure(edits, store))
+    fill(args.docs / "editing.md", parts(args.kind, store))
+    draw(args.kind, store.rows, args.docs / "editing" / f"{args.kind}.png")
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ from typing import Final, Literal
 from ..deepinv_core.embedded.model import solver_file
 from ..deepinv_core.methods import METHODS
 from ..deepinv_core.methods.registry import Kept
-from .records import method_label
 
 Group = Kept | Literal["assisted"]
 
@@ -22,6 +21,16 @@ GROUPS: Final[dict[Group, str]] = {
     "exact": "exact: the trajectory",
 }
 """What the way back reads, from the least to the most: results of two groups are never compared."""
+
+
+def method_label(name: str, refine: int | None) -> str:
+    """A method and its K, for people.
+
+    Example:
+        >>> method_label("anderson", 2)
+        'anderson K=2'
+    """
+    return name if refine is None else f"{name} K={refine}"
 
 
 @dataclass(frozen=True)

@@ -3,14 +3,13 @@
     deepinv bench --full-size --output docs
 
 FLOPs and bytes are counted on the meta device, on any machine. Where there is a CUDA device, steps, training and peak
-memory are measured too, in bf16 (``full_size_measure``). Writes ``docs/benchmark/full_size.json`` and ``.md``.
+memory are measured too, in bf16. Writes ``docs/full_size/results.jsonl`` and the tables of ``docs/full_size.md``.
 """
 
 from __future__ import annotations
 
-import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -19,12 +18,13 @@ import torch
 from torch import nn
 
 from ..deepinv_core.adapters.transformer import FAMILIES
-from ..deepinv_core.atomic import replacing
 from ..deepinv_core.solver import Config
 from ..deepinv_core.solver.cost import FLUX1, SD3_MEDIUM, SD35_MEDIUM, TEXT_TOKENS, solver_flops, transformer_flops
 from ..training.recipes import FastRecipe, PaperRecipe
 from ..training.setup import geometry
 from .full_size_measure import measure
+from .store import Row, Store
+from .tables import fill, table
 
 log = logging.getLogger(__name__)
 
@@ -169,24 +169,6 @@ def training_step(recipe: str) -> tuple[float, int, float]:
     return 1 + 1 / steps, 1, steps
 
 
-def report(bases: Sequence[FullSize], device: torch.device | None) -> dict[str, Any]:
-    """Counts for every base, and measurements where there is a device."""
-    out: dict[str, Any] = {"torch": torch.__version__, "device": "", "counted": [], "measured": []}
-    for base in bases:
-        log.info("counting %s", base.name)
-        out["counted"] += [{key: _rounded(value) for key, value in row.items()} for row in counted(base)]
-    if device is not None:
-        out["device"] = torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
-        for base in bases[1:]:
-            log.info("measuring %s", base.name)
-            out["measured"] += [{"base": base.name, **row} for row in measure(base, SOLVERS, device)]
-    return out
-
-
-def _rounded(value: Any) -> Any:
-    return float(f"{value:.4g}") if isinstance(value, float) else value
-
-
 COUNTED: Final = {
     "what": "",
     "tflop_solver": "solver, TFLOP",
@@ -209,59 +191,64 @@ MEASURED: Final = {
 }
 
 
-def page(results: Mapping[str, Any]) -> str:
-    """The results as Markdown."""
-    return "\n".join(_lines(results)) + "\n"
+def run(docs: Path) -> Store:
+    """Count, measure where there is a CUDA device, and write ``full_size/results.jsonl`` and ``full_size.md``."""
+    store = Store(docs / "full_size" / "results.jsonl", fresh=True)
+    store.begin("deepinv bench --full-size --output docs", {})
+    assert store.about is not None
+    device = torch.device("cuda") if torch.cuda.is_available() else None
+    store.about["device"] = torch.cuda.get_device_name(device) if device else ""
+    rows = [{"part": "counted", **row} for base in BASES for row in counted(base)]
+    if device:
+        rows += [{"part": "measured", **row} for base in BASES[1:] for row in measured(base, SOLVERS, device)]
+    store.write([{key: _rounded(value) for key, value in row.items()} for row in rows])
+    fill(docs / "full_size.md", parts(store))
+    return store
 
 
-def _lines(results: Mapping[str, Any]) -> Iterator[str]:
-    yield "# Cost at full size: 1024 x 1024 pixels, batch 1\n"
-    command = f"`deepinv bench --full-size --output docs` with torch {results['torch']}"
-    yield f"Made by {command}; numbers in [full_size.json](full_size.json).\n"
-    if results["measured"]:
-        yield f"## Measured on {results['device']}, bf16, random weights\n"
-        yield "Median of repeats, all lines of a base in turn, so the ratio is of the same minutes.\n"
-        yield from _tables(results["measured"], MEASURED)
-    else:
-        yield "No CUDA device was at hand: **nothing below was measured**, all numbers are counts.\n"
-    yield "## Counted on the meta device\n"
-    yield (
-        "FLOPs are torch's counts (matrix products, convolutions and attention; multiply and add are two). "
-        "A step is one base evaluation and one of the solver; the released recipe makes both twice, for a CFG whose "
-        "two prompts are the same, and a predictor's walk has one base evaluation more in all. "
-        "Weights are bf16. A training step is one image's: the paper's evaluates the base "
-        "four times for three updates, ours once (and once more a walk); an update is counted as three forward passes. "
-        "A training image goes through "
-        f"{training_step('paper')[2]:.1f} such steps on average in the paper's curriculum, "
-        f"{training_step('fast')[2]:.1f} in ours. The training state is the base in bf16 and five float32 numbers "
-        "a solver weight (weight, gradient, two moments, average); activations come on top and are not counted.\n"
-    )
-    yield from _tables(results["counted"], COUNTED)
+def measured(base: FullSize, solvers: Sequence[tuple[str, str]], device: torch.device) -> list[Row]:
+    """A row for the base, the first solver under CFG, and each solver: time and memory of a step and of training."""
+    log.info("measuring %s", base.name)
+    rows = measure(base, {solver_name(*one): one for one in solvers}, solver_name(*solvers[0], cfg=True), device)
+    for row, (recipe, _) in zip(rows[2:], solvers, strict=True):
+        if "training_steps_second" in row:
+            row["training_images_second"] = row["training_steps_second"] / training_step(recipe)[2]
+    return [{"base": base.name, **row} for row in rows]
 
 
-def _tables(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str]) -> Iterator[str]:
+def _rounded(value: Any) -> Any:
+    return float(f"{value:.4g}") if isinstance(value, float) else value
+
+
+def parts(store: Store) -> dict[str, str]:
+    """What the page shows, by the name of its place."""
+    assert store.about is not None
+    counts, times = ([row for row in store.rows if row["part"] == part] for part in ("counted", "measured"))
+    timed = ["No CUDA device was at hand: **nothing below was measured**, all numbers are counts."]
+    if times:
+        timed = [f"## Measured on {store.about['device']}, bf16, random weights", ""]
+        timed += ["Median of repeats, all lines of a base in turn, so the ratio is of the same minutes.", ""]
+        timed += _tables(times, MEASURED)
+    return {
+        "torch": store.about["versions"]["torch"],
+        "measured": "\n".join(timed),
+        "paper's steps": f"{training_step('paper')[2]:.1f}",
+        "fast steps": f"{training_step('fast')[2]:.1f}",
+        "counted": "\n".join(_tables(counts, COUNTED)),
+    }
+
+
+def _tables(rows: Sequence[Row], columns: Mapping[str, str]) -> list[str]:
+    lines = []
     for base in dict.fromkeys(row["base"] for row in rows):
         mine = [row for row in rows if row["base"] == base]
         used = [key for key in columns if any(key in row for row in mine)]
-        yield f"### {base}\n"
-        yield f"| {' | '.join(columns[key] for key in used)} |"
-        yield "|---" * len(used) + "|"
-        for row in mine:
-            yield f"| {' | '.join(_cell(row.get(key, '')) for key in used)} |"
-        yield ""
+        cells = [[_cell(row.get(key)) for key in used] for row in mine]
+        lines += [f"### {base}", "", *table([columns[key] for key in used], cells), ""]
+    return lines[:-1]
 
 
 def _cell(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
     return "" if value is None else str(value)
-
-
-def run(folder: Path) -> dict[str, Any]:
-    """Write ``full_size.json`` and ``full_size.md`` into ``folder``; returns the results."""
-    device = torch.device("cuda") if torch.cuda.is_available() else None
-    results = report(BASES, device)
-    for name, text in (("full_size.json", json.dumps(results, indent=1) + "\n"), ("full_size.md", page(results))):
-        with replacing(folder / name) as temporary:
-            temporary.write_text(text, encoding="utf-8")
-    return results

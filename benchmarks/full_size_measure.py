@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, Final
 
@@ -23,6 +23,7 @@ from ..training.recipes import Stage
 from ..training.setup import recipe_for
 from ..training.trainee import SolverTrainee
 from ..training.workers import Workers
+from .store import Row
 
 if TYPE_CHECKING:
     from .full_size import FullSize
@@ -35,41 +36,42 @@ TRAINING_WALK: Final = 4
 DTYPE: Final = torch.bfloat16
 
 
-def measure(base: FullSize, solvers: Sequence[tuple[str, str]], device: torch.device) -> list[dict[str, Any]]:
-    """A row for the base, the first solver under CFG, and each solver, timed in turn; then each one's training."""
-    from .full_size import solver_name, training_step
+def measure(base: FullSize, solvers: Mapping[str, tuple[str, str]], guided: str, device: torch.device) -> list[Row]:
+    """A row for the base, the first solver under CFG, and each solver, timed in turn; then each one's training.
 
+    Args:
+        base: the shape.
+        solvers: recipe and preset, by name.
+        guided: name of the first one's row under CFG.
+        device: where it runs.
+    """
     transformer = random_weights(base.transformer(), device)
-    calls: dict[str, Callable[[], object]] = {"base alone": step_call(base, transformer, None, 1)}
-    networks = {one: base.solver(*one) for one in solvers}
-    calls[solver_name(*solvers[0], cfg=True)] = step_call(base, transformer, networks[solvers[0]], 2)
-    for one, config in networks.items():
-        calls[solver_name(*one)] = step_call(base, transformer, config, 1)
+    configs = {name: base.solver(*one) for name, one in solvers.items()}
+    first = next(iter(configs.values()))
+    calls = {"base alone": step_call(base, transformer, None), guided: step_call(base, transformer, first, batch=2)}
+    calls |= {name: step_call(base, transformer, config) for name, config in configs.items()}
     times, peaks = timed(calls, device)
-    alone = statistics.median(times["base alone"])
-    rows = []
-    for name, values in times.items():
-        middle = statistics.median(values)
-        rows.append({"what": name, "ms_step": _short(middle), "ratio": _short(middle / alone), "peak_gb": peaks[name]})
+    alone = times["base alone"]
+    rows = {
+        name: {"what": name, "ms_step": ms, "ratio": ms / alone, "peak_gb": peaks[name]} for name, ms in times.items()
+    }
     del calls
-    by_name = {row["what"]: row for row in rows}
-    for (recipe, preset), config in networks.items():
-        row = by_name[solver_name(recipe, preset)]
+    for name, (recipe, preset) in solvers.items():
         try:
-            rate, peak = training_rate(base, transformer, recipe, preset, config, device)
+            rate, peak = training_rate(base, transformer, recipe, preset, configs[name], device)
         except torch.cuda.OutOfMemoryError:
-            row["note"] = "training does not fit this device"
+            rows[name]["note"] = "training does not fit this device"
         else:
-            row["training_steps_second"] = _short(rate)
-            row["training_images_second"] = _short(rate / training_step(recipe)[2])
-            row["training_peak_gb"] = peak
-        clear(device)
-    return rows
+            rows[name] |= {"training_steps_second": rate, "training_peak_gb": peak}
+        gc.collect()
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+    return list(rows.values())
 
 
-def random_weights(module: nn.Module, device: torch.device, dtype: torch.dtype = DTYPE) -> nn.Module:
-    """A network of the meta device with small random weights on ``device``."""
-    module = module.to(dtype).to_empty(device=device).requires_grad_(False).eval()
+def random_weights(module: nn.Module, device: torch.device) -> nn.Module:
+    """A network of the meta device with small random weights on ``device``, bf16."""
+    module = module.to(DTYPE).to_empty(device=device).requires_grad_(False).eval()
     with torch.no_grad():
         for tensor in (*module.parameters(), *module.buffers()):
             if tensor.is_floating_point():
@@ -84,7 +86,7 @@ def conditioning(base: FullSize, batch: int, device: torch.device) -> Conditioni
     return Conditioning(context, pooled)
 
 
-def step_call(base: FullSize, transformer: nn.Module, config: Config | None, batch: int) -> Callable[[], object]:
+def step_call(base: FullSize, transformer: nn.Module, config: Config | None, batch: int = 1) -> Callable[[], object]:
     """One inversion step: a base evaluation, and what a solver adds."""
     device = next(transformer.parameters()).device
     prompt = conditioning(base, batch, device)
@@ -104,28 +106,29 @@ def step_call(base: FullSize, transformer: nn.Module, config: Config | None, bat
 
 @torch.no_grad()
 def timed(
-    calls: dict[str, Callable[[], object]], device: torch.device
-) -> tuple[dict[str, list[float]], dict[str, float | None]]:
-    """Milliseconds of each call, all in turn, and the most memory each held, in GB (CUDA only)."""
+    calls: Mapping[str, Callable[[], object]], device: torch.device
+) -> tuple[dict[str, float], dict[str, float | None]]:
+    """Median milliseconds of each call, all in turn, and the most memory each held, in GB (CUDA only)."""
     times: dict[str, list[float]] = {name: [] for name in calls}
     peaks: dict[str, float | None] = {}
-    for repeat in range(WARM_UP + REPEATS):
+    for _ in range(WARM_UP + REPEATS):
         for name, call in calls.items():
-            reset_peak(device)
-            seconds = clock(call, device)
-            peaks[name] = peak_gb(device)
-            if repeat >= WARM_UP:
-                times[name].append(seconds * 1000)
-    return times, peaks
+            seconds, peaks[name] = clock(call, device)
+            times[name].append(seconds * 1000)
+    return {name: statistics.median(values[WARM_UP:]) for name, values in times.items()}, peaks
 
 
-def clock(call: Callable[[], object], device: torch.device) -> float:
-    """Seconds of one call, the device's queue empty before and after."""
-    synchronize(device)
+def clock(call: Callable[[], object], device: torch.device) -> tuple[float, float | None]:
+    """Seconds of one call, the device's queue empty before and after, and the most memory held, in GB (CUDA only)."""
+    cuda = device.type == "cuda"
+    if cuda:
+        torch.cuda.reset_peak_memory_stats(device)
+        torch.cuda.synchronize(device)
     began = time.perf_counter()
     call()
-    synchronize(device)
-    return time.perf_counter() - began
+    if cuda:
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - began, torch.cuda.max_memory_allocated(device) / 1e9 if cuda else None
 
 
 def training_rate(
@@ -141,8 +144,7 @@ def training_rate(
     prompt = conditioning(base, 1, device)
     bound = Bound(TransformerVelocity(transformer, prompt), prompt.context.float(), prompt.pooled.float())
     trained = Base(base_info(transformer), lambda names: bound, lambda steps, latent: uniform_grid(steps), device)
-    cuda = device.type == "cuda"
-    autocast = torch.autocast("cuda", DTYPE) if cuda else nullcontext()
+    autocast = torch.autocast("cuda", DTYPE) if device.type == "cuda" else nullcontext()
     objective = make_objective(recipe, trained, 0, autocast, Workers())
     with torch.device(device):
         trainee = SolverTrainee(config.build(), recipe)
@@ -157,39 +159,6 @@ def training_rate(
         return walk.index
 
     carry(0)
-    reset_peak(device)
-    steps = [0]
-
-    def both() -> None:
-        steps[0] = carry(1) + carry(2)
-
-    seconds = clock(both, device)
-    return steps[0] * recipe.batch / seconds, peak_gb(device)
-
-
-def synchronize(device: torch.device) -> None:
-    """Wait for a CUDA device."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def reset_peak(device: torch.device) -> None:
-    """Begin to watch the most memory held."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-
-
-def peak_gb(device: torch.device) -> float | None:
-    """The most memory held since, in GB; None without CUDA."""
-    return _short(torch.cuda.max_memory_allocated(device) / 1e9) if device.type == "cuda" else None
-
-
-def clear(device: torch.device) -> None:
-    """Give freed memory back."""
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-
-
-def _short(value: float) -> float:
-    return float(f"{value:.4g}")
+    steps: list[int] = []
+    seconds, peak = clock(lambda: steps.extend([carry(1), carry(2)]), device)
+    return sum(steps) * recipe.batch / seconds, peak

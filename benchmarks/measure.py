@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -18,6 +19,7 @@ from ..deepinv_core.editing import Hold, edit
 from ..deepinv_core.embedded.model import KINDS, load_embedded, weights_path
 from ..deepinv_core.embedded.spec import CLASSES, CONTEXT_TOKENS
 from ..deepinv_core.errors import DeepInvError
+from ..deepinv_core.flow import Velocity
 from ..deepinv_core.inversion import Inversion, Reconstruction, invert, latent_snr, reconstruct, with_residual
 from ..deepinv_core.lpips import Lpips, load_lpips, lpips_available
 from ..deepinv_core.methods import Method, Options, make_method
@@ -25,11 +27,11 @@ from ..deepinv_core.methods.explicit import Euler
 from ..deepinv_core.schedule import uniform_grid
 from ..deepinv_core.solver import Config, LoadedSolver, Solver, bind, load_solver
 from ..deepinv_core.solver.cost import solver_flops, transformer_flops
-from .backbones import fid
-from .data import Images
-from .entries import Entry, solver_files
-from .quality import PerImage, against_photo, noise_health, round_trip, summary
-from .records import Row
+from .entries import CONVERGED, Entry, solver_files
+from .networks.fid import fid
+from .photos import Images
+from .quality import against_photo, losses, summary, whiteness
+from .store import Row
 
 ASSISTED: Final = Hold(anchor=0.5, anchor_share=0.5)
 """The way back of DeepInv's released test code: half of the trajectory blended in, on the noisier half."""
@@ -39,21 +41,70 @@ RESIDUAL_IMAGES: Final = 8
 
 
 @dataclass(frozen=True)
+class Trip:
+    """There and back, the seconds that each took, and the residual ``[N, b]`` of b latents where it was measured."""
+
+    inversion: Inversion
+    back: Reconstruction
+    seconds: tuple[float, float]
+    residual: Tensor | None = None
+
+
+def there_and_back(
+    up: Velocity,
+    latent: Tensor,
+    sigmas: Tensor,
+    method: Method,
+    *,
+    down: Velocity | None = None,
+    hold: Hold | None = None,
+    keep_trajectory: bool = False,
+    clock: Callable[[], float] = time.perf_counter,
+) -> Trip:
+    """Invert latents and sample the noise back.
+
+    Args:
+        up: the base model for the inversion.
+        latent: ``[B, C, h, w]``.
+        sigmas: the grid, ``[N + 1]``.
+        method: the method.
+        down: the base model for the way back; None for the same.
+        hold: how the way back is held by the trajectory; None for the method's own way back.
+        keep_trajectory: whether the inversion keeps every latent.
+        clock: what the seconds are read from.
+    """
+
+    def now() -> float:
+        if latent.is_cuda:
+            torch.cuda.synchronize(latent.device)
+        return clock()
+
+    began = now()
+    inversion = invert(up, latent, sigmas, method, keep_trajectory=keep_trajectory or hold is not None)
+    turned = now()
+    back = reconstruct(down or up, inversion) if hold is None else edit(down or up, inversion, hold)
+    return Trip(inversion, back, (turned - began, now() - turned))
+
+
+def prompted(model: BaseModel, names: Sequence[str], cfg: float = 1.0) -> TransformerVelocity:
+    """A base model under prompts, one a row (the empty one for none), guided away from the empty one."""
+    away = condition(model, ()) if cfg != 1 else None
+    return TransformerVelocity(model.transformer, condition(model, names), away, cfg=cfg)
+
+
+def condition(model: BaseModel, names: Sequence[str]) -> Conditioning:
+    """Prompts, one a row; the empty one for none."""
+    rows = [model.condition(name) for name in names or ("",)]
+    return Conditioning(torch.cat([row.context for row in rows]), torch.cat([row.pooled for row in rows]))
+
+
+@dataclass(frozen=True)
 class Prepared:
     """Images as a model has them: latents ``[B, C, h, w]``, and what its VAE makes of them, ``[B, 3, H, W]``."""
 
     images: Images
     latent: Tensor
     ceiling: Tensor
-
-
-@dataclass(frozen=True)
-class Walk:
-    """There and back, and the residual ``[N, b]`` of the first b latents where it was measured."""
-
-    inversion: Inversion
-    back: Reconstruction
-    residual: Tensor | None
 
 
 @dataclass(frozen=True)
@@ -85,29 +136,49 @@ class Suite:
         """Whether what the entry needs is at hand."""
         return not entry.solver or entry.solver in self.solvers
 
-    def condition(self, classes: Sequence[str]) -> Conditioning:
-        """The classes as prompts, one a row; the empty prompt for none."""
-        rows = [self.model.condition(name) for name in classes or ("",)]
-        return Conditioning(torch.cat([row.context for row in rows]), torch.cat([row.pooled for row in rows]))
-
-    def velocity(self, classes: Sequence[str] = (), cfg: float = 1.0) -> TransformerVelocity:
-        """The base model under these prompts, the empty one as the negative."""
-        away = self.condition(()) if cfg != 1 else None
-        return TransformerVelocity(self.model.transformer, self.condition(classes), away, cfg=cfg)
-
     def method(self, entry: Entry, classes: Sequence[str] = ()) -> Method:
         """The entry's method, its solver under these prompts."""
         solver: Solver | None = None
         if entry.solver:
-            prompt = self.condition(classes)
+            prompt = condition(self.model, classes)
             solver = bind(self.solvers[entry.solver].solver, prompt.context, prompt.pooled)
         return make_method(entry.method, Options(refine=entry.refine), solver=solver)
 
+    def trip(
+        self,
+        entry: Entry,
+        latent: Tensor,
+        steps: int,
+        *,
+        classes: Sequence[str] = (),
+        cfg: float = 1.0,
+        residual: int = 0,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> Trip:
+        """Invert on the uniform grid and come back under the same prompts.
+
+        Args:
+            entry: the method.
+            latent: ``[B, C, h, w]``.
+            steps: N.
+            classes: prompts, one a row; the empty one for none.
+            cfg: guidance, both ways.
+            residual: latents whose residual is measured, where the way back is Euler's.
+            clock: what the seconds are read from.
+        """
+        velocity, method = prompted(self.model, classes, cfg), self.method(entry, classes)
+        hold = ASSISTED if entry.assisted else None
+        measured = residual > 0 and hold is None and isinstance(method.back, Euler)
+        sigmas = uniform_grid(steps)
+        trip = there_and_back(velocity, latent, sigmas, method, hold=hold, keep_trajectory=measured, clock=clock)
+        if not measured:
+            return trip
+        few = replace(trip.inversion, carried={"trajectory": trip.inversion.carried["trajectory"][:, :residual]})
+        return replace(trip, residual=with_residual(prompted(self.model, classes[:residual], cfg), few).residual)
+
     def share(self, solver: str, height: int = 8, width: int = 8) -> float:
         """FLOPs of one evaluation of a solver over those of the base, at a latent size; 0 without a solver."""
-        if not solver:
-            return 0.0
-        return _share(self.solvers[solver].config, self.kind, height, width)
+        return _share(self.solvers[solver].config, self.kind, height, width) if solver else 0.0
 
 
 @cache
@@ -131,39 +202,6 @@ def open_suite(kind: str, *, lpips: Path | None = None, backbone: nn.Module | No
         lpips=load_lpips(lpips) if lpips or lpips_available() else None,
         fid=backbone,
     )
-
-
-def walk(
-    suite: Suite,
-    entry: Entry,
-    latent: Tensor,
-    steps: int,
-    *,
-    classes: Sequence[str] = (),
-    cfg: float = 1.0,
-    residual: int = 0,
-) -> Walk:
-    """Invert and come back under the same prompts.
-
-    Args:
-        suite: the model.
-        entry: the method.
-        latent: ``[B, C, h, w]``.
-        steps: N.
-        classes: prompts, one a row; the empty one for none.
-        cfg: guidance, both ways.
-        residual: latents whose residual is measured, where the way back is Euler's.
-    """
-    method, velocity = suite.method(entry, classes), suite.velocity(classes, cfg)
-    measures = residual > 0 and isinstance(method.back, Euler) and not entry.assisted
-    grid = uniform_grid(steps)
-    inversion = invert(velocity, latent, grid, method, keep_trajectory=entry.assisted or measures)
-    found = None
-    if measures:
-        few = {"trajectory": inversion.carried["trajectory"][:, :residual]}
-        found = with_residual(suite.velocity(classes[:residual], cfg), replace(inversion, carried=few)).residual
-    back = edit(velocity, inversion, ASSISTED) if entry.assisted else reconstruct(velocity, inversion)
-    return Walk(inversion, back, found)
 
 
 def round_trips(
@@ -193,34 +231,27 @@ def round_trips(
         "size": f"{width}x{height}",
     }
     try:
-        there = walk(suite, entry, latent, steps, classes=classes, cfg=cfg, residual=RESIDUAL_IMAGES if cfg == 1 else 0)
+        trip = suite.trip(entry, latent, steps, classes=classes, cfg=cfg, residual=RESIDUAL_IMAGES if cfg == 1 else 0)
     except DeepInvError as error:  # a method that left the model's range
         return [{**common, "images": one.images.name, "count": len(one.latent), "failed": str(error)} for one in sets]
-    share = suite.share(entry.solver, *latent.shape[-2:])
     common |= {
-        "nfe": there.inversion.nfe,
-        "nfe_back": there.back.nfe,
-        "cost": round(there.inversion.nfe + steps * share, 2),
+        "nfe": trip.inversion.nfe,
+        "nfe_back": trip.back.nfe,
+        "cost": round(trip.inversion.nfe + steps * suite.share(entry.solver, *latent.shape[-2:]), 2),
     }
     rows, start = [], 0
     for one in sets:
         part = slice(start, start + len(one.latent))
         start = part.stop
-        values = _values(suite, one, there, part)
+        images = suite.model.decode(trip.back.latent[part])
+        values = losses(trip.back.latent[part], one.latent, images, one.ceiling)
+        values |= against_photo(images, one.images.pixels, suite.lpips) | whiteness(trip.inversion.noise[part])
+        if trip.residual is not None and part.start == 0:
+            values["residual"] = trip.residual[:, : part.stop].mean(0)
         rows.append({**common, "images": one.images.name, "count": len(one.latent), **summary(values)})
         if suite.fid is not None:
-            rows[-1]["fid"] = fid(suite.fid, one.images.pixels, suite.model.decode(there.back.latent[part]))
+            rows[-1]["fid"] = fid(suite.fid, one.images.pixels, images)
     return rows
-
-
-def _values(suite: Suite, one: Prepared, there: Walk, part: slice) -> PerImage:
-    back = there.back.latent[part]
-    images = suite.model.decode(back)
-    values = round_trip(back, one.latent, images, one.ceiling)
-    values |= against_photo(images, one.images.pixels, suite.lpips) | noise_health(there.inversion.noise[part])
-    if there.residual is not None and part.start == 0:
-        values["residual"] = there.residual[:, : part.stop].mean(0)
-    return values
 
 
 def ceiling(suite: Suite, sets: Sequence[Prepared]) -> list[Row]:
@@ -239,10 +270,10 @@ def ceiling(suite: Suite, sets: Sequence[Prepared]) -> list[Row]:
 
 def swapped(suite: Suite, entry: Entry, one: Prepared, steps: int) -> list[Row]:
     """Back under another class: how near the edit is to that from the converged inversion."""
-    edits = []
-    target = suite.velocity((CLASSES[5],) * len(one.latent))
-    for which in (entry, Entry("anderson_extrapolated", 15)):
-        inversion = invert(suite.velocity(), one.latent, uniform_grid(steps), suite.method(which))
-        edits.append(reconstruct(target, inversion).latent)
+    up, down, sigmas = suite.model.velocity(""), suite.model.velocity(CLASSES[5]), uniform_grid(steps)
+    mine, converged = (
+        there_and_back(up, one.latent, sigmas, suite.method(which), down=down).back.latent
+        for which in (entry, CONVERGED[0])
+    )
     row = {"part": "swapped", "model": suite.kind, "entry": entry.label, "steps": steps, "count": len(one.latent)}
-    return [{**row, "target": CLASSES[5], **summary({"agreement_db": latent_snr(edits[0], edits[1])})}]
+    return [{**row, "target": CLASSES[5], **summary({"agreement_db": latent_snr(mine, converged)})}]

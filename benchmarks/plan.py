@@ -6,22 +6,24 @@ import logging
 import os
 import platform
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
 
-from .data import SHAPES, held_out, photographs
 from .entries import CONVERGED, ENTRIES, FEW, Entry
 from .measure import Prepared, Suite, ceiling, open_suite, round_trips, swapped
-from .records import Row, add_rows, read_rows, versions, write_rows
+from .photos import SHAPES, held_out, photographs
+from .store import Row, Store, versions
 from .timing import memory, timings
 
 log = logging.getLogger(__name__)
+
+Unit = tuple[str, Callable[[], list[Row]]]
+"""A piece of work; its key says all that its rows depend on."""
 
 
 @dataclass(frozen=True)
@@ -57,14 +59,6 @@ class Settings:
     timed_steps: tuple[int, ...] = (4, 16)
     lpips: Path | None = None
     fid: tuple[str, nn.Module] | None = None
-
-
-@dataclass(frozen=True)
-class Unit:
-    """A piece of work; ``key`` says all that its rows depend on."""
-
-    key: str
-    run: Callable[[], list[Row]] = field(compare=False)
 
 
 class Plan:
@@ -130,9 +124,9 @@ class Plan:
         return [entry for entry in self.settings.entries if suite.has(entry)]
 
     def _trip(
-        self, suite: Suite, entry: Entry, names: tuple[str, ...], steps: int, *, prompt: str = "empty", cfg: float = 1.0
+        self, suite: Suite, entry: Entry, names: Sequence[str], steps: int, *, prompt: str = "empty", cfg: float = 1.0
     ) -> Unit:
-        counts = self.settings.cfg_images if names == ("guided",) else self.settings.images
+        counts = self.settings.cfg_images if "guided" in names else self.settings.images
         name = f"{'+'.join(names)} {counts} {entry.label} N={steps} {prompt} cfg={cfg:g}"
 
         def trip() -> list[Row]:
@@ -142,9 +136,9 @@ class Plan:
 
     def _unit(self, suite: Suite, name: str, run: Callable[[], list[Row]]) -> Unit:
         extra = (" lpips" if suite.lpips else "") + (f" fid {self.settings.fid[0]}" if self.settings.fid else "")
-        return Unit(f"{suite.kind} {suite.weights} {name}{extra}", run)
+        return f"{suite.kind} {suite.weights} {name}{extra}", run
 
-    def _sets(self, suite: Suite, names: tuple[str, ...]) -> list[Prepared]:
+    def _sets(self, suite: Suite, names: Sequence[str]) -> list[Prepared]:
         return [self.prepared(suite.kind, name) for name in names]
 
     def _suite(self, kind: str) -> Suite:
@@ -152,64 +146,45 @@ class Plan:
         return open_suite(kind, lpips=settings.lpips, backbone=settings.fid[1] if settings.fid else None)
 
     def _prepared(self, kind: str, name: str) -> Prepared:
-        if name == "guided":
-            images = held_out(self.settings.archive, self.settings.cfg_images)
-        elif name == "test":
-            images = held_out(self.settings.archive, self.settings.images)
-        else:
-            images = photographs(*(int(side) for side in name.split()[1:]))
-        return self.suite(kind).prepare(images)
+        if name in ("test", "guided"):
+            count = self.settings.images if name == "test" else self.settings.cfg_images
+            return self.suite(kind).prepare(held_out(self.settings.archive, count))
+        return self.suite(kind).prepare(photographs(*(int(side) for side in name.split()[1:])))
 
 
-def run(plan: Plan, path: Path, about: Callable[[Plan], Row]) -> list[Row]:
+def run(plan: Plan, path: Path, command: str) -> list[Row]:
     """Measure what ``path`` lacks, a line a row; at the end the file holds this plan's rows, in its order.
 
     Args:
         plan: the plan.
         path: results.jsonl, made or gone on with.
-        about: the row on top, when all is done.
+        command: for the row on top, which is written when all is done.
 
     Raises:
         DeepInvError: the file can't be read or written.
     """
-    before = read_rows(path)
-    found = by_unit(before)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_rows(path, before)  # without what an interrupted write left
-    units = list(plan.units())
-    missing = sum(unit.key not in found for unit in units)
-    log.info("%d of %d units to measure", missing, len(units))
-    for unit in units:
-        if unit.key in found:
-            continue
+    store, units = Store(path, ("unit",)), dict(plan.units())
+    log.info("%d of %d units to measure", sum((key,) not in store for key in units), len(units))
+
+    def measured(key: str) -> list[Row]:
         began = time.perf_counter()
-        rows = unit.run()
+        rows = units[key]()
         took = round((time.perf_counter() - began) / len(rows), 3)
-        found[unit.key] = [{**row, "unit": unit.key, "took": took} for row in rows]
-        add_rows(path, found[unit.key])
-        log.info("%.1f s: %s", took * len(rows), unit.key)
-    rows = [row for unit in units for row in found[unit.key]]
-    rows.insert(0, {**about(plan), "seconds": round(sum(row["took"] for row in rows))})
-    write_rows(path, rows)
-    return rows
+        log.info("%.1f s: %s", took * len(rows), key)
+        return [{**row, "unit": key, "took": took} for row in rows]
 
-
-def by_unit(rows: list[Row]) -> dict[str, list[Row]]:
-    """Rows by the unit that made them."""
-    units: dict[str, list[Row]] = {}
-    for row in rows:
-        if "unit" in row:
-            units.setdefault(row["unit"], []).append(row)
-    return units
+    rows = [row for key in units for row in store.get((key,), partial(measured, key))]
+    store.about = {**about(plan, command), "seconds": round(sum(row["took"] for row in rows))}
+    store.write(rows)
+    return [store.about, *rows]
 
 
 def about(plan: Plan, command: str) -> Row:
     """Who measured what with which: the first line of results.jsonl."""
     settings = plan.settings
-    solvers: dict[str, Mapping[str, Any]] = {}
-    for kind in settings.kinds:
-        suite = plan.suite(kind)
-        solvers[kind] = {
+    suites = {kind: plan.suite(kind) for kind in settings.kinds}
+    solvers = {
+        kind: {
             name: {
                 "parameters": sum(p.numel() for p in loaded.solver.parameters()),
                 "share": round(suite.share(name), 4),
@@ -217,19 +192,16 @@ def about(plan: Plan, command: str) -> Row:
             }
             for name, loaded in suite.solvers.items()
         }
+        for kind, suite in suites.items()
+    }
+    chosen = ("images", "cfg", "cfg_images", "steps", "new_steps", "off_steps", "timed_steps")
     return {
         "part": "about",
         "command": command,
         "versions": versions(),
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, CPU",
         "threads": torch.get_num_threads(),
-        "images": settings.images,
-        "cfg": settings.cfg,
-        "cfg_images": settings.cfg_images,
-        "steps": settings.steps,
-        "new_steps": settings.new_steps,
-        "off_steps": settings.off_steps,
-        "timed_steps": settings.timed_steps,
+        **{name: getattr(settings, name) for name in chosen},
         "fid": settings.fid[0] if settings.fid else None,
         "solvers": solvers,
     }

@@ -1,4 +1,4 @@
-"""What a round trip is worth, per image: latent and pixel errors, perceptual metrics, and the noise's own health."""
+"""What a round trip is worth, per image: latent and pixel errors, perceptual metrics, and how white the noise is."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from torch import Tensor
 
 from ..deepinv_core.inversion import latent_snr
 from ..deepinv_core.lpips import SMALLEST_SIDE, Lpips
-from ..deepinv_core.metrics import MS_SSIM_WEIGHTS, PSNR_CAP, ms_ssim, perceptual, psnr, ssim
+from ..deepinv_core.metrics import PSNR_CAP, perceptual, psnr, ssim
 
-SCALES: Final = MS_SSIM_WEIGHTS[:3]
-"""Scales of MS-SSIM: all five need 161 pixels, three need 41."""
+SCALES: Final = (0.0448, 0.2856, 0.3001)
+"""Exponents of MS-SSIM's finest scales (Wang et al. 2003): all five need 161 pixels, three need 41."""
 
 PerImage = dict[str, Tensor]
 """A value an image ``[B]``, by metric."""
@@ -24,7 +24,7 @@ def against_photo(images: Tensor, photos: Tensor, network: Lpips | None) -> PerI
     values = {
         "psnr": psnr(images, photos).clamp_max(PSNR_CAP),
         "ssim": ssim(images, photos),
-        "ms_ssim": ms_ssim(images, photos, weights=SCALES),
+        "ms_ssim": ms_ssim(images, photos),
         "mse": (images.double() - photos.double()).square().mean(dim=(1, 2, 3)),
     }
     if network is not None and min(photos.shape[-2:]) >= SMALLEST_SIDE:
@@ -34,7 +34,15 @@ def against_photo(images: Tensor, photos: Tensor, network: Lpips | None) -> PerI
     return values
 
 
-def round_trip(back: Tensor, latent: Tensor, images: Tensor, ceiling: Tensor) -> PerImage:
+def ms_ssim(a: Tensor, b: Tensor) -> Tensor:
+    """Torchmetrics' multi-scale SSIM over :data:`SCALES`, rescaled to 1; images ``[B, 3, H, W]`` to ``[B]``."""
+    from torchmetrics.functional import image  # takes a second
+
+    betas, both = tuple(scale / sum(SCALES) for scale in SCALES), (a.double(), b.double())
+    return image.multiscale_structural_similarity_index_measure(*both, data_range=1.0, betas=betas, reduction="none")
+
+
+def losses(back: Tensor, latent: Tensor, images: Tensor, ceiling: Tensor) -> PerImage:
     """What the inversion alone lost: in the latent, and in pixels against the VAE's decode of the latent."""
     return {
         "latent_snr_db": latent_snr(back, latent),
@@ -44,7 +52,7 @@ def round_trip(back: Tensor, latent: Tensor, images: Tensor, ceiling: Tensor) ->
     }
 
 
-def noise_health(noise: Tensor) -> PerImage:
+def whiteness(noise: Tensor) -> PerImage:
     """How far a noise ``[B, C, H, W]`` is from white Gaussian noise, which has 1, 0 and 0.
 
     ``noise_std``, ``noise_kurtosis`` (excess), and ``noise_neighbour``, the correlation of horizontal and vertical
@@ -72,7 +80,8 @@ def summary(values: PerImage) -> dict[str, list[float]]:
         {'x': [2.5, 2.0398]}
     """
     return {
-        name: [_short(float(one.double().mean())), _short(half_width(one.double()))] for name, one in values.items()
+        name: [float(f"{value:.5g}") for value in (float(one.double().mean()), half_width(one.double()))]
+        for name, one in values.items()
     }
 
 
@@ -94,7 +103,3 @@ def student(freedom: int) -> float:
         (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
     )
     return sum(term / freedom**power for power, term in enumerate(terms))
-
-
-def _short(value: float) -> float:
-    return float(f"{value:.5g}")

@@ -14,9 +14,9 @@ import torch
 from ..deepinv_core.embedded.spec import IMAGE_SIZE
 from ..deepinv_core.errors import DeepInvError
 from ..deepinv_core.inversion import latent_snr
-from .data import Images, photographs
 from .entries import Entry
-from .measure import Suite, open_suite, walk
+from .measure import Suite, open_suite
+from .photos import Images, photographs
 
 STEPS: Final = (2, 4, 8)
 
@@ -31,7 +31,7 @@ CLIMBERS: Final = (EULER, Entry("easyinv"), UNI_INV, Entry("fireflow"), Entry("a
 
 @dataclass(frozen=True)
 class Check:
-    """Whether ``better`` is ahead of ``worse``, both in dB of latent SNR and with their cost."""
+    """Whether ``better`` is ahead of ``worse``, both in dB of latent SNR."""
 
     better: str
     worse: str
@@ -44,9 +44,8 @@ class Check:
         return self.high > self.low
 
     def __str__(self) -> str:
-        return (
-            f"{'ok    ' if self.holds else 'FAILED'} {self.better} {self.high:.1f} dB > {self.worse} {self.low:.1f} dB"
-        )
+        verdict = "ok    " if self.holds else "FAILED"
+        return f"{verdict} {self.better} {self.high:.1f} dB > {self.worse} {self.low:.1f} dB"
 
 
 def quick_images() -> Images:
@@ -60,34 +59,28 @@ def checks(suite: Suite, images: Images) -> Iterator[Check]:
     """Measure a model and compare.
 
     Raises:
-        DeepInvError: an entry spends other than what its catalogue entry says.
+        DeepInvError: an entry spends other than what is known of it.
     """
     latent = suite.prepare(images).latent
-    entries = (*CLIMBERS, *FAST[2:], Entry("euler_source"), CONVERGED, *EXACT)
     snr: dict[tuple[Entry, int], float] = {}
-    for entry in entries:
+    for entry in (*CLIMBERS, *FAST[2:], Entry("euler_source"), CONVERGED, *EXACT):
         for steps in STEPS:
-            there = walk(suite, entry, latent, steps)
-            snr[entry, steps] = float(latent_snr(there.back.latent, latent).mean())
-            _check_cost(entry, steps, there.inversion.nfe)
+            trip = suite.trip(entry, latent, steps)
+            snr[entry, steps] = float(latent_snr(trip.back.latent, latent).mean())
+            _check_cost(entry, steps, trip.inversion.nfe)
 
-    def ahead(better: tuple[Entry, int], worse: tuple[Entry, int]) -> Check:
-        first, second = (f"{suite.kind} {entry.label} N={steps}" for entry, steps in (better, worse))
-        return Check(first, second, snr[better], snr[worse])
+    def ahead(better: Entry, worse: Entry, n: int, fewer: int | None = None) -> Check:
+        first, second = (better, n), (worse, fewer or n)
+        high, low = (f"{suite.kind} {entry.label} N={steps}" for entry, steps in (first, second))
+        return Check(high, low, snr[first], snr[second])
 
-    last = STEPS[-1]
-    for exact in EXACT:
-        yield ahead((exact, last), (CONVERGED, last))
-    yield ahead((CONVERGED, last), (EULER, last))
+    yield from (ahead(exact, CONVERGED, STEPS[-1]) for exact in EXACT)
+    yield ahead(CONVERGED, EULER, STEPS[-1])
     for entry in CLIMBERS:
-        for more, fewer in zip(STEPS[1:], STEPS, strict=False):
-            yield ahead((entry, more), (entry, fewer))
+        yield from (ahead(entry, entry, more, fewer) for more, fewer in zip(STEPS[1:], STEPS, strict=False))
+    ladder = (Entry("euler_source"), EULER, UNI_INV, *FAST)
     for steps in STEPS:
-        yield ahead((EULER, steps), (Entry("euler_source"), steps))
-        yield ahead((UNI_INV, steps), (EULER, steps))
-        yield ahead((FAST[0], steps), (UNI_INV, steps))
-        yield ahead((FAST[1], steps), (FAST[0], steps))
-        yield ahead((FAST[2], steps), (FAST[1], steps))
+        yield from (ahead(better, worse, steps) for better, worse in zip(ladder[1:], ladder, strict=False))
 
 
 def _check_cost(entry: Entry, steps: int, nfe: int) -> None:

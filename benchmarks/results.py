@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from ..deepinv_core.errors import DeepInvError
+from . import frontier
 from .entries import CONVERGED
-from .records import Row, read_rows
+from .store import Row, Store
 
 REFERENCES: Final = tuple(entry.label for entry in CONVERGED)
 
@@ -38,7 +39,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Results:
-    """All rows of a run; ``about`` is the first one."""
+    """All rows of a run, and what its first line says."""
 
     about: Row
     rows: list[Row]
@@ -72,13 +73,17 @@ class Results:
         found = self.where("round_trip", model=model, images=images, prompt=prompt, cfg=cfg, size=size)
         return [row for row in found if row["entry"] not in REFERENCES]
 
-    def converged(self, model: str) -> list[Row]:
-        """Round trips of :data:`CONVERGED`."""
-        return [row for row in self.where("round_trip", model=model) if row["entry"] in REFERENCES]
+    def main(self, model: str, images: str = "test") -> list[Row]:
+        """Round trips of the main tables: CFG 1, the empty prompt, the step counts of :attr:`steps`."""
+        return [row for row in self.trips(model, images=images) if row["steps"] in self.steps]
 
     def guided(self, model: str) -> list[Row]:
         """Round trips at the real CFG."""
         return self.trips(model, prompt="class", cfg=self.about["cfg"])
+
+    def converged(self, model: str) -> list[Row]:
+        """Round trips of :data:`CONVERGED`."""
+        return [row for row in self.where("round_trip", model=model) if row["entry"] in REFERENCES]
 
     def ceiling(self, model: str, images: str = "test") -> Row:
         """What the VAE alone gives."""
@@ -91,10 +96,10 @@ def load(path: Path) -> Results:
     Raises:
         DeepInvError: none there, or of a run that has not ended.
     """
-    rows = read_rows(path)
-    if not rows or rows[0].get("part") != "about":
+    store = Store(path)
+    if store.about is None:
         raise DeepInvError(f"{path} holds no finished run: `deepinv bench DATA --output` with the same folder goes on")
-    return Results(rows[0], rows[1:])
+    return Results(store.about, store.rows)
 
 
 def points(rows: Iterable[Row]) -> list[Point]:
@@ -112,24 +117,14 @@ def trained(label: str) -> bool:
     return label.startswith(("fast", "paper"))
 
 
-def best_within(found: Sequence[Point], budget: float) -> Point | None:
+def best_within(found: Iterable[Point], budget: float) -> Point | None:
     """The best that costs no more; None where nothing does."""
     return max((point for point in found if point.cost <= budget), key=lambda point: point.snr, default=None)
 
 
-def front(found: Sequence[Point]) -> list[Point]:
-    """Points that no other exceeds at no more cost, from cheap to dear.
-
-    Example:
-        >>> a, b, c = Point("a", 1, 2, 5.0, 0), Point("b", 1, 3, 4.0, 0), Point("c", 1, 4, 6.0, 0)
-        >>> [point.entry for point in front([a, b, c])]
-        ['a', 'c']
-    """
-    kept: list[Point] = []
-    for point in sorted(found, key=lambda point: (point.cost, -point.snr)):
-        if not kept or point.snr > kept[-1].snr:
-            kept.append(point)
-    return kept
+def front(found: Iterable[Point]) -> list[Point]:
+    """Points that no other exceeds at no more cost, from cheap to dear."""
+    return frontier.front(found, lambda point: point.cost, lambda point: point.snr)
 
 
 @dataclass(frozen=True)
@@ -160,17 +155,20 @@ def verdict(label: str, found: Sequence[Point]) -> Verdict:
 def goals(rows: Iterable[Row]) -> list[Row]:
     """What the solvers are to reach, margins in dB of latent SNR: what was wanted and what was seen."""
     snr = {(row["entry"], row["steps"]): row["latent_snr_db"][0] for row in rows if "failed" not in row}
-    claims: list[tuple[str, str, str, dict[int, float]]] = [
-        ("paper K=0 over Euler", "paper K=0", "euler", {2: 8, 4: 8, 8: 8, 16: 5}),
-        ("fast K=0 over Uni-Inv", "fast K=0", "uni_inv K=1", dict.fromkeys((2, 4, 8, 16, 25), 8)),
-        ("fast K=0 over extrapolated Uni-Inv", "fast K=0", "uni_inv_2 K=1", dict.fromkeys((2, 4, 8, 16, 25), 3)),
-        ("fast K=0 over FireFlow both ways", "fast K=0", "fireflow", dict.fromkeys((2, 4, 8), 0)),
-        ("fast K=1 (2N+1) over Anderson K=2 (3N)", "fast K=1", "anderson K=2", dict.fromkeys((2, 4, 8, 16), 2)),
-        ("fast K=2 (3N+1) over Anderson K=3 (4N)", "fast K=2", "anderson K=3", {2: 2, 4: 2, 8: 0}),
-    ]
     return [
         {"claim": claim, "steps": n, "wanted_db": wanted, "seen_db": round(snr[a, n] - snr[b, n], 2)}
-        for claim, a, b, margins in claims
+        for claim, a, b, margins in GOALS
         for n, wanted in margins.items()
         if (a, n) in snr and (b, n) in snr
     ]
+
+
+GOALS: Final[tuple[tuple[str, str, str, dict[int, float]], ...]] = (
+    ("paper K=0 over Euler", "paper K=0", "euler", {2: 8, 4: 8, 8: 8, 16: 5}),
+    ("fast K=0 over Uni-Inv", "fast K=0", "uni_inv K=1", dict.fromkeys((2, 4, 8, 16, 25), 8)),
+    ("fast K=0 over extrapolated Uni-Inv", "fast K=0", "uni_inv_2 K=1", dict.fromkeys((2, 4, 8, 16, 25), 3)),
+    ("fast K=0 over FireFlow both ways", "fast K=0", "fireflow", dict.fromkeys((2, 4, 8), 0)),
+    ("fast K=1 (2N+1) over Anderson K=2 (3N)", "fast K=1", "anderson K=2", dict.fromkeys((2, 4, 8, 16), 2)),
+    ("fast K=2 (3N+1) over Anderson K=3 (4N)", "fast K=2", "anderson K=3", {2: 2, 4: 2, 8: 0}),
+)
+"""A claim, both methods, and the margin wanted at each N."""

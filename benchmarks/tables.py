@@ -1,12 +1,18 @@
-"""Markdown tables of the benchmark's rows."""
+"""Markdown tables, and the places in the docs that hold them; the text around these is written by hand."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Final
 
+import torch
+
+from ..deepinv_core.atomic import replacing
 from .entries import GROUPS
-from .records import Row
+from .quality import half_width
+from .store import Row
 
 METRICS: Final[dict[str, tuple[str, str]]] = {
     "latent_snr_db": ("latent SNR, dB", ".1f"),
@@ -23,13 +29,31 @@ METRICS: Final[dict[str, tuple[str, str]]] = {
 }
 """Column heading and format, by metric."""
 
-HEALTH: Final[dict[str, tuple[str, str]]] = {
+WHITENESS: Final[dict[str, tuple[str, str]]] = {
     "noise_std": ("standard deviation", ".2f"),
     "noise_kurtosis": ("excess kurtosis", ".2f"),
     "noise_neighbour": ("neighbour correlation", ".3f"),
 }
 
-CEILING: Final = "*VAE ceiling*"
+
+def fill(page: Path, parts: Mapping[str, str]) -> None:
+    """Put each part between ``<!-- NAME -->`` and ``<!-- /NAME -->`` of a page, inline or in lines of its own.
+
+    Parts that the page has no place for are left out; where there is no page, one of bare parts is made.
+    """
+    if page.exists():
+        text = page.read_text(encoding="utf-8")
+    else:
+        text = "\n\n".join([f"# {page.stem}", *(f"<!-- {name} -->\n<!-- /{name} -->" for name in parts)]) + "\n"
+    place = re.compile("(<!-- (?P<name>[^/][^>]*) -->)(\n?).*?(<!-- /(?P=name) -->)", re.DOTALL)
+
+    def filled(found: re.Match[str]) -> str:
+        part = parts.get(found["name"])
+        return found[0] if part is None else f"{found[1]}{found[3]}{part}{found[3]}{found[4]}"
+
+    text = place.sub(filled, text)
+    with replacing(page) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> list[str]:
@@ -52,47 +76,58 @@ def interval(value: Any, form: str) -> str:
     return format(value[0], form) + ("" if form.endswith("e") else f" ± {format(value[1], form)}")
 
 
+def spread(values: Sequence[float], digits: int = 1) -> str:
+    """Mean and range over seeds: ``12.3 (12.1–12.6)``."""
+    mean = sum(values) / len(values)
+    if len(values) == 1:
+        return f"{mean:.{digits}f}"
+    return f"{mean:.{digits}f} ({min(values):.{digits}f}–{max(values):.{digits}f})"
+
+
+def cell(values: Sequence[float | None], factor: float = 1.0, digits: int = 2) -> str:
+    """``mean ± half the 95 % interval`` over the values that there are; with their number where some are missing.
+
+    Example:
+        >>> cell([2.0, None], factor=10)
+        '20.00 (1)'
+    """
+    there = torch.tensor([value for value in values if value is not None], dtype=torch.float64)
+    if not len(there):
+        return "–"
+    half = f" ± {half_width(there) * factor:.{digits}f}" if len(there) > 1 else ""
+    some = f" ({len(there)})" if len(there) < len(values) else ""
+    return f"{float(there.mean()) * factor:.{digits}f}{half}{some}"
+
+
 def by_steps(rows: Sequence[Row], metric: str = "latent_snr_db", form: str = ".1f") -> list[str]:
     """Methods by N, grouped by what is kept; the best of a group at each N is bold, of the highest metric."""
-    steps = sorted({row["steps"] for row in rows})
     best: dict[tuple[str, int], float] = {}
     for row in rows:
         if "failed" not in row:
             key = row["kept"], row["steps"]
             best[key] = max(best.get(key, -1e9), row[metric][0])
 
-    def cell(row: Row | None) -> str:
-        if row is None:
-            return ""
+    def shown(row: Row) -> str:
         if "failed" in row:
             return "NaN"
         text = interval(row[metric], form)
         return f"**{text}**" if row[metric][0] == best[row["kept"], row["steps"]] else text
 
-    return _grouped(
-        rows,
-        ["", *(f"N = {n}" for n in steps)],
-        lambda mine: [cell(next((row for row in mine if row["steps"] == n), None)) for n in steps],
-    )
+    return _over_steps(rows, shown)
 
 
 def costs(rows: Sequence[Row]) -> list[str]:
     """Base evaluations up + back by N, and in brackets the way up with the solver's FLOPs."""
-    steps = sorted({row["steps"] for row in rows})
 
-    def cell(row: Row | None) -> str:
-        if row is None or "failed" in row:
+    def shown(row: Row) -> str:
+        if "failed" in row:
             return ""
         return f"{row['nfe']} + {row['nfe_back']}" + (f" ({row['cost']:.1f})" if row["cost"] != row["nfe"] else "")
 
-    return _grouped(
-        rows,
-        ["", *(f"N = {n}" for n in steps)],
-        lambda mine: [cell(next((row for row in mine if row["steps"] == n), None)) for n in steps],
-    )
+    return _over_steps(rows, shown)
 
 
-def metrics(rows: Sequence[Row], ceiling: Row | None, columns: dict[str, tuple[str, str]]) -> list[str]:
+def metrics(rows: Sequence[Row], ceiling: Row | None, columns: Mapping[str, tuple[str, str]]) -> list[str]:
     """Methods by metric, at one N; the VAE's ceiling on top."""
     there = [name for name in columns if any(name in row for row in rows)]
     lines = _grouped(
@@ -102,8 +137,42 @@ def metrics(rows: Sequence[Row], ceiling: Row | None, columns: dict[str, tuple[s
     )
     if ceiling is not None:
         cells = [interval(ceiling.get(name), columns[name][1]) if name in ceiling else "" for name in there]
-        lines.insert(2, f"| {CEILING} | {' | '.join(cells)} |")
+        lines.insert(2, f"| *VAE ceiling* | {' | '.join(cells)} |")
     return lines
+
+
+def by_seeds(
+    variants: Mapping[str, Sequence[Row]], baseline: Mapping[str, Sequence[Row]], what: str, extra: Sequence[str] = ()
+) -> str:
+    """Latent SNR by N of each variant, mean and range over its seeds, and of the baselines; with the cost of training.
+
+    Args:
+        variants: rows of each, one a seed, whose round trips are under ``final``.
+        baseline: round trips by name.
+        what: head of the first column.
+        extra: more figures of the rows than the base evaluations spent.
+    """
+    names, lines = ["evaluations", *extra], []
+    for name, points in baseline.items():
+        lines.append([f"*{name}*", *(f"{point['snr']:.1f}" for point in points), *("0" for _ in names)])
+    steps: list[int] = []
+    for name, rows in variants.items():
+        steps = [point["steps"] for point in rows[0]["final"]]
+        columns = zip(*(row["final"] for row in rows), strict=True)
+        cells = [spread([point["snr"] for point in points]) for points in columns]
+        means = [round(sum(row.get(one, 0) for row in rows) / len(rows)) for one in names]
+        lines.append([name, *cells, *(f"{mean:,}" for mean in means)])
+    return "\n".join(table([what, *(f"N = {n}" for n in steps), "base evaluations", *extra], lines))
+
+
+def _over_steps(rows: Sequence[Row], shown: Callable[[Row], str]) -> list[str]:
+    steps = sorted({row["steps"] for row in rows})
+
+    def cells(mine: list[Row]) -> list[str]:
+        by_n = {row["steps"]: shown(row) for row in mine}
+        return [by_n.get(n, "") for n in steps]
+
+    return _grouped(rows, ["", *(f"N = {n}" for n in steps)], cells)
 
 
 def _grouped(rows: Sequence[Row], head: Sequence[str], cells: Callable[[list[Row]], list[str]]) -> list[str]:

@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import time
 import weakref
 from collections.abc import Sequence
 from statistics import median
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from ..deepinv_core.editing import edit
-from ..deepinv_core.inversion import Inversion, invert, reconstruct
+from ..deepinv_core.inversion import Inversion, invert
 from ..deepinv_core.schedule import uniform_grid
 from .entries import Entry
-from .measure import ASSISTED, Suite
-from .records import Row
+from .measure import Suite
+from .store import Row
 
-BASELINE = Entry("euler")
+BASELINE: Final = Entry("euler")
 
 
 def timings(suite: Suite, entries: Sequence[Entry], latent: Tensor, steps: int, repeats: int) -> list[Row]:
@@ -39,51 +37,23 @@ def timings(suite: Suite, entries: Sequence[Entry], latent: Tensor, steps: int, 
     seconds: dict[str, list[tuple[float, float]]] = {entry.label: [] for entry in entries}
     for _ in range(repeats + 1):
         for entry in entries:
-            seconds[entry.label].append(_once(suite, entry, latent, steps))
+            seconds[entry.label].append(suite.trip(entry, latent, steps).seconds)
     base = seconds[BASELINE.label][1:]
     rows = []
     for entry in entries:
         own = seconds[entry.label][1:]
-        up = [mine[0] / theirs[0] for mine, theirs in zip(own, base, strict=True)]
-        both = [sum(mine) / sum(theirs) for mine, theirs in zip(own, base, strict=True)]
-        rows.append(
-            {
-                "part": "timing",
-                "model": suite.kind,
-                "entry": entry.label,
-                "kept": entry.group,
-                "steps": steps,
-                "batch": len(latent),
-                "repeats": repeats,
-                "up_ratio": _spread(up),
-                "both_ratio": _spread(both),
-                "seconds_up": round(median(mine[0] for mine in own), 5),
-            }
-        )
+        row = _row("timing", suite, entry, latent, steps)
+        row["repeats"] = repeats
+        row["up_ratio"] = _spread([mine[0] / theirs[0] for mine, theirs in zip(own, base, strict=True)])
+        row["both_ratio"] = _spread([sum(mine) / sum(theirs) for mine, theirs in zip(own, base, strict=True)])
+        row["seconds_up"] = round(median(mine[0] for mine in own), 5)
+        rows.append(row)
     return rows
 
 
-def _once(suite: Suite, entry: Entry, latent: Tensor, steps: int) -> tuple[float, float]:
-    method, velocity = suite.method(entry), suite.velocity()
-    began = time.perf_counter()
-    inversion = invert(velocity, latent, uniform_grid(steps), method, keep_trajectory=entry.assisted)
-    _finish(latent)
-    there = time.perf_counter()
-    _back(suite, entry, inversion)
-    _finish(latent)
-    return there - began, time.perf_counter() - there
-
-
-def _back(suite: Suite, entry: Entry, inversion: Inversion) -> None:
-    if entry.assisted:
-        edit(suite.velocity(), inversion, ASSISTED)
-    else:
-        reconstruct(suite.velocity(), inversion)
-
-
-def _finish(like: Tensor) -> None:
-    if like.is_cuda:
-        torch.cuda.synchronize(like.device)
+def _row(part: str, suite: Suite, entry: Entry, latent: Tensor, steps: int) -> Row:
+    place = {"model": suite.kind, "entry": entry.label, "kept": entry.group}
+    return {"part": part, **place, "steps": steps, "batch": len(latent)}
 
 
 def _spread(values: list[float]) -> list[float]:
@@ -133,21 +103,18 @@ class PeakBytes(TorchDispatchMode):
 
 def memory(suite: Suite, entry: Entry, latent: Tensor, steps: int) -> list[Row]:
     """Peak bytes of the inversion, and the bytes it leaves for the way back."""
-    method, velocity = suite.method(entry), suite.velocity()
-    row: Row = {
-        "part": "memory",
-        "model": suite.kind,
-        "entry": entry.label,
-        "kept": entry.group,
-        "steps": steps,
-        "batch": len(latent),
-    }
+    method, velocity = suite.method(entry), suite.model.velocity("")
+
+    def inverted() -> Inversion:
+        return invert(velocity, latent, uniform_grid(steps), method, keep_trajectory=entry.assisted)
+
+    row = _row("memory", suite, entry, latent, steps)
     with PeakBytes() as held:
-        inversion = invert(velocity, latent, uniform_grid(steps), method, keep_trajectory=entry.assisted)
+        inversion = inverted()
     row["peak_bytes"] = held.peak
     if latent.is_cuda:
         torch.cuda.reset_peak_memory_stats(latent.device)
-        invert(velocity, latent, uniform_grid(steps), method, keep_trajectory=entry.assisted)
+        inverted()
         row["cuda_peak_bytes"] = torch.cuda.max_memory_allocated(latent.device)
     kept = (inversion.noise, *inversion.carried.values())
     row["kept_bytes"] = sum(one.numel() * one.element_size() for one in kept)

@@ -111,7 +111,7 @@ def _run(args: argparse.Namespace) -> None:
     elif args.full_size:
         from ..benchmarks import full_size
 
-        full_size.run(args.output / "benchmark")
+        full_size.run(args.output)
     elif args.report_only:
         _report(args.output)
     else:
@@ -124,19 +124,19 @@ def _real_data(args: argparse.Namespace) -> None:
     if args.limit is not None and args.limit < 1:
         raise DeepInvError(f"--limit is {args.limit}: at least 1 is needed")
     if args.pie_bench is not None:
-        from ..benchmarks import pie_bench
+        from ..benchmarks.protocols import pie_bench
 
         pie_bench.run(args)
     else:
-        from ..benchmarks import coco
+        from ..benchmarks.protocols import coco
 
         coco.run(args)
 
 
 def _measure(args: argparse.Namespace) -> None:
-    from ..benchmarks.backbones import load_backbone
-    from ..benchmarks.plan import Plan, Settings, about, run
-    from ..benchmarks.plots import reconstructions
+    from ..benchmarks.networks.fid import load_backbone
+    from ..benchmarks.plan import Settings
+    from ..benchmarks.report import measure
 
     if args.data is None or not args.data.is_file():
         raise DeepInvError(
@@ -160,10 +160,8 @@ def _measure(args: argparse.Namespace) -> None:
     for name, standard in (("images", 24), ("cfg_images", 8)):
         if getattr(args, name) != standard:
             command += f" --{name.replace('_', '-')} {getattr(args, name)}"
-    plan, inside = Plan(settings), args.output / "benchmark"
-    run(plan, inside / "results.jsonl", lambda plan: about(plan, command))
-    reconstructions(plan.suite(settings.kinds[0]), inside / "reconstructions.png")
-    _report(args.output)
+    measure(settings, args.output, command)
+    sys.stdout.write(f"wrote {args.output / 'benchmark.md'}\n")
 
 
 def _report(folder: Path) -> None:

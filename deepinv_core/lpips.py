@@ -120,7 +120,7 @@ def load_lpips(path: str | os.PathLike[str] | None = None) -> Lpips:
     if source:
         source = Path(source).expanduser()
         return filled(Lpips, checkpoint.load(source, kind=KIND)[0], source)
-    alexnet, heads = _cached_alexnet(), _torchmetrics_heads()
+    alexnet, heads = _cached_alexnet(), torchmetrics_heads("alex")
     if not alexnet.is_file() or not heads.is_file():
         absent = " and ".join(f"'{file}'" for file in (alexnet, heads) if not file.is_file())
         raise DeepInvError(
@@ -150,17 +150,18 @@ def lpips_available() -> bool:
     True too when ``DEEPINV_LPIPS`` names a file that is missing or damaged: loading then says so, where a silent
     "no LPIPS" would hide the mistake.
     """
-    return bool(os.environ.get(ENVIRONMENT)) or (_cached_alexnet().is_file() and _torchmetrics_heads().is_file())
+    return bool(os.environ.get(ENVIRONMENT)) or (_cached_alexnet().is_file() and torchmetrics_heads("alex").is_file())
 
 
 def _cached_alexnet() -> Path:
     return Path(torch.hub.get_dir()) / "checkpoints" / ALEXNET_FILE
 
 
-def _torchmetrics_heads() -> Path:
+def torchmetrics_heads(network: str) -> Path:
+    """Where torchmetrics keeps the linear layers of ``alex`` or ``squeeze``; a path that is missing without it."""
     spec = find_spec("torchmetrics")  # does not import it
     folder = Path(spec.origin).parent if spec and spec.origin else Path("torchmetrics")
-    return folder / "functional" / "image" / "lpips_models" / "alex.pth"
+    return folder / "functional" / "image" / "lpips_models" / f"{network}.pth"
 
 
 def read_state_dict(path: Path) -> Mapping[str, Any]:

@@ -9,7 +9,6 @@ bright flat areas.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Final
 
 import torch
@@ -25,9 +24,6 @@ PSNR_CAP: Final = 100.0
 
 SSIM_SMALLEST_SIDE: Final = 11
 """Pixels: SSIM's Gaussian window."""
-
-MS_SSIM_WEIGHTS: Final = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
-"""Exponents of multi-scale SSIM's five scales, from the finest."""
 
 
 def psnr(a: Tensor, b: Tensor) -> Tensor:
@@ -79,47 +75,12 @@ def ssim(a: Tensor, b: Tensor) -> Tensor:
             f"SSIM of an image of {a.shape[-1]} x {a.shape[-2]} pixels: at least {SSIM_SMALLEST_SIDE} x "
             f"{SSIM_SMALLEST_SIDE} are needed; enlarge both images, or use PSNR"
         )
-    luminance, structure = _ssim_maps(_double(a), _double(b))
-    return (luminance * structure).mean(dim=(1, 2, 3))
-
-
-def ms_ssim(a: Tensor, b: Tensor, *, weights: Sequence[float] = MS_SSIM_WEIGHTS) -> Tensor:
-    """Multi-scale SSIM (Wang et al. 2003): the structure at each scale but the last, SSIM at the last.
-
-    Equal to torchmetrics', which leaves the mirrored border out of all scales but the last.
-
-    Args:
-        a: Images ``[B, 3, H, W]`` in [0, 1], both sides above ``10 * 2**(len(weights) - 1)`` pixels.
-        b: The same shape.
-        weights: Exponents of the scales, from the finest; rescaled to sum to 1. Fewer than five for small images.
-
-    Returns:
-        ``[B]`` float64 in [0, 1]; 1 where the two are identical.
-
-    Raises:
-        DeepInvError: As :func:`psnr`; images too small.
-
-    Example:
-        >>> import torch
-        >>> image = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
-        >>> ms_ssim(image, image, weights=MS_SSIM_WEIGHTS[:3]).round(decimals=4).tolist()
-        [1.0]
-    """
-    _check_pair(a, b)
-    radius, least = SSIM_SMALLEST_SIDE // 2, (SSIM_SMALLEST_SIDE - 1) * 2 ** (len(weights) - 1) + 1
-    if min(a.shape[-2:]) < least:
-        raise DeepInvError(
-            f"MS-SSIM over {len(weights)} scales of an image of {a.shape[-1]} x {a.shape[-2]} pixels: at least "
-            f"{least} x {least} are needed; enlarge both images, or give fewer weights"
-        )
     a, b = _double(a), _double(b)
-    product = a.new_ones(len(a))
-    for left in reversed(range(len(weights))):
-        luminance, structure = _ssim_maps(a, b)
-        found = structure[..., radius:-radius, radius:-radius] if left else luminance * structure
-        product = product * found.mean(dim=(1, 2, 3)).clamp_min(0) ** (weights[-1 - left] / sum(weights))
-        a, b = F.avg_pool2d(a, 2), F.avg_pool2d(b, 2)
-    return product
+    mean_a, mean_b, mean_aa, mean_bb, mean_ab = (_window_mean(x) for x in (a, b, a * a, b * b, a * b))
+    variances = (mean_aa - mean_a**2).clamp_min(0) + (mean_bb - mean_b**2).clamp_min(0)
+    luminance = (2 * mean_a * mean_b + 0.01**2) / (mean_a**2 + mean_b**2 + 0.01**2)
+    structure = (2 * (mean_ab - mean_a * mean_b) + 0.03**2) / (variances + 0.03**2)
+    return (luminance * structure).mean(dim=(1, 2, 3))
 
 
 @torch.no_grad()
@@ -182,14 +143,6 @@ def compare(photo: Tensor, result: Tensor, vae_decode: Tensor, *, network: Lpips
         key: float((values.clamp_max(PSNR_CAP) if key.startswith("psnr") else values).mean())
         for key, values in report.items()
     }
-
-
-def _ssim_maps(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """Luminance, and contrast times structure, at each pixel; both as large as the images."""
-    mean_a, mean_b, mean_aa, mean_bb, mean_ab = (_window_mean(x) for x in (a, b, a * a, b * b, a * b))
-    variances = (mean_aa - mean_a**2).clamp_min(0) + (mean_bb - mean_b**2).clamp_min(0)
-    luminance = (2 * mean_a * mean_b + 0.01**2) / (mean_a**2 + mean_b**2 + 0.01**2)
-    return luminance, (2 * (mean_ab - mean_a * mean_b) + 0.03**2) / (variances + 0.03**2)
 
 
 def _window_mean(x: Tensor) -> Tensor:

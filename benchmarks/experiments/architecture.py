@@ -1,7 +1,5 @@
 """Experiment 8: is it the dual branch? The same cost in a generic transformer, or in base evaluations alone.
 
-    python -m comfyui_deepinv.benchmarks.experiments.architecture cifar10_jpeg.zip docs/experiments
-
 ``dual`` (the paper's corrector) and ``single`` (a transformer that sees the same inputs in one stream of tokens) are
 trained alike: self labels, step counts in turn. ``predictor`` is ours by its own recipe. All three cost the same FLOPs
 within 7 %, are given the same number of base evaluations, and stand beside methods without a network that spend one
@@ -18,10 +16,13 @@ import torch
 
 from ...deepinv_core.embedded.spec import CONTEXT_TOKENS, SD3_CONFIG
 from ...deepinv_core.solver.cost import solver_flops, transformer_flops
-from ..records import method_label
-from .common import CORRECTOR, PAPER, Experiment, Report, Scale, Setup, main, of_steps, round_trips, train
-from .drawing import figure, markdown, save_figure, spread
-from .short import FAST, PREDICTOR
+from .. import plots
+from ..entries import method_label
+from ..store import Row
+from ..tables import spread
+from ..tables import table as markdown
+from .common import CORRECTOR, FAST, PAPER, PREDICTOR, Setup, of_steps, round_trips, train
+from .experiment import Experiment, Report, Scale
 from .single_stream import SingleStreamConfig, SingleStreamSolver, single_stream_flops
 
 STEPS: Final = (2, 4, 8, 16)
@@ -58,20 +59,19 @@ def flops() -> dict[str, int]:
     }
 
 
-def measure(setup: Setup, scale: Scale, variant: str, seed: int) -> dict[str, Any]:
+def measure(setup: Setup, scale: Scale, variant: str, seed: int) -> Row:
     """Train one network and send photographs there and back, K = 0 and 1."""
     torch.manual_seed(seed)
     if variant == "predictor":
-        trained = train(setup, FAST, scale.evaluations, seed, config=PREDICTOR)
+        done = train(setup, FAST, scale.evaluations, seed, config=PREDICTOR)
     else:
         network: Any = CORRECTOR.build() if variant == "dual" else SingleStreamSolver(SINGLE)
-        trained = train(setup, SELF_LABELS, scale.evaluations, seed, start=network)
-    rows = {str(k): round_trips(setup, STEPS, network=trained.network, refine=k, images=scale.images) for k in (0, 1)}
-    weights = sum(parameter.numel() for parameter in trained.network.parameters())
-    return {"parameters": weights, **trained.costs(), "round_trips": rows}
+        done = train(setup, SELF_LABELS, scale.evaluations, seed, start=network)
+    rows = {str(k): round_trips(setup, STEPS, network=done.network, refine=k, images=scale.images) for k in (0, 1)}
+    return {"parameters": done.parameters, **done.costs, "round_trips": rows}
 
 
-def baseline(setup: Setup, scale: Scale) -> list[dict[str, Any]]:
+def baseline(setup: Setup, scale: Scale) -> list[Row]:
     """The methods without a network."""
     found = []
     for name, k, more in WITHOUT:
@@ -80,63 +80,65 @@ def baseline(setup: Setup, scale: Scale) -> list[dict[str, Any]]:
     return found
 
 
+def _runs(report: Report, variant: str, k: str) -> tuple[list[list[Row]], float]:
+    """Round trips of a variant, by seed, and what one evaluation of its network costs in evaluations of the base."""
+    costs = report["settings"]["flops"]
+    runs = [row["round_trips"][k] for row in report["rows"] if row["variant"] == variant]
+    return runs, costs[variant] / costs["base"]
+
+
 def table(report: Report) -> str:
     """Latent SNR by step count, with what an inversion of 8 steps costs in base evaluations, the network included."""
-    costs = report["settings"]["flops"]
     lines = []
     for row in report["baseline"]:
-        cost = f"{of_steps(row['round_trips'], COST_STEPS, 'nfe'):.1f}"
-        snr = [f"{of_steps(row['round_trips'], n):.1f}" for n in STEPS]
-        lines.append([f"*{method_label(row['method'], row['refine'])}*", cost, *snr])
+        cost, snr = of_steps(row["round_trips"], COST_STEPS, "nfe"), [of_steps(row["round_trips"], n) for n in STEPS]
+        label = f"*{method_label(row['method'], row['refine'])}*"
+        lines.append([label, f"{cost:.1f}", *(f"{one:.1f}" for one in snr)])
     for variant, name in VARIANTS.items():
         for k in ("0", "1"):
-            runs = [row["round_trips"][k] for row in report["rows"] if row["variant"] == variant]
-            cost = f"{of_steps(runs[0], COST_STEPS, 'nfe') + COST_STEPS * costs[variant] / costs['base']:.1f}"
-            lines.append([f"{name} K={k}", cost, *(spread([of_steps(run, n) for run in runs]) for n in STEPS)])
-    return markdown(["", f"cost at N = {COST_STEPS}", *(f"N = {n}" for n in STEPS)], lines)
+            runs, share = _runs(report, variant, k)
+            cost = of_steps(runs[0], COST_STEPS, "nfe") + COST_STEPS * share
+            cells = [spread([of_steps(run, n) for run in runs]) for n in STEPS]
+            lines.append([f"{name} K={k}", f"{cost:.1f}", *cells])
+    return "\n".join(markdown(["", f"cost at N = {COST_STEPS}", *(f"N = {n}" for n in STEPS)], lines))
 
 
 def draw(report: Report, path: Path) -> None:
     """Quality against cost, a line a network or method."""
-    costs = report["settings"]["flops"]
-    made, axes = figure(2, title="Architecture: latent SNR of round trips, mean and range of the seeds", share_y=True)
-    for panel, k in zip(axes, ("0", "1"), strict=True):
+    title = "Architecture: latent SNR of round trips, mean and range of the seeds"
+    made, panels = plots.figure(2, title=title, share_y=True)
+    for panel, k in zip(panels, ("0", "1"), strict=True):
         for line, row in enumerate(row for row in report["baseline"] if row["more"] == (k == "1")):
             points = [(one["nfe"], one["snr"]) for one in row["round_trips"]]
-            label, style = method_label(row["method"], row["refine"]), ("--", ":", "-.")[line % 3]
-            panel.plot(*zip(*points, strict=True), ls=style, color="grey", marker=".", label=label)
+            style = {"linestyle": ("--", ":", "-.")[line % 3], "color": "grey", "marker": "."}
+            panel.plot(*zip(*points, strict=True), label=method_label(row["method"], row["refine"]), **style)
         for number, (variant, name) in enumerate(VARIANTS.items()):
-            runs = [row["round_trips"][k] for row in report["rows"] if row["variant"] == variant]
-            costs_by_n = [of_steps(runs[0], n, "nfe") + n * costs[variant] / costs["base"] for n in STEPS]
+            runs, share = _runs(report, variant, k)
+            costs = [of_steps(runs[0], n, "nfe") + n * share for n in STEPS]
             snr = torch.tensor([[of_steps(run, n) for n in STEPS] for run in runs])
-            panel.plot(costs_by_n, snr.mean(0), color=f"C{number}", marker="o", markersize=4, label=name)
-            panel.fill_between(costs_by_n, snr.amin(0), snr.amax(0), color=f"C{number}", alpha=0.2, linewidth=0)
+            plots.seeds_line(panel, costs, snr, f"C{number}", name, marker=4)
         panel.set(xscale="log", xlabel="cost of the inversion in base evaluations, network included")
         panel.set_title("about one base evaluation a step" if k == "0" else "one more")
         panel.set_xticks([2, 4, 8, 16, 32], ["2", "4", "8", "16", "32"])
         panel.minorticks_off()
         panel.legend(fontsize="small")
-    axes[0].set_ylabel("latent SNR, dB")
-    save_figure(made, path)
+    panels[0].set_ylabel("latent SNR, dB")
+    plots.save(made, path)
 
 
 EXPERIMENT: Final = Experiment(
-    name="architecture",
-    doc=__doc__ or "",
-    scale=Scale(evaluations=8_000),
-    variants=tuple(VARIANTS),
-    settings={
+    "architecture",
+    Scale(evaluations=8_000),
+    tuple(VARIANTS),
+    {
         "flops": flops(),
         "single": SINGLE.to_dict(),
         "predictor": PREDICTOR.to_dict(),
         "self_labels": SELF_LABELS.to_dict(),
         "fast": FAST.to_dict(),
     },
-    measure=measure,
-    draw=draw,
-    table=table,
-    baseline=baseline,
+    measure,
+    draw,
+    table,
+    {"baseline": baseline},
 )
-
-if __name__ == "__main__":
-    main(EXPERIMENT)

@@ -1,55 +1,40 @@
-"""What the experiments share: latents, a training of so many base evaluations, round trips, results, plots.
-
-Each experiment is a module with an :class:`Experiment`; run it with
-
-    python -m comfyui_deepinv.benchmarks.experiments.curriculum cifar10_jpeg.zip docs/experiments
-
-which writes ``curriculum.json`` and ``curriculum.png``. An interrupted command goes on with the row it was at;
-``--fresh`` starts over. ``--latents FILE`` keeps the encoded photographs for the next experiment.
-"""
+"""What the experiments work with: photographs as latents, a training of so many base evaluations, round trips."""
 
 from __future__ import annotations
 
-import argparse
-import json
-import logging
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import torch
 from torch import Tensor
 
 from ...deepinv_core import checkpoint
-from ...deepinv_core.atomic import replacing
+from ...deepinv_core.adapters.base_model import BaseModel
 from ...deepinv_core.embedded.model import load_embedded
-from ...deepinv_core.embedded.spec import CONTEXT_WIDTH, LATENT_CHANNELS, POOLED_WIDTH
-from ...deepinv_core.errors import DeepInvError
-from ...deepinv_core.inversion import invert, latent_snr, reconstruct
-from ...deepinv_core.methods import Options, make_method
-from ...deepinv_core.solver import Config, CorrectorConfig, bind
+from ...deepinv_core.embedded.spec import CLASSES, CONTEXT_WIDTH, LATENT_CHANNELS, POOLED_WIDTH
+from ...deepinv_core.inversion import latent_snr
+from ...deepinv_core.methods import Method, Options, make_method
+from ...deepinv_core.solver import Config, CorrectorConfig, PredictorConfig, bind
 from ...tools.embedded.data import load_split, upsample
 from ...training.latents import from_tensors
 from ...training.loop import Base, Budget, Training
 from ...training.objectives import Bound
-from ...training.recipes import PaperRecipe, Recipe
+from ...training.recipes import FastRecipe, PaperRecipe, Recipe
 from ...training.validation import Checks
+from ..measure import condition, prompted, there_and_back
 from ..quality import half_width
-from ..records import versions
+from ..store import Row
 
 if TYPE_CHECKING:
-    from ...deepinv_core.adapters.base_model import BaseModel
     from ...deepinv_core.solver import Network
 
-log = logging.getLogger(__name__)
-
 KIND: Final = "experiment_latents"
-TRAIN_IMAGES: Final = 4096
-TEST_IMAGES: Final = 256
-ENCODE_BATCH: Final = 256
+SPLITS: Final = {"train": 4096, "test": 256}
+"""Photographs of each."""
 
 CORRECTOR: Final = replace(
     CorrectorConfig.preset("tiny", channels=LATENT_CHANNELS, context_width=CONTEXT_WIDTH, pooled_width=POOLED_WIDTH),
@@ -58,6 +43,9 @@ CORRECTOR: Final = replace(
     layers_right=1,
 )
 """The paper's network for the experiments: 0.4 M parameters, an evaluation a third of the embedded model's."""
+
+PREDICTOR: Final = replace(PredictorConfig.preset("tiny", channels=LATENT_CHANNELS), heads=2)
+"""Ours, half as wide as the shipped one: an evaluation costs about as many FLOPs as :data:`CORRECTOR`'s."""
 
 PAPER: Final = PaperRecipe(
     batch=8,
@@ -72,6 +60,9 @@ PAPER: Final = PaperRecipe(
 parameters), the average is over the last 200 updates, and one round of stored labels follows round 0 instead of three
 of two sweeps each. The curriculum, its passes and all weights are the recipe's own."""
 
+FAST: Final = FastRecipe(batch=32, warmup=100, average=0.99, checks=1)
+"""Ours for a minute or two: a smaller batch than the recipe's, and an average over fewer updates."""
+
 
 @dataclass(frozen=True)
 class Photos:
@@ -84,54 +75,64 @@ class Photos:
 
 @dataclass(frozen=True)
 class Setup:
-    """What an experiment works with: the frozen base model, photographs to train on, and others to measure with."""
+    """What an experiment works with.
+
+    Attributes:
+        model: the frozen base model.
+        train: photographs to train on.
+        test: others to measure with.
+        archive: where the photographs come from.
+        weights: of one more network, for the experiments that need one.
+    """
 
     model: BaseModel
     train: Photos
     test: Photos
+    archive: Path
+    weights: Path | None = None
 
-    def bound(self, prompt: str = "", cfg: float = 1.0) -> Bound:
-        """The base model under a prompt, and the prompt as a corrector reads it."""
-        condition = self.model.condition(prompt)
-        return Bound(self.model.velocity(prompt, cfg=cfg), condition.context, condition.pooled)
+    def bound(self, labels: Tensor | None = None, cfg: float = 1.0) -> Bound:
+        """The base model under classes, a row a photograph, or under the empty prompt; and the prompt itself."""
+        names = [] if labels is None else [CLASSES[int(label)] for label in labels]
+        prompt = condition(self.model, names)
+        return Bound(prompted(self.model, names, cfg), prompt.context, prompt.pooled)
 
-    def base(self, prompt: str = "") -> Base:
-        """The base model for a training under one prompt."""
-        bound = self.bound(prompt)
-        return Base(self.model.info, lambda names: bound, self.model.grid, torch.device("cpu"))
+    def base(self, classes: bool = False) -> Base:
+        """The base model for a training: under the empty prompt, or under each photograph's own class."""
+
+        def under(names: tuple[str, ...]) -> Bound:  # they are row numbers
+            return self.bound(self.train.labels[torch.tensor([int(name) for name in names])] if classes else None)
+
+        return Base(self.model.info, under, self.model.grid, torch.device("cpu"))
 
 
-def load_setup(archive: Path, latents: Path | None = None, model: BaseModel | None = None) -> Setup:
+def load_setup(archive: Path, latents: Path | None = None, weights: Path | None = None) -> Setup:
     """The embedded SD3 model, and the same photographs for every experiment.
 
     Args:
-        archive: ``cifar10_jpeg.zip``; not read where ``latents`` exists.
+        archive: ``cifar10_jpeg.zip``; encoded only where ``latents`` does not exist.
         latents: file of encoded photographs, made if missing; None to encode them each time.
-        model: another base model that has the embedded VAE's latents.
+        weights: see :class:`Setup`.
 
     Raises:
         DeepInvError: a file that can't be read or written.
     """
-    model = model or load_embedded("sd3")
+    model = load_embedded("sd3")
     if latents is not None and latents.exists():
         tensors = checkpoint.load(latents, kind=KIND)[0]
     else:
-        tensors = {}
-        for split, count in (("train", TRAIN_IMAGES), ("test", TEST_IMAGES)):
-            tensors |= _encoded(model, archive, split, count)
+        tensors = {name: value for split in SPLITS for name, value in _encoded(model, archive, split).items()}
         if latents is not None:
             checkpoint.save(latents, tensors, checkpoint.header(KIND))
-    train, test = (
-        Photos(*(tensors[f"{split}.{name}"] for name in ("latents", "rows", "labels"))) for split in ("train", "test")
-    )
-    return Setup(model, train, test)
+    train, test = (Photos(*(tensors[f"{split}.{name}"] for name in ("latents", "rows", "labels"))) for split in SPLITS)
+    return Setup(model, train, test, archive, weights)
 
 
-def _encoded(model: BaseModel, archive: Path, split: str, count: int) -> dict[str, Tensor]:
+def _encoded(model: BaseModel, archive: Path, split: str) -> dict[str, Tensor]:
     """Photographs of a split, chosen by a fixed seed."""
     photos = load_split(archive, split)
-    rows = torch.randperm(len(photos.labels), generator=torch.Generator().manual_seed(5))[:count]
-    parts = [model.encode(upsample(photos.images[part])) for part in rows.split(ENCODE_BATCH)]
+    rows = torch.randperm(len(photos.labels), generator=torch.Generator().manual_seed(5))[: SPLITS[split]]
+    parts = [model.encode(upsample(photos.images[part])) for part in rows.split(256)]
     return {f"{split}.latents": torch.cat(parts), f"{split}.rows": rows, f"{split}.labels": photos.labels[rows]}
 
 
@@ -141,34 +142,31 @@ class Trained:
 
     Attributes:
         network: the averaged weights.
-        evaluations: base evaluations spent, of one image each.
-        updates: of the weights.
-        seconds: without the measuring.
+        costs: base evaluations spent, of one image each; updates; seconds without the measuring.
         skipped: updates that were not finite.
         losses: images seen, and the mean loss since the entry before.
     """
 
     network: Network
-    evaluations: int
-    updates: int
-    seconds: float
-    skipped: int = 0
-    losses: tuple[tuple[int, float], ...] = ()
+    costs: Row
+    skipped: int
+    losses: list[tuple[int, float]]
 
-    def costs(self) -> dict[str, Any]:
-        """For a row."""
-        return {"evaluations": self.evaluations, "updates": self.updates, "training_seconds": self.seconds}
+    @property
+    def parameters(self) -> int:
+        """Number of weights."""
+        return sum(parameter.numel() for parameter in self.network.parameters())
 
 
 def train(
     setup: Setup,
     recipe: Recipe,
-    budget: Budget | int,
+    evaluations: int,
     seed: int,
     *,
     config: Config = CORRECTOR,
     start: Network | None = None,
-    prompt: str = "",
+    classes: bool = False,
     watch: Callable[[Network, int], None] | None = None,
     marks: Sequence[int] = (),
 ) -> Trained:
@@ -177,11 +175,11 @@ def train(
     Args:
         setup: the base model and the photographs.
         recipe: its settings.
-        budget: base evaluations, or another budget.
+        evaluations: of the base model, to be spent.
         seed: of the network's weights, the order of the photographs and the walks.
         config: the network.
         start: a network to go on from; it is changed. None for a new one of ``config``.
-        prompt: of the base model.
+        classes: whether each photograph is under its own class; else all are under the empty prompt.
         watch: called with the averaged network and the evaluations spent, at the first step past each of ``marks``.
         marks: base evaluations, ascending.
     """
@@ -198,29 +196,21 @@ def train(
             watching += time.monotonic() - began
 
     with tempfile.TemporaryDirectory() as folder:
+        photos, budget = from_tensors([setup.train.latents], holdout=0), Budget(evaluations=evaluations)
+        base, checks = setup.base(classes), Checks(steps=(), images=0)
         training = Training(
-            setup.base(prompt),
-            from_tensors([setup.train.latents], holdout=0),
-            network,
-            recipe,
-            Path(folder),
-            Budget(evaluations=budget) if isinstance(budget, int) else budget,
-            seed=seed,
-            checks=Checks(steps=(), images=0),
-            progress=progress,
+            base, photos, network, recipe, Path(folder), budget, seed=seed, checks=checks, progress=progress
         )
         began = time.monotonic()
         done = training.run()
-    summary, seconds = done.summary, time.monotonic() - began - watching
-    counts = summary["base_evaluations"], summary["updates"], round(seconds, 1), summary["skipped"]
-    return Trained(done.network, *counts, tuple(done.losses))
+    seconds = round(time.monotonic() - began - watching, 1)
+    spent, updates = done.summary["base_evaluations"], done.summary["updates"]
+    costs = {"evaluations": spent, "updates": updates, "training_seconds": seconds}
+    return Trained(done.network, costs, done.summary["skipped"], done.losses)
 
 
-def bound_method(
-    setup: Setup, network: Network | None, name: str = "deepinv", refine: int | None = None, prompt: str = ""
-) -> Any:
-    """A method, with a network as its solver; the paper's with K = 0."""
-    bound = setup.bound(prompt)
+def method_of(bound: Bound, network: Network | None, name: str = "deepinv", refine: int | None = None) -> Method:
+    """A method, with a network under the same prompt as its solver; the paper's with K = 0."""
     solver = None if network is None else bind(network, bound.context, bound.pooled)
     return make_method(name, Options(refine=(refine or 0) if network is not None else refine), solver=solver)
 
@@ -233,152 +223,28 @@ def round_trips(
     method: str = "deepinv",
     refine: int | None = None,
     images: int = 32,
-    prompt: str = "",
-) -> list[dict[str, Any]]:
+) -> list[Row]:
     """Invert the first test photographs and sample them back, at CFG 1, nothing kept but the noise.
 
     Returns:
         A row for each step count: ``steps``, ``nfe`` (of the inversion), ``snr`` (latent SNR in dB, the mean over the
         photographs) and ``ci95``, the half width of its 95 % interval.
     """
-    velocity, clean = setup.bound(prompt).velocity, setup.test.latents[:images]
+    bound, clean = setup.bound(), setup.test.latents[:images]
     rows = []
     for count in steps:
-        made = bound_method(setup, network, method, refine, prompt)
-        inversion = invert(velocity, clean, setup.model.grid(count, clean), made)
-        snr = latent_snr(reconstruct(velocity, inversion).latent, clean)
-        rows.append({"steps": count, "nfe": inversion.nfe, **mean_and_ci(snr, "snr")})
+        made = method_of(bound, network, method, refine)
+        trip = there_and_back(bound.velocity, clean, setup.model.grid(count, clean), made)
+        rows.append({"steps": count, "nfe": trip.inversion.nfe, **quality(trip.back.latent, clean)})
     return rows
 
 
-def of_steps(rows: Sequence[dict[str, Any]], steps: int, name: str = "snr") -> float:
+def quality(latent: Tensor, clean: Tensor) -> dict[str, float]:
+    """Mean latent SNR in dB as ``snr``, and half of its 95 % confidence interval as ``ci95``."""
+    snr = latent_snr(latent, clean).double()
+    return {"snr": round(float(snr.mean()), 3), "ci95": round(half_width(snr), 3)}
+
+
+def of_steps(rows: Sequence[Row], steps: int, name: str = "snr") -> float:
     """A figure of the row of a step count."""
     return next(row[name] for row in rows if row["steps"] == steps)
-
-
-def mean_and_ci(values: Tensor, name: str, digits: int = 3) -> dict[str, float]:
-    """The mean under ``name``, and half of its 95 % confidence interval as ``ci95``."""
-    exact = values.double()
-    return {name: round(float(exact.mean()), digits), "ci95": round(half_width(exact), digits)}
-
-
-@dataclass(frozen=True)
-class Scale:
-    """How large an experiment is run.
-
-    Attributes:
-        evaluations: base evaluations of one training.
-        images: test photographs of the final figures.
-        seeds: one training each.
-        config: the network.
-    """
-
-    evaluations: int
-    images: int = 32
-    seeds: tuple[int, ...] = (0, 1, 2)
-    config: CorrectorConfig = CORRECTOR
-
-
-Report = dict[str, Any]
-"""What a JSON file holds: ``command``, ``versions``, ``settings``, ``baseline``, ``extras`` and ``rows``."""
-
-
-@dataclass(frozen=True)
-class Experiment:
-    """An experiment.
-
-    Attributes:
-        name: of the module and its files.
-        doc: for ``--help``.
-        scale: as it is committed.
-        variants: what is compared.
-        settings: all else that decides the numbers, JSON-able; a file with others is not gone on with.
-        measure: one training and its figures, ``(setup, scale, variant, seed) -> row``.
-        draw: the plot, ``(report, path)``.
-        table: the report as Markdown.
-        baseline: figures without training, once; in tables and plots where it is round trips by name.
-        extras: more of them, for a plot of its own.
-        options: what the command needs besides, as it is written.
-    """
-
-    name: str
-    doc: str
-    scale: Scale
-    variants: tuple[str, ...]
-    settings: dict[str, Any]
-    measure: Callable[[Setup, Scale, str, int], dict[str, Any]]
-    draw: Callable[[Report, Path], None]
-    table: Callable[[Report], str]
-    baseline: Callable[[Setup, Scale], Any] = lambda setup, scale: {}
-    extras: Callable[[Setup, Scale], Any] = lambda setup, scale: {}
-    options: str = ""
-
-
-def run(
-    experiment: Experiment, setup: Setup, scale: Scale, out: Path, *, command: str = "", fresh: bool = False
-) -> Report:
-    """Measure what the file doesn't have yet, seed by seed, and draw.
-
-    Raises:
-        DeepInvError: the file is of other settings.
-    """
-    path = out / f"{experiment.name}.json"
-    settings = {"scale": {**asdict(scale), "seeds": None}, **experiment.settings}
-    settings = json.loads(json.dumps(settings))
-    report = None if fresh or not path.exists() else json.loads(path.read_text(encoding="utf-8"))
-    if report is not None and report["settings"] != settings:
-        raise DeepInvError(f"{str(path)!r} was measured with other settings: choose another folder, or use --fresh")
-    if report is None:
-        report = {"experiment": experiment.name, "command": command, "versions": versions(), "settings": settings}
-        report |= {"baseline": experiment.baseline(setup, scale), "extras": experiment.extras(setup, scale), "rows": []}
-    for seed in scale.seeds:
-        for variant in experiment.variants:
-            if any(row["variant"] == variant and row["seed"] == seed for row in report["rows"]):
-                continue
-            began = time.monotonic()
-            row = {"variant": variant, "seed": seed, **experiment.measure(setup, scale, variant, seed)}
-            report["rows"].append({**row, "seconds": round(time.monotonic() - began, 1)})
-            write(path, report)
-            log.info("%s, seed %d: %.0f s", variant, seed, report["rows"][-1]["seconds"])
-    experiment.draw(report, path.with_suffix(".png"))
-    return report
-
-
-def write(path: Path, report: Report) -> None:
-    """Replace a JSON file, one line a row."""
-    rows = ",\n".join("  " + json.dumps(row) for row in report["rows"])
-    head = json.dumps({name: value for name, value in report.items() if name != "rows"}, indent=1)
-    with replacing(path) as temporary:
-        temporary.write_text(f'{head.removesuffix("}").rstrip()},\n "rows": [\n{rows}\n ]\n}}\n', encoding="utf-8")
-
-
-def main(experiment: Experiment, given: Sequence[str] | None = None) -> None:
-    """The command line of an experiment."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    logging.getLogger("comfyui_deepinv.training").setLevel(logging.WARNING)
-    parser = argparse.ArgumentParser(description=experiment.doc, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", type=Path, help="cifar10_jpeg.zip")
-    parser.add_argument("out", type=Path, help="folder of NAME.json and NAME.png")
-    parser.add_argument("--latents", type=Path, help="file of encoded photographs, made if missing")
-    parser.add_argument("--evaluations", type=int, default=experiment.scale.evaluations, help="of one training")
-    parser.add_argument("--images", type=int, default=experiment.scale.images, help="test photographs")
-    parser.add_argument("--seeds", type=int, nargs="+", default=experiment.scale.seeds)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--fresh", action="store_true", help="measure again what the file has")
-    args = parser.parse_args(given)
-    torch.set_num_threads(args.threads)
-    scale = replace(experiment.scale, evaluations=args.evaluations, images=args.images, seeds=tuple(args.seeds))
-    changed = [name for name in ("evaluations", "images") if getattr(scale, name) != getattr(experiment.scale, name)]
-    options = "".join(f" --{name} {getattr(scale, name)}" for name in changed)
-    module = f"comfyui_deepinv.benchmarks.experiments.{experiment.name}"
-    command = f"python -m {module} {args.data.name} docs/experiments{options}{experiment.options}"
-    setup = load_setup(args.data, args.latents)
-    run(experiment, setup, scale, args.out, command=command, fresh=args.fresh)
-
-
-def main_with_file(option: str, make: Callable[[Path], Experiment], given: Sequence[str] | None = None) -> None:
-    """The command line of an experiment that needs one more file, named by ``option``."""
-    parser = argparse.ArgumentParser(add_help=False)
-    parser.add_argument(option, dest="file", type=Path, required=True)
-    args, rest = parser.parse_known_args(given)
-    main(make(args.file), rest)

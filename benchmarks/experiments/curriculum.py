@@ -1,6 +1,4 @@
-r"""Experiment 1: does the paper's curriculum of step counts pay? T = 1 only, T = 50 only, the whole progression.
-
-    python -m comfyui_deepinv.benchmarks.experiments.curriculum cifar10_jpeg.zip docs/experiments
+"""Experiment 1: does the paper's curriculum of step counts pay? T = 1 only, T = 50 only, the whole progression.
 
 All variants spend the same base evaluations. The first four train on self labels alone, so that nothing but the order
 of the step counts differs; the last is the recipe with its round of stored labels and its growth.
@@ -12,8 +10,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from .common import PAPER, Experiment, Report, Scale, Setup, main, round_trips, train
-from .drawing import by_variant, draw_curve, figure, plot_by_steps, save_figure, steps_table
+from .. import plots, tables
+from ..store import Row
+from .common import PAPER, Setup, round_trips, train
+from .experiment import Experiment, Report, Scale, as_json, by_variant
 
 if TYPE_CHECKING:
     from ...deepinv_core.solver import Network
@@ -35,9 +35,9 @@ RECIPES: Final = {
 """The single-stage variants have 100 passes at full length, so that their learning rate falls as T = 50's does."""
 
 
-def measure(setup: Setup, scale: Scale, variant: str, seed: int) -> dict[str, Any]:
+def measure(setup: Setup, scale: Scale, variant: str, seed: int) -> Row:
     """Train, with round trips on the way and at the end."""
-    curve: list[dict[str, Any]] = []
+    curve: list[Row] = []
 
     def watch(network: Network, evaluations: int) -> None:
         points = round_trips(setup, CURVE_STEPS, network=network, images=min(CURVE_IMAGES, scale.images))
@@ -46,43 +46,39 @@ def measure(setup: Setup, scale: Scale, variant: str, seed: int) -> dict[str, An
     marks = [scale.evaluations * k // POINTS for k in range(1, POINTS + 1)]
     done = train(setup, RECIPES[variant], scale.evaluations, seed, config=scale.config, watch=watch, marks=marks)
     final = round_trips(setup, STEPS, network=done.network, images=scale.images)
-    return {**done.costs(), "curve": curve, "final": final}
+    return {**done.costs, "curve": curve, "final": final}
 
 
-def baseline(setup: Setup, scale: Scale) -> dict[str, list[dict[str, Any]]]:
+def baseline(setup: Setup, scale: Scale) -> dict[str, Any]:
     """What needs no training."""
-    return {name: round_trips(setup, STEPS, method=m, images=scale.images) for name, m in BASELINES.items()}
+    return {name: round_trips(setup, STEPS, method=method, images=scale.images) for name, method in BASELINES.items()}
 
 
 def draw(report: Report, path: Path) -> None:
     """Convergence at two step counts, and the final quality over all."""
-    made, axes = figure(3, title="Curriculum: latent SNR of round trips, mean and range of the seeds")
-    for steps, panel in zip(CURVE_STEPS, axes, strict=False):
-        for number, (name, rows) in enumerate(by_variant(report).items()):
-            draw_curve(panel, [row["curve"] for row in rows], steps, f"C{number}", name)
+    variants = by_variant(report)
+    made, panels = plots.figure(3, title="Curriculum: latent SNR of round trips, mean and range of the seeds")
+    for steps, panel in zip(CURVE_STEPS, panels, strict=False):
+        for number, (name, rows) in enumerate(variants.items()):
+            plots.curve(panel, [row["curve"] for row in rows], steps, f"C{number}", name)
         panel.set(xlabel="base evaluations spent", ylabel="latent SNR, dB", title=f"N = {steps} during training")
-    plot_by_steps(axes[-1], report)
-    axes[-1].set_title("after training")
-    axes[-1].legend(fontsize="small")
-    save_figure(made, path)
+    plots.by_steps(panels[-1], variants, report["baseline"])
+    panels[-1].set_title("after training")
+    plots.save(made, path)
 
 
 def table(report: Report) -> str:
     """Latent SNR in dB by N."""
-    return steps_table(report, "trained on")
+    return tables.by_seeds(by_variant(report), report["baseline"], "trained on", ["updates"])
 
 
 EXPERIMENT: Final = Experiment(
-    name="curriculum",
-    doc=str(__doc__),
-    scale=Scale(evaluations=16000),
-    variants=tuple(RECIPES),
-    settings={"recipes": {name: recipe.to_dict() for name, recipe in RECIPES.items()}, "curve_steps": CURVE_STEPS},
-    measure=measure,
-    baseline=baseline,
-    draw=draw,
-    table=table,
+    "curriculum",
+    Scale(evaluations=16000),
+    tuple(RECIPES),
+    {"recipes": as_json(RECIPES), "curve_steps": CURVE_STEPS},
+    measure,
+    draw,
+    table,
+    {"baseline": baseline},
 )
-
-if __name__ == "__main__":
-    main(EXPERIMENT)

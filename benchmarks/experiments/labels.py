@@ -1,6 +1,4 @@
-r"""Experiment 3: which label teaches the solver? The denoising label, the self label, and the two fused.
-
-    python -m comfyui_deepinv.benchmarks.experiments.labels cifar10_jpeg.zip docs/experiments
+"""Experiment 3: which label teaches the solver? The denoising label, the self label, and the two fused.
 
 The first three variants go twice through the curriculum, without growth; all spend the same base evaluations, those for
 stored labels included. Denoising label: the velocities of sampling back from the noise that the round's solver gives,
@@ -14,18 +12,21 @@ from __future__ import annotations
 import base64
 import io
 import textwrap
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from ...deepinv_core.inversion import invert, reconstruct
-from .common import PAPER, Experiment, Report, Scale, Setup, bound_method, main, round_trips, train
-from .drawing import by_variant, figure, save_figure, steps_table
+from ...deepinv_core.images import to_image
+from .. import plots, tables
+from ..measure import there_and_back
+from ..store import Row
+from .common import PAPER, Setup, method_of, round_trips, train
+from .experiment import Experiment, Report, Scale, as_json, by_variant
 from .trajectory import exact_trajectory, step_errors
 
 if TYPE_CHECKING:
@@ -45,100 +46,89 @@ RECIPES: Final = {
 }
 
 
-def measure(setup: Setup, scale: Scale, variant: str, seed: int) -> dict[str, Any]:
+def measure(setup: Setup, scale: Scale, variant: str, seed: int) -> Row:
     """Train and measure; the first seed's reconstructions are kept as pictures."""
-    network = (done := train(setup, RECIPES[variant], scale.evaluations, seed, config=scale.config)).network
-    exact = exact_trajectory(setup, ERROR_STEPS, min(ERROR_IMAGES, scale.images))
-    row = {**done.costs(), "final": round_trips(setup, STEPS, network=network, images=scale.images)}
-    row["errors"] = step_errors(setup, network, exact)
-    return row if seed != scale.seeds[0] else {**row, "pictures": pictures(setup, network)}
+    done = train(setup, RECIPES[variant], scale.evaluations, seed, config=scale.config)
+    row = {**done.costs, "final": round_trips(setup, STEPS, network=done.network, images=scale.images)}
+    row["errors"] = errors(setup, scale, done.network)
+    return row if seed != scale.seeds[0] else {**row, "pictures": pictures(setup, done.network)}
 
 
-def baseline(setup: Setup, scale: Scale) -> dict[str, list[dict[str, Any]]]:
+def errors(setup: Setup, scale: Scale, network: Network | None) -> Row:
+    """Errors of each step; of Euler's own without a network."""
+    return step_errors(setup, network, exact_trajectory(setup, ERROR_STEPS, min(ERROR_IMAGES, scale.images)))
+
+
+def baseline(setup: Setup, scale: Scale) -> dict[str, Any]:
     """What needs no training."""
     return {"Euler": round_trips(setup, STEPS, method="euler", images=scale.images)}
 
 
 def extras(setup: Setup, scale: Scale) -> dict[str, Any]:
     """What the plot shows beside the trainings: Euler's errors, its pictures, and the VAE's own decode."""
-    exact = exact_trajectory(setup, ERROR_STEPS, min(ERROR_IMAGES, scale.images))
     ceiling = strip(setup.model.decode(setup.test.latents[:PICTURES]))
-    return {"errors": step_errors(setup, None, exact), "pictures": pictures(setup, None), "ceiling": ceiling}
+    return {"errors": errors(setup, scale, None), "pictures": pictures(setup, None), "ceiling": ceiling}
 
 
 def pictures(setup: Setup, network: Network | None) -> str:
     """The first test photographs after a round trip, by Euler without a network."""
-    velocity, clean = setup.bound().velocity, setup.test.latents[:PICTURES]
-    method = bound_method(setup, network, "deepinv" if network else "euler")
-    inversion = invert(velocity, clean, setup.model.grid(PICTURE_STEPS, clean), method)
-    return strip(setup.model.decode(reconstruct(velocity, inversion).latent))
+    bound, clean = setup.bound(), setup.test.latents[:PICTURES]
+    method = method_of(bound, network, "deepinv" if network else "euler")
+    trip = there_and_back(bound.velocity, clean, setup.model.grid(PICTURE_STEPS, clean), method)
+    return strip(setup.model.decode(trip.back.latent))
 
 
 def strip(images: Tensor) -> str:
     """Images ``[B, 3, H, W]`` in [0, 1] below each other, as a PNG in base64."""
-    pixels = (torch.cat(list(images), 1).permute(1, 2, 0) * 255).round().to(torch.uint8)
     buffer = io.BytesIO()
-    Image.fromarray(pixels.numpy()).save(buffer, "PNG", optimize=True)
+    to_image(torch.cat(list(images), 1)).save(buffer, "PNG", optimize=True)
     return base64.b64encode(buffer.getvalue()).decode()
 
 
 def draw(report: Report, path: Path) -> None:
     """Errors along the trajectory, and the reconstructions side by side."""
-    made, axes = figure(4, title="Labels", height=5.2)
-    variants = by_variant(report)
+    made, panels = plots.figure(4, title="Labels", size=(5.4, 5.2))
+    variants, euler = by_variant(report), report["extras"]["errors"]
     kinds = {"local": "from the exact latent", "along": "inverting", "own": "inverting, to what the way back uses"}
-    for panel, (kind, what) in zip(axes, kinds.items(), strict=False):
-        found = {name: [row["errors"][kind] for row in rows] for name, rows in variants.items()}
-        _draw_errors(panel, report["extras"]["errors"][kind], found)
+    for panel, (kind, what) in zip(panels, kinds.items(), strict=False):
+        places = range(1, len(euler[kind]) + 1)
+        panel.plot(places, euler[kind], color="grey", linestyle=":", label="Euler")
+        for number, (name, rows) in enumerate(variants.items()):
+            plots.seeds_line(panel, places, torch.tensor([row["errors"][kind] for row in rows]), f"C{number}", name)
         panel.set(yscale="log", xlabel="step, from the image", ylabel="squared error of the noise")
         panel.set_title(f"N = {ERROR_STEPS}, {what}")
-    axes[0].legend(fontsize="small")
-    columns = {"VAE": report["extras"]["ceiling"], "Euler": report["extras"]["pictures"]}
-    columns |= {name: rows[0]["pictures"] for name, rows in variants.items()}
-    decoded = [torch.from_numpy(_decoded(text)) for text in columns.values()]
-    side = decoded[0].shape[1]
-    axes[3].imshow(torch.cat(decoded, 1).numpy(), interpolation="nearest")
-    axes[3].set_xticks(
-        [side * (k + 0.5) for k in range(len(columns))], [textwrap.fill(name, 12) for name in columns], fontsize=7
+    panels[0].legend(fontsize="small")
+    _draw_pictures(
+        panels[3],
+        {"VAE": report["extras"]["ceiling"], "Euler": report["extras"]["pictures"]}
+        | {name: rows[0]["pictures"] for name, rows in variants.items()},
     )
-    axes[3].set_yticks([])
-    axes[3].grid(False)
-    axes[3].set_title(f"round trips, N = {PICTURE_STEPS}")
-    save_figure(made, path)
+    plots.save(made, path)
 
 
-def _draw_errors(panel: Any, euler: Sequence[float], errors: dict[str, list[list[float]]]) -> None:
-    places = list(range(1, len(euler) + 1))
-    panel.plot(places, euler, color="grey", linestyle=":", label="Euler")
-    for number, (name, found) in enumerate(errors.items()):
-        values = torch.tensor(found)
-        panel.plot(places, values.mean(0), color=f"C{number}", label=name)
-        panel.fill_between(places, values.amin(0), values.amax(0), color=f"C{number}", alpha=0.2, linewidth=0)
-
-
-def _decoded(text: str) -> Any:
-    import numpy as np
-
-    return np.asarray(Image.open(io.BytesIO(base64.b64decode(text)))).copy()
+def _draw_pictures(panel: Any, columns: dict[str, str]) -> None:
+    decoded = [np.asarray(Image.open(io.BytesIO(base64.b64decode(text)))) for text in columns.values()]
+    side = decoded[0].shape[1]
+    panel.imshow(np.concatenate(decoded, 1), interpolation="nearest")
+    ticks = [side * (k + 0.5) for k in range(len(columns))]
+    panel.set_xticks(ticks, [textwrap.fill(name, 12) for name in columns], fontsize=7)
+    panel.set_yticks([])
+    panel.grid(False)
+    panel.set_title(f"round trips, N = {PICTURE_STEPS}")
 
 
 def table(report: Report) -> str:
     """Latent SNR in dB by N."""
-    return steps_table(report, "label")
+    return tables.by_seeds(by_variant(report), report["baseline"], "label", ["updates"])
 
 
 EXPERIMENT: Final = Experiment(
-    name="labels",
-    doc=str(__doc__),
-    scale=Scale(evaluations=10000),
-    variants=tuple(RECIPES),
-    settings={"recipes": {n: r.to_dict() for n, r in RECIPES.items()}, "error_steps": ERROR_STEPS},
-    measure=measure,
-    baseline=baseline,
-    extras=extras,
-    draw=draw,
-    table=table,
+    "labels",
+    Scale(evaluations=10000),
+    tuple(RECIPES),
+    {"recipes": as_json(RECIPES), "error_steps": ERROR_STEPS},
+    measure,
+    draw,
+    table,
+    {"baseline": baseline, "extras": extras},
 )
-
-if __name__ == "__main__":
-    main(EXPERIMENT)

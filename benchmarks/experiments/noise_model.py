@@ -10,7 +10,6 @@ to 0.012, 1000 timesteps), t uniform. k-diffusion's ``s = sqrt(1/a_t - 1)`` maps
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -115,8 +114,8 @@ def noise_base(transformer: nn.Module) -> NoiseBase:
     """A noise-prediction transformer with the embedded model's VAE and prompts."""
     embedded = load_embedded("sd3")
     info = BaseInfo("sd3", embedded.info.channels, fingerprint({"noise": (1,), embedded.info.fingerprint: (1,)}))
-    parts = vars(replace(embedded, name="noise-sd3", info=info, transformer=transformer, solver_path=None))
-    return NoiseBase(**{**parts, "grid": lambda steps, latent: timestep_grid(steps)})
+    own = {"name": "noise-sd3", "info": info, "transformer": transformer, "solver_path": None}
+    return NoiseBase(**{**vars(embedded), **own, "grid": lambda steps, latent: timestep_grid(steps)})
 
 
 def load_noise_base(weights: Path) -> NoiseBase:

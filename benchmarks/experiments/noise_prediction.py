@@ -1,13 +1,12 @@
-r"""Experiment 6: beyond rectified flow. The same methods and solver on a model that predicts noise.
+"""Experiment 6: beyond rectified flow. The same methods and solver on a model that predicts noise.
 
     python -m comfyui_deepinv.benchmarks.experiments.noise_model cifar10_jpeg.zip runs/noise --steps 6000
-    python -m comfyui_deepinv.benchmarks.experiments.noise_prediction cifar10_jpeg.zip docs/experiments \
-        --base runs/noise/model.safetensors
 
-Two base models of one architecture, on the same latents: the embedded SD3 model, which predicts a velocity, and the
-one of ``noise_model``, which predicts noise under Stable Diffusion 1.5's schedule and is turned into a velocity by
-``v = (z - denoised)/sigma``. Each is sampled on its own grid: uniform in sigma, and uniform in the timestep. Three
-questions: does the round trip work, is the order of the methods the same, and what does a solver gain?
+makes the weights that this experiment is given. Two base models of one architecture, on the same latents: the embedded
+SD3 model, which predicts a velocity, and the one of ``noise_model``, which predicts noise under Stable Diffusion 1.5's
+schedule and is turned into a velocity by ``v = (z - denoised)/sigma``. Each is sampled on its own grid: uniform in
+sigma, and uniform in the timestep. Three questions: does the round trip work, is the order of the methods the same, and
+what does a solver gain?
 """
 
 from __future__ import annotations
@@ -20,11 +19,15 @@ from typing import Any, Final
 
 import torch
 
-from ..records import method_label
-from .common import Experiment, Report, Scale, Setup, main_with_file, of_steps, round_trips, train
-from .drawing import by_variant, figure, markdown, save_figure, spread
+from ...deepinv_core.errors import DeepInvError
+from .. import plots
+from ..entries import method_label
+from ..store import Row
+from ..tables import spread
+from ..tables import table as markdown
+from .common import FAST, PREDICTOR, Setup, of_steps, round_trips, train
+from .experiment import Experiment, Report, Scale, by_variant
 from .noise_model import load_noise_base
-from .short import FAST, PREDICTOR
 
 STEPS: Final = (2, 4, 8, 16, 50)
 METHODS: Final = (
@@ -44,44 +47,32 @@ RIVALS: Final = ("uni_inv K=1", "uni_inv_2 K=1", "fireflow")
 VARIANTS: Final = {"flow": "velocity (rectified flow)", "noise": "noise prediction"}
 
 
-def experiment(file: Path) -> Experiment:
-    """The experiment with the weights of a noise-prediction model, read when they are needed."""
-    model = cache(lambda: load_noise_base(file))
+@cache
+def _on(setup: Setup, variant: str) -> Setup:
+    if variant == "flow":
+        return setup
+    if setup.weights is None:
+        raise DeepInvError("the noise-prediction model is missing: name its file, --weights model.safetensors")
+    return replace(setup, model=load_noise_base(setup.weights))
 
-    def on(setup: Setup, variant: str) -> Setup:
-        return replace(setup, model=model()) if variant == "noise" else setup
 
-    def measure(setup: Setup, scale: Scale, variant: str, seed: int) -> dict[str, Any]:
-        mine = on(setup, variant)
-        trained = train(mine, FAST, scale.evaluations, seed, config=PREDICTOR)
-        trips = {
-            str(k): round_trips(mine, STEPS, network=trained.network, refine=k, images=scale.images) for k in (0, 1)
+def measure(setup: Setup, scale: Scale, variant: str, seed: int) -> Row:
+    """Train on one base, and send photographs there and back, K = 0 and 1."""
+    mine = _on(setup, variant)
+    done = train(mine, FAST, scale.evaluations, seed, config=PREDICTOR)
+    trips = {str(k): round_trips(mine, STEPS, network=done.network, refine=k, images=scale.images) for k in (0, 1)}
+    return {**done.costs, "round_trips": trips}
+
+
+def baseline(setup: Setup, scale: Scale) -> dict[str, dict[str, Any]]:
+    """The methods without a network, on both bases."""
+    return {
+        variant: {
+            method_label(name, k): round_trips(_on(setup, variant), STEPS, method=name, refine=k, images=scale.images)
+            for name, k in METHODS
         }
-        return {**trained.costs(), "round_trips": trips}
-
-    def baseline(setup: Setup, scale: Scale) -> dict[str, dict[str, Any]]:
-        return {
-            variant: {
-                method_label(name, k): round_trips(
-                    on(setup, variant), STEPS, method=name, refine=k, images=scale.images
-                )
-                for name, k in METHODS
-            }
-            for variant in VARIANTS
-        }
-
-    return Experiment(
-        name="noise_prediction",
-        doc=__doc__ or "",
-        scale=Scale(evaluations=32_000),
-        variants=tuple(VARIANTS),
-        settings={"recipe": FAST.to_dict(), "predictor": PREDICTOR.to_dict()},
-        measure=measure,
-        draw=draw,
-        table=table,
-        baseline=baseline,
-        options=" --base runs/noise/model.safetensors",
-    )
+        for variant in VARIANTS
+    }
 
 
 def rank_correlation(a: Sequence[float], b: Sequence[float]) -> float:
@@ -102,48 +93,47 @@ def _solver(report: Report, variant: str, k: str, steps: int) -> list[float]:
 
 def table(report: Report) -> str:
     """Latent SNR in dB on both bases, the order's correlation, and the solver's gain over its best rival."""
-    parts = []
+    bases, columns, lines = report["baseline"], [f"N = {n}" for n in STEPS], []
     for variant, name in VARIANTS.items():
-        lines = [
-            [f"*{method}*", *(f"{of_steps(rows, n):.1f}" for n in STEPS)]
-            for method, rows in report["baseline"][variant].items()
-        ]
+        found = {f"*{method}*": [f"{of_steps(rows, n):.1f}" for n in STEPS] for method, rows in bases[variant].items()}
         for k in ("0", "1"):
-            lines.append([f"our solver K={k}", *(spread(_solver(report, variant, k, n)) for n in STEPS)])
-        parts.append(markdown([name, *(f"N = {n}" for n in STEPS)], lines))
-    flow, noise = (report["baseline"][variant] for variant in VARIANTS)
-    pairs = [[[of_steps(rows, n) for rows in base.values()] for base in (flow, noise)] for n in STEPS]
-    lines = [["rank correlation of the methods", *(f"{rank_correlation(*pair):.2f}" for pair in pairs)]]
+            found[f"our solver K={k}"] = [spread(_solver(report, variant, k, n)) for n in STEPS]
+        lines += [*markdown([name, *columns], [[method, *cells] for method, cells in found.items()]), ""]
+    pairs = [[[of_steps(rows, n) for rows in base.values()] for base in bases.values()] for n in STEPS]
+    gains = [["rank correlation of the methods", *(f"{rank_correlation(*pair):.2f}" for pair in pairs)]]
     for variant, name in VARIANTS.items():
         for rival in RIVALS:
-            rows = report["baseline"][variant][rival]
-            gains = [[snr - of_steps(rows, n) for snr in _solver(report, variant, "0", n)] for n in STEPS]
-            lines.append([f"{name}: solver K=0 over {rival}", *map(spread, gains)])
-    parts.append(markdown(["", *(f"N = {n}" for n in STEPS)], lines))
-    return "\n\n".join(parts)
+            rows = bases[variant][rival]
+            over = [[snr - of_steps(rows, n) for snr in _solver(report, variant, "0", n)] for n in STEPS]
+            gains.append([f"{name}: solver K=0 over {rival}", *map(spread, over)])
+    return "\n".join([*lines, *markdown(["", *columns], gains)])
 
 
 def draw(report: Report, path: Path) -> None:
     """Latent SNR over N on each base."""
-    made, axes = figure(2, title="The same methods on two kinds of base model: latent SNR of round trips", share_y=True)
-    for panel, (variant, name) in zip(axes, VARIANTS.items(), strict=True):
+    title = "The same methods on two kinds of base model: latent SNR of round trips"
+    made, panels = plots.figure(2, title=title, share_y=True)
+    for panel, (variant, name) in zip(panels, VARIANTS.items(), strict=True):
         for number, (method, rows) in enumerate(report["baseline"][variant].items()):
-            line = ("--", ":")[number % 2]
-            panel.plot(STEPS, [of_steps(rows, n) for n in STEPS], ls=line, color=f"C{number}", lw=1.3, label=method)
+            line = {"linestyle": ("--", ":")[number % 2], "color": f"C{number}", "linewidth": 1.3}
+            panel.plot(STEPS, [of_steps(rows, n) for n in STEPS], label=method, **line)
         for k, colour in (("0", "black"), ("1", "dimgrey")):
-            snr = torch.tensor([_solver(report, variant, k, n) for n in STEPS])
-            panel.plot(STEPS, snr.mean(1), color=colour, marker="o", markersize=4, label=f"our solver K={k}")
-            panel.fill_between(STEPS, snr.amin(1), snr.amax(1), color=colour, alpha=0.2, linewidth=0)
-        panel.set(xscale="log", xlabel="steps N", title=name)
-        panel.set_xticks(STEPS, [str(n) for n in STEPS])
-        panel.minorticks_off()
-    axes[0].set_ylabel("latent SNR, dB")
-    axes[1].legend(fontsize="small", loc="upper left", ncol=2)
-    save_figure(made, path)
+            snr = torch.tensor([_solver(report, variant, k, n) for n in STEPS]).T
+            plots.seeds_line(panel, STEPS, snr, colour, f"our solver K={k}", marker=4)
+        panel.set_title(name)
+        plots.step_axis(panel, STEPS)
+    panels[0].set_ylabel("latent SNR, dB")
+    panels[1].legend(fontsize="small", loc="upper left", ncol=2)
+    plots.save(made, path)
 
 
-EXPERIMENT: Final = experiment(Path("runs/noise/model.safetensors"))
-
-
-if __name__ == "__main__":
-    main_with_file("--base", experiment)
+EXPERIMENT: Final = Experiment(
+    "noise_prediction",
+    Scale(evaluations=32_000),
+    tuple(VARIANTS),
+    {"recipe": FAST.to_dict(), "predictor": PREDICTOR.to_dict()},
+    measure,
+    draw,
+    table,
+    {"baseline": baseline},
+)

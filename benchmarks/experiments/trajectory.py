@@ -17,13 +17,12 @@ from torch import Tensor
 from ...deepinv_core.flow import CountedVelocity
 from ...deepinv_core.integrator import Step
 from ...deepinv_core.inversion import invert
-from ...deepinv_core.methods import Options, make_method
 from ...deepinv_core.methods.implicit import Point
 from ...deepinv_core.solver import Corrector
+from .common import Setup, method_of
 
 if TYPE_CHECKING:
     from ...deepinv_core.solver import Network
-    from .common import Setup
 
 ITERATIONS: Final = 8
 """Of Anderson a step, where the trajectory's noise comes from."""
@@ -56,7 +55,7 @@ def exact_trajectory(setup: Setup, steps: int, images: int) -> Exact:
     """The trajectory in N steps that ends near the first test photographs."""
     velocity, clean = setup.bound().velocity, setup.test.latents[:images]
     grid = setup.model.grid(steps, clean)
-    z = invert(velocity, clean, grid, make_method("anderson", Options(refine=ITERATIONS))).noise
+    z = invert(velocity, clean, grid, method_of(setup.bound(), None, "anderson", ITERATIONS)).noise
     counted, sigmas = CountedVelocity(velocity), grid.tolist()
     latents, noise = [z], []
     for i in reversed(range(steps)):

@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 
 from comfyui_deepinv.benchmarks import editing
+from comfyui_deepinv.benchmarks.store import Store, read_rows, write_rows
 from comfyui_deepinv.deepinv_core.embedded.model import load_embedded
 from comfyui_deepinv.deepinv_core.embedded.spec import CLASSES
 from comfyui_deepinv.deepinv_core.inversion import Reconstruction
@@ -51,43 +52,46 @@ class Says(torch.nn.Module):
 
 def test_the_frontier_keeps_what_nothing_beats_and_the_knee_is_its_bend() -> None:
     rows = [row(0.9, 10.0), row(0.8, 20.0), row(0.7, 19.0), row(0.3, 24.0), row(0.3, 23.0), row(0.0, 40.0)]
-    assert editing.frontier(rows) == [rows[0], rows[1], rows[3], rows[5]]
-    assert editing.knee(editing.frontier(rows)) is rows[1]
+    assert editing.front(rows) == [rows[0], rows[1], rows[3], rows[5]]
+    assert editing.knees(rows) == [rows[1]]
 
 
 def test_an_edit_is_judged_by_its_class_and_its_frame(archive: Path) -> None:
     model = load_embedded("sd3")
     edits = editing.Edits(model, archive, Says(3), 4)
-    kept = edits.under(lambda label, rows: Reconstruction(edits.latent[rows], 7))
+    kept = edits.judged(Reconstruction(edits.latent, 7))
     assert (kept["nfe"], kept["background"], kept["whole"]) == (7, 100.0, 100.0)
     assert kept["success"] == pytest.approx(float((edits.target == 3).double().mean()), abs=1e-3)
     assert not (edits.target == edits.source).any()
-    lost = edits.under(lambda label, rows: Reconstruction(torch.zeros_like(edits.latent[rows]), 7))
+    lost = edits.judged(Reconstruction(torch.zeros_like(edits.latent), 7))
     assert lost["background"] < 30
 
 
-def test_rows_that_are_there_are_not_measured_again(archive: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_that_are_there_are_not_measured_again(
+    archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     edits = editing.Edits(load_embedded("sd3"), archive, Says(0), 2)
     monkeypatch.setattr(editing, "METHODS", {"euler": editing.METHODS["euler"]})
     monkeypatch.setattr(editing, "STRENGTHS", (0.5,))
     monkeypatch.setattr(editing, "ANCHORS", (0.0, 0.5))
     monkeypatch.setattr(editing, "SKIPS", (0.5,))
-    kept: list[int] = []
-    rows = editing.measure(edits, [], lambda rows: kept.append(len(rows)))
+    store = Store(tmp_path / "rows.jsonl", editing.KEY)
+    rows = editing.measure(edits, store)
     assert [(row["method"], row["strength"], row["anchor"]) for row in rows] == [
         ("euler", 0.5, 0.0),
         ("euler", 1.0, 0.5),
         ("flowedit", 0.5, 0.0),
     ]
-    assert kept == [1, 2, 3] and [row["nfe"] for row in rows] == [16, 32, 32]
-    monkeypatch.setattr(edits, "held", None)
-    assert editing.measure(edits, rows[:2], lambda rows: kept.append(len(rows))) == rows and kept[3:] == [3]
+    assert read_rows(store.path) == rows and [row["nfe"] for row in rows] == [16, 32, 32]
+    monkeypatch.setattr(edits, "edited", None)
+    write_rows(store.path, rows[:2])
+    assert editing.measure(edits, Store(store.path, editing.KEY)) == rows == read_rows(store.path)
 
 
 def test_the_nodes_defaults_are_the_knee() -> None:
     root = Path(editing.__file__).parents[1]
-    report = json.loads((root / "docs" / "editing_sd3.json").read_text(encoding="utf-8"))
-    knee = next(one for one in editing.knees(report["rows"]) if one["cfg"] == editing.DEFAULT_CFG)
+    rows = Store(root / "docs" / "editing" / "sd3.jsonl").rows
+    knee = next(one for one in editing.knees(rows) if one["cfg"] == editing.DEFAULT_CFG)
     definitions = json.loads((root / "tests" / "comfyui" / "definitions.json").read_text(encoding="utf-8"))
     inputs = definitions["DeepInvEdit"]["inputs"]
     names = ("cfg", "strength", "anchor")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
@@ -14,16 +13,24 @@ import torch
 from PIL import Image
 
 from comfyui_deepinv.benchmarks.experiments import (
+    __main__ as command,
+)
+from comfyui_deepinv.benchmarks.experiments import (
     branch_depth,
     common,
     curriculum,
     error_accumulation,
     label_weights,
     labels,
-    page,
     trajectory,
 )
-from comfyui_deepinv.benchmarks.experiments.common import CORRECTOR, KIND, Experiment, Scale, Setup
+from comfyui_deepinv.benchmarks.experiments import (
+    experiment as experiments,
+)
+from comfyui_deepinv.benchmarks.experiments.common import CORRECTOR, KIND, Setup
+from comfyui_deepinv.benchmarks.experiments.experiment import Experiment, Scale
+from comfyui_deepinv.benchmarks.store import write_rows
+from comfyui_deepinv.benchmarks.tables import fill
 from comfyui_deepinv.deepinv_core import checkpoint
 from comfyui_deepinv.deepinv_core.errors import DeepInvError
 from comfyui_deepinv.training.recipes import PaperRecipe
@@ -78,11 +85,11 @@ def miniature(module: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Experiment
 def run(module: ModuleType, setup: Setup, folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """Run it, and look at the files that every experiment leaves."""
     experiment = miniature(module, monkeypatch)
-    common.run(experiment, setup, SCALE, folder, command="the command")
+    experiments.run(experiment, setup, SCALE, folder, command="the command")
     with Image.open(folder / f"{experiment.name}.png") as picture:
         assert picture.size[0] > 500
         assert len(picture.convert("RGB").resize((200, 100)).getcolors(20000) or []) > 10  # something is drawn
-    report = json.loads((folder / f"{experiment.name}.json").read_text())
+    report = experiments.read(folder / f"{experiment.name}.jsonl")
     assert report["command"] == "the command" and report["versions"]["torch"] == torch.__version__
     assert [row["variant"] for row in report["rows"]] == list(experiment.variants)
     assert experiment.table(report).count("\n") >= len(experiment.variants)
@@ -173,16 +180,16 @@ def test_rows_that_are_there_are_not_measured_again(setup: Setup, tmp_path: Path
             raise KeyboardInterrupt
         return {"final": []}
 
-    experiment = Experiment("one", "", SCALE, ("a", "b"), {}, measure, lambda report, path: None, lambda report: "")
+    experiment = Experiment("one", SCALE, ("a", "b"), {}, measure, lambda report, path: None, lambda report: "")
     scale = replace(SCALE, seeds=(0, 1))
     with pytest.raises(KeyboardInterrupt):
-        common.run(experiment, setup, scale, tmp_path)
-    report = common.run(experiment, setup, scale, tmp_path)
+        experiments.run(experiment, setup, scale, tmp_path)
+    report = experiments.run(experiment, setup, scale, tmp_path)
     assert measured == [("a", 0), ("b", 0), ("a", 1), ("a", 1), ("b", 1)]
     assert len(report["rows"]) == 4
     with pytest.raises(DeepInvError, match="other settings"):
-        common.run(experiment, setup, replace(scale, images=1), tmp_path)
-    common.run(experiment, setup, scale, tmp_path, fresh=True)
+        experiments.run(experiment, setup, replace(scale, images=1), tmp_path)
+    experiments.run(experiment, setup, scale, tmp_path, fresh=True)
     assert len(measured) == 9
 
 
@@ -191,7 +198,7 @@ def test_marks_are_told_once_each_and_the_same_seed_gives_the_same_solver(setup:
 
     def weights(seed: int, **options: Any) -> tuple[float, ...]:
         done = common.train(setup, recipe, 100, seed, config=NETWORK, **options)
-        assert done.evaluations >= 100
+        assert done.costs["evaluations"] >= 100
         return tuple(float(value.double().sum()) for value in done.network.state_dict().values())
 
     first = weights(0, watch=lambda network, evaluations: seen.append(evaluations), marks=(20, 60))
@@ -200,18 +207,29 @@ def test_marks_are_told_once_each_and_the_same_seed_gives_the_same_solver(setup:
 
 
 def test_the_page_s_tables_are_replaced_between_their_markers(tmp_path: Path) -> None:
-    report = {
-        "command": "python -m one",
-        "versions": {"torch": "2"},
-        "rows": [{"variant": "a", "seed": 0, "seconds": 61.0}, {"variant": "a", "seed": 1, "seconds": 59.0}],
-    }
-    (tmp_path / "experiments").mkdir()
-    (tmp_path / "experiments" / "one.json").write_text(json.dumps(report))
+    rows = [{"variant": "a", "seed": 0, "seconds": 61.0}, {"variant": "a", "seed": 1, "seconds": 59.0}]
+    about = {"part": "about", "command": "python -m one", "versions": {"torch": "2"}}
+    write_rows(tmp_path / "experiments" / "one.jsonl", [about, *rows])
     file = tmp_path / "experiments.md"
     file.write_text("before\n<!-- one -->\nold\n<!-- /one -->\nafter\n<!-- two -->\nkept\n<!-- /two -->\n")
-    page.render(file, {"one": lambda report: "| new |", "two": lambda report: "| never |"})
+    found = [
+        Experiment(name, SCALE, (), {}, lambda *a: {}, lambda *a: None, lambda report, told=told: told)
+        for name, told in (("one", "| new |"), ("two", "| never |"))
+    ]
+    command.write_page(tmp_path, found)
     text = file.read_text()
     assert "| new |" in text and "old" not in text and "python -m one" in text and "2 minutes" in text
     assert text.startswith("before\n<!-- one -->\n") and text.endswith("<!-- two -->\nkept\n<!-- /two -->\n")
-    page.render(file, {"one": lambda report: "| new |", "two": lambda report: "| never |"})
+    command.write_page(tmp_path, found)
     assert file.read_text() == text
+
+
+def test_the_committed_tables_are_what_the_committed_records_give(tmp_path: Path) -> None:
+    docs, copy = Path(common.__file__).parents[2] / "docs", tmp_path / "experiments.md"
+    copy.write_bytes((docs / "experiments.md").read_bytes())
+    found = [command.experiment(name) for name in command.NAMES]
+    fill(
+        copy,
+        {one.name: command.section(one, experiments.read(docs / "experiments" / f"{one.name}.jsonl")) for one in found},
+    )
+    assert copy.read_text() == (docs / "experiments.md").read_text()

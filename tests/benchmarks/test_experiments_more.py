@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import zipfile
 from dataclasses import replace
 from pathlib import Path
@@ -25,8 +24,10 @@ from comfyui_deepinv.benchmarks.experiments import (
     prompts,
     single_stream,
 )
-from comfyui_deepinv.benchmarks.experiments.common import CORRECTOR, KIND, Experiment, Scale, Setup
-from comfyui_deepinv.benchmarks.experiments.short import FAST, PREDICTOR
+from comfyui_deepinv.benchmarks.experiments.common import CORRECTOR, FAST, KIND, PREDICTOR, Setup
+from comfyui_deepinv.benchmarks.experiments.experiment import Experiment, Scale, read
+from comfyui_deepinv.benchmarks.experiments.experiment import run as run_experiment
+from comfyui_deepinv.benchmarks.store import Store
 from comfyui_deepinv.deepinv_core import checkpoint
 from comfyui_deepinv.deepinv_core.embedded.spec import CLASSES, SD3_CONFIG
 from comfyui_deepinv.tools.embedded.classifier import Classifier
@@ -73,10 +74,10 @@ def setup(archive: Path, tmp_path_factory: pytest.TempPathFactory) -> Setup:
 def run(experiment: Experiment, setup: Setup, folder: Path) -> dict[str, Any]:
     """Run it, and look at the files it leaves."""
     experiment = replace(experiment, scale=SCALE)
-    common.run(experiment, setup, SCALE, folder, command="the command")
+    run_experiment(experiment, setup, SCALE, folder, command="the command")
     with Image.open(folder / f"{experiment.name}.png") as picture:
         assert len(picture.convert("RGB").resize((200, 100)).getcolors(20000) or []) > 10  # something is drawn
-    report = json.loads((folder / f"{experiment.name}.json").read_text())
+    report = read(folder / f"{experiment.name}.jsonl")
     assert [row["variant"] for row in report["rows"]] == list(experiment.variants)
     assert all(row["updates"] > 0 for row in report["rows"])
     assert "nan" not in experiment.table(report)
@@ -127,29 +128,29 @@ def test_a_fresh_single_stream_returns_the_velocity_and_reads_every_input() -> N
 def test_prompts(setup: Setup, tmp_path: Path) -> None:
     torch.manual_seed(0)
     save_file(Classifier().state_dict(), tmp_path / "classifier.safetensors")
-    report = run(prompts.experiment(tmp_path / "classifier.safetensors"), setup, tmp_path)
+    report = run(prompts.EXPERIMENT, replace(setup, weights=tmp_path / "classifier.safetensors"), tmp_path)
     trips = [tuple(trip["snr"] for trip in row["trips"]) for row in report["rows"]]
     assert trips[0] != trips[1], "the prompt of the training makes a difference"
     assert len(set(trips[0])) == len(trips[0]), "and so does the prompt of the inversion"
 
 
 def test_each_photograph_is_under_its_own_class(setup: Setup) -> None:
-    mine, labels = prompts.ClassSetup(setup.model, setup.train, setup.test), setup.test.labels
+    labels = setup.test.labels
     z = setup.test.latents
     for cfg in (1.0, 4.0):
-        together = mine.under("true", labels, cfg).velocity(z, 0.5)
+        together = prompts.under(setup, "true", labels, cfg).velocity(z, 0.5)
         for row, label in enumerate(labels.tolist()):
             alone = setup.model.velocity(CLASSES[label], cfg=cfg)(z[row : row + 1], 0.5)
             torch.testing.assert_close(together[row : row + 1], alone, rtol=1e-4, atol=1e-4)
     names = ("2", "0")
-    bound = mine.base("true").bind(names)
-    wanted = mine.classes(setup.train.labels[[2, 0]])
+    bound = setup.base(classes=True).bind(names)
+    wanted = setup.bound(setup.train.labels[[2, 0]])
     assert torch.equal(bound.velocity(z[:2], 0.5), wanted.velocity(z[:2], 0.5))
 
 
 @pytest.mark.usefixtures("small")
-def test_headline(setup: Setup, archive: Path, tmp_path: Path) -> None:
-    report = run(headline.experiment(archive), setup, tmp_path)
+def test_headline(setup: Setup, tmp_path: Path) -> None:
+    report = run(headline.EXPERIMENT, setup, tmp_path)
     rows = {(row["entry"], row["steps"]): row for row in report["baseline"]["rows"]}
     assert rows[headline.SLOW, 2]["nfe"] == 20
     assert rows["fast K=0", 3]["nfe"] == 4 < rows["fast K=0", 3]["cost"] < 7
@@ -176,7 +177,7 @@ def test_noise_prediction(setup: Setup, archive: Path, tmp_path: Path, monkeypat
     arguments = [str(archive), str(tmp_path / "noise"), "--steps", "2", "--batch", "4"]
     args = base_parser(None, steps=2).parse_args(arguments)
     fit(SD3Transformer2DModel(**SMALL_BASE), noise_model.noise_loss, args, RunFolder(args.run))
-    report = run(noise_prediction.experiment(args.run / "model.safetensors"), setup, tmp_path)
+    report = run(noise_prediction.EXPERIMENT, replace(setup, weights=args.run / "model.safetensors"), tmp_path)
     flow, noise = report["baseline"]["flow"], report["baseline"]["noise"]
     assert flow.keys() == noise.keys() and flow != noise
 
@@ -255,28 +256,30 @@ def test_full_size_page_of_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(full_size, "SOLVERS", (("paper", "tiny"), ("fast", "tiny")))
     monkeypatch.setattr(full_size, "RELEASED", "tiny")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    results = full_size.run(tmp_path)
-    assert json.loads((tmp_path / "full_size.json").read_text()) == results
+    store = full_size.run(tmp_path)
+    assert Store(tmp_path / "full_size" / "results.jsonl").rows == store.rows
     text = (tmp_path / "full_size.md").read_text()
     assert "nothing below was measured" in text and "ms a step" not in text
-    by_name = {row["what"]: row for row in results["counted"]}
+    by_name = {row["what"]: row for row in store.rows if row["part"] == "counted"}
     paper, fast = (by_name[full_size.solver_name(recipe, "tiny")] for recipe in ("paper", "fast"))
     assert paper["tflop_training_step"] > 2 * fast["tflop_training_step"]
     assert by_name["base alone"]["tflop_step"] < fast["tflop_step"]
 
 
-def test_full_size_measurements_run_wherever_torch_does(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_full_size_measurements_run_wherever_torch_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(full_size_measure, "REPEATS", 2)
     solvers = (("paper", "tiny"), ("fast", "tiny"))
-    rows = full_size_measure.measure(tiny(), solvers, torch.device("cpu"))
+    rows = full_size.measured(tiny(), solvers, torch.device("cpu"))
     by_name = {row["what"]: row for row in rows}
     assert by_name["base alone"]["ratio"] == 1
     for one in solvers:
         row = by_name[full_size.solver_name(*one)]
         assert row["ms_step"] > 0 and row["training_steps_second"] > row["training_images_second"] > 0
         assert row["peak_gb"] is None and row["training_peak_gb"] is None
-    results = {"torch": "2", "device": "a card", "counted": [], "measured": [{"base": "tiny", **row} for row in rows]}
-    assert "Measured on a card" in full_size.page(results)
+    store = Store(tmp_path / "results.jsonl")
+    store.about = {"device": "a card", "versions": {"torch": "2"}}
+    store.add([{"part": "measured", **row} for row in rows])
+    assert "Measured on a card" in full_size.parts(store)["measured"]
 
 
 def test_the_steps_an_image_is_trained_on() -> None:

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer, ViTConfig, ViTModel
 
-from comfyui_deepinv.benchmarks.squeeze import SqueezeLpips
+from comfyui_deepinv.benchmarks.networks.squeeze import SqueezeLpips
 
 
 def save_clip(folder: Path) -> Path:

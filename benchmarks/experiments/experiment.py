@@ -1,0 +1,114 @@
+"""What an experiment is, how it is run and gone on with, and what its file holds."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from ...deepinv_core.solver import Config
+from ..store import Row, Store
+from .common import CORRECTOR, Setup
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How large an experiment is run.
+
+    Attributes:
+        evaluations: base evaluations of one training.
+        images: test photographs of the final figures.
+        seeds: one training each.
+        config: the network.
+    """
+
+    evaluations: int
+    images: int = 32
+    seeds: tuple[int, ...] = (0, 1, 2)
+    config: Config = CORRECTOR
+
+
+Report = dict[str, Any]
+"""``command``, ``versions``, ``settings``, ``baseline``, ``extras``, and ``rows``, one a variant and seed."""
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """An experiment.
+
+    Attributes:
+        name: of the module and its files.
+        scale: as it is committed.
+        variants: what is compared.
+        settings: all else that decides the numbers, JSON-able; a file with others is not gone on with.
+        measure: one training and its figures, ``(setup, scale, variant, seed) -> row``.
+        draw: the plot, ``(report, path)``.
+        table: the report as Markdown.
+        fixed: figures without training, measured once: ``baseline``, in tables and plots where it is round trips by
+            name, and ``extras``.
+    """
+
+    name: str
+    scale: Scale
+    variants: tuple[str, ...]
+    settings: dict[str, Any]
+    measure: Callable[[Setup, Scale, str, int], Row]
+    draw: Callable[[Report, Path], None]
+    table: Callable[[Report], str]
+    fixed: dict[str, Callable[[Setup, Scale], Any]] = field(default_factory=dict)
+
+
+def run(
+    experiment: Experiment, setup: Setup, scale: Scale, out: Path, *, command: str = "", fresh: bool = False
+) -> Report:
+    """Measure what ``out/NAME.jsonl`` doesn't have yet, seed by seed, and draw.
+
+    Raises:
+        DeepInvError: the file is of other settings.
+    """
+    store = Store(out / f"{experiment.name}.jsonl", ("variant", "seed"), fresh=fresh)
+    store.begin(command, {"scale": {**asdict(scale), "seeds": None}, **experiment.settings})
+
+    def fixed(part: str) -> list[Row]:
+        return [{"variant": part, "seed": None, "value": experiment.fixed[part](setup, scale)}]
+
+    def measured(variant: str, seed: int) -> list[Row]:
+        began = time.monotonic()
+        row = {"variant": variant, "seed": seed, **experiment.measure(setup, scale, variant, seed)}
+        log.info("%s, seed %d: %.0f s", variant, seed, time.monotonic() - began)
+        return [{**row, "seconds": round(time.monotonic() - began, 1)}]
+
+    for part in experiment.fixed:
+        store.get((part, None), partial(fixed, part))
+    for seed in scale.seeds:
+        for variant in experiment.variants:
+            store.get((variant, seed), partial(measured, variant, seed))
+    report = read(store.path)
+    experiment.draw(report, store.path.with_suffix(".png"))
+    return report
+
+
+def read(path: Path) -> Report:
+    """What an experiment's file holds."""
+    store = Store(path)
+    fixed = {row["variant"]: row["value"] for row in store.rows if row["seed"] is None}
+    rows = [row for row in store.rows if row["seed"] is not None]
+    return {"baseline": {}, "extras": {}, **(store.about or {}), **fixed, "rows": rows}
+
+
+def as_json(recipes: dict[str, Any]) -> dict[str, Any]:
+    """Recipes or networks by name, for :attr:`Experiment.settings`."""
+    return json.loads(json.dumps({name: one.to_dict() for name, one in recipes.items()}))
+
+
+def by_variant(report: Report) -> dict[str, list[Row]]:
+    """The rows of each variant, in the order measured."""
+    names = dict.fromkeys(row["variant"] for row in report["rows"])
+    return {name: [row for row in report["rows"] if row["variant"] == name] for name in names}

@@ -1,0 +1,187 @@
+"""What the published protocols share: methods by name, results that are gone on with, and the table at the end."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from ...deepinv_core.adapters.base_model import BaseModel
+from ...deepinv_core.adapters.by_name import load_model
+from ...deepinv_core.atomic import replacing
+from ...deepinv_core.errors import DeepInvError
+from ...deepinv_core.methods import BEST_TRAINING_FREE, Method, Options, describe, make_method
+from ...deepinv_core.methods.registry import resolve_refine
+from ...deepinv_core.runs import bound_solver
+from ...deepinv_core.solver import Solver
+from ..entries import method_label
+from ..store import Row, Store, require_same, versions
+from ..tables import table
+
+CEILING: Final = "vae"
+"""The row that encodes and decodes the photo and does nothing else: what no inversion can exceed."""
+
+FLOWEDIT: Final = "flowedit"
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A method asked for as ``METHOD`` or ``METHOD:K``; ``flowedit`` and the ceiling are named the same way.
+
+    Attributes:
+        name: a method's id, :data:`FLOWEDIT` or :data:`CEILING`.
+        refine: K, None for the method's default.
+    """
+
+    name: str
+    refine: int | None = None
+
+    @property
+    def label(self) -> str:
+        """Name in tables and results."""
+        return method_label(self.name, self.refine)
+
+    @property
+    def folder(self) -> str:
+        """Name of its folder of images."""
+        return self.name if self.refine is None else f"{self.name}_k{self.refine}"
+
+    def method(self, solver: Solver | None, seed: int = 0) -> Method:
+        """The method itself; the seed is RF-Inversion's."""
+        return make_method(self.name, Options(refine=self.refine, seed=seed), solver=solver)
+
+
+def choices(text: str, *, flowedit: bool = False) -> list[Choice]:
+    """Methods separated by commas; each checked, none twice.
+
+    Raises:
+        DeepInvError: an unknown method, a K that it does not take.
+
+    Example:
+        >>> [choice.label for choice in choices("easyinv,anderson:2")]
+        ['easyinv', 'anderson K=2']
+    """
+    found = []
+    for word in dict.fromkeys(part.strip() for part in text.split(",") if part.strip()):
+        name, _, k = word.partition(":")
+        if flowedit and word == FLOWEDIT:
+            found.append(Choice(FLOWEDIT))
+            continue
+        describe(name)
+        if k and not k.isdecimal():
+            raise DeepInvError(f"{word!r}: K is {k!r}, a whole number is needed, as in anderson:2")
+        resolve_refine(name, int(k) if k else None)
+        found.append(Choice(name, int(k) if k else None))
+    return found
+
+
+def words(text: str | None, known: Sequence[str], what: str) -> tuple[str, ...]:
+    """Names separated by commas, in the order of ``known``; all of them without a text.
+
+    Raises:
+        DeepInvError: an unknown name, or none.
+    """
+    asked = list(known) if text is None else [part.strip() for part in text.split(",") if part.strip()]
+    unknown = [one for one in asked if one not in known]
+    if unknown or not asked:
+        raise DeepInvError(f"{what} {unknown[0] if unknown else text!r}: choose of {', '.join(known)}")
+    return tuple(one for one in known if one in asked)
+
+
+def opened_model(args: argparse.Namespace, prompts: Sequence[str]) -> tuple[BaseModel, Solver | None]:
+    """The base model with its prompts encoded, and the solver at hand."""
+    model = load_model(args.model or "demo", tuple(dict.fromkeys(prompts)))
+    return model, bound_solver(model, args.solver)
+
+
+def default_method(solver: Solver | None) -> str:
+    """What is measured where nobody chose."""
+    return BEST_TRAINING_FREE if solver is None else "deepinv"
+
+
+def encoded(model: BaseModel, photo: Tensor) -> Tensor:
+    """The photo's latent; before the first one the model is evaluated once, which is slow (memory, kernels)."""
+    latent = model.encode(photo)
+    _warmed(model, latent.shape)
+    return latent
+
+
+@cache
+def _warmed(model: BaseModel, shape: torch.Size) -> None:
+    model.velocity("")(torch.zeros(shape, device=model.device), 1.0)
+
+
+def opened_results(folder: Path, settings: Mapping[str, Any]) -> Store:
+    """``results.jsonl``, a line an image and row, and ``settings.json``, which is written.
+
+    Args:
+        folder: of both files.
+        settings: what the numbers depend on.
+
+    Raises:
+        DeepInvError: the folder holds results of other settings, or can't be read or written.
+    """
+    about, store = folder / "settings.json", Store(folder / "results.jsonl", ("row", "image"))
+    if about.is_file():
+        try:
+            before = dict(json.loads(about.read_text(encoding="utf-8"))["settings"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise DeepInvError(f"{str(about)!r} is damaged ({error}): choose another --output") from error
+        require_same(before, settings, folder, "choose another --output, or the settings it was begun with")
+    if broken := [row for row in store.rows if not {"row", "image"} <= row.keys()]:
+        raise DeepInvError(
+            f"{str(store.path)!r} is damaged: a line lacks row and image, {broken[0]}; choose another --output"
+        )
+    record = {"settings": settings, "command": shlex.join(["deepinv", *sys.argv[1:]]), "versions": versions()}
+    with replacing(about) as temporary:
+        temporary.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    return store
+
+
+def measure_all(
+    title: str,
+    items: Mapping[str, T],
+    load: Callable[[T], Tensor],
+    rows: Mapping[str, Callable[[Tensor, T], Row]],
+    store: Store,
+) -> None:
+    """Measure what the store lacks, image by image.
+
+    Args:
+        title: of the progress bar.
+        items: by the name that results have for them.
+        load: reads an item's photo.
+        rows: by label, what makes the values of a photo.
+        store: of :func:`opened_results`.
+    """
+    for name, item in tqdm(items.items(), desc=title, file=sys.stderr):
+        todo = [label for label in rows if (label, name) not in store]
+        photo = load(item) if todo else None
+        for label in todo:
+            assert photo is not None
+            store.add([{"row": label, "image": name, **rows[label](photo, item)}])
+
+
+def summary(lines: Sequence[Row], rows: Sequence[str], columns: Mapping[str, Callable[[list[Row]], str]]) -> list[str]:
+    """A line a row that was measured: its label, then each column of its results."""
+    by_row = {label: [line for line in lines if line["row"] == label] for label in rows}
+    cells = [[label, *(column(some) for column in columns.values())] for label, some in by_row.items() if some]
+    return table(["method", *columns], cells)
+
+
+def described(count: int, settings: Mapping[str, Any]) -> str:
+    """Number of images, and the settings that there are."""
+    named = ", ".join(f"{name} {value}" for name, value in settings.items() if value not in ("", None))
+    return f"{count} images. {named}".strip()

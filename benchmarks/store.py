@@ -1,0 +1,147 @@
+"""Where results are kept: a JSON object a line, written as it is measured, so that a stopped run goes on."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Final
+
+from ..deepinv_core.atomic import replacing
+from ..deepinv_core.errors import DeepInvError
+
+Row = dict[str, Any]
+
+PACKAGES: Final = ("deepinv-inversion", "torch", "diffusers", "transformers", "torchmetrics", "pillow")
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and the packages that numbers depend on."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+class Store:
+    """Rows of a JSON-lines file, found by the values of some of their fields.
+
+    Attributes:
+        about: the first line where its ``part`` is "about": what was run, with which versions and settings.
+        rows: all other lines, in the file's order.
+    """
+
+    def __init__(self, path: Path, key: Sequence[str] = (), *, fresh: bool = False) -> None:
+        """Read what is there.
+
+        Args:
+            path: the file; made with the first row.
+            key: fields by which rows are found.
+            fresh: whether to begin with nothing.
+
+        Raises:
+            DeepInvError: the file can't be read, or a line is no JSON object.
+        """
+        self.path, self._key, self._begun = path, tuple(key), False
+        self.rows = [] if fresh else read_rows(path)
+        self.about = self.rows.pop(0) if self.rows and self.rows[0].get("part") == "about" else None
+        self._found: dict[tuple[Any, ...], list[Row]] = {}
+        self._index(self.rows)
+
+    def begin(self, command: str, settings: Mapping[str, Any]) -> None:
+        """Say what the rows are of; kept as ``about`` from the first time on.
+
+        Raises:
+            DeepInvError: the file's rows are of other settings.
+        """
+        if self.about is None:
+            settings = json.loads(json.dumps(settings))
+            self.about = {"part": "about", "command": command, "versions": versions(), "settings": settings}
+        require_same(self.about["settings"], settings, self.path, "choose another folder, or begin afresh")
+
+    def _index(self, rows: Sequence[Row]) -> None:
+        for row in rows:
+            self._found.setdefault(tuple(row.get(name) for name in self._key), []).append(row)
+
+    def __contains__(self, key: tuple[Any, ...]) -> bool:
+        return key in self._found
+
+    def get(self, key: tuple[Any, ...], measure: Callable[[], Sequence[Row]]) -> list[Row]:
+        """The rows of a key; where there are none, they are measured and appended at once."""
+        if key not in self._found:
+            self.add(measure())
+        return self._found[key]
+
+    def add(self, rows: Sequence[Row]) -> None:
+        """Append rows; raises as :func:`add_rows`."""
+        if not self._begun:  # without what an interrupted write left
+            self.write(self.rows)
+        add_rows(self.path, rows)
+        self.rows += rows
+        self._index(rows)
+
+    def write(self, rows: Sequence[Row]) -> None:
+        """Write the file anew with these rows, ``about`` on top; raises as :func:`write_rows`."""
+        self.rows, self._begun = list(rows), True
+        write_rows(self.path, [*([self.about] if self.about else []), *self.rows])
+
+
+def require_same(before: Mapping[str, Any], now: Mapping[str, Any], where: Path, advice: str) -> None:
+    """Refuse to go on with results of other settings.
+
+    Raises:
+        DeepInvError: a setting differs; it is named, with both values.
+    """
+    now = json.loads(json.dumps(now))
+    other = [name for name in {**before, **now} if before.get(name) != now.get(name)]
+    if other:
+        raise DeepInvError(
+            f"{str(where)!r} holds results of other settings: {other[0]} was {before.get(other[0])!r:.200} and is "
+            f"{now.get(other[0])!r:.200}; {advice}"
+        )
+
+
+def read_rows(path: Path) -> list[Row]:
+    """The whole lines of a file; none where there is no file, and a last one that was cut off is left out.
+
+    Raises:
+        DeepInvError: the file can't be read, or a line is no JSON object.
+    """
+    if not path.exists():
+        return []
+    try:
+        text = path.read_text(encoding="utf-8", errors="replace")
+        rows = [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+    except (OSError, ValueError) as error:
+        raise DeepInvError(f"{str(path)!r} is damaged ({error}): remove it, or choose another folder") from error
+    if other := [row for row in rows if not isinstance(row, dict)]:
+        raise DeepInvError(f"{str(path)!r} holds {other[0]!r}, no result: remove it, or choose another folder")
+    return rows
+
+
+def write_rows(path: Path, rows: Iterable[Row]) -> None:
+    """Write the lines whole or not at all; raises as :func:`..atomic.replacing`."""
+    with replacing(path) as temporary:
+        temporary.write_text(_lines(rows), encoding="utf-8")
+
+
+def add_rows(path: Path, rows: Iterable[Row]) -> None:
+    """Add lines at once.
+
+    Raises:
+        DeepInvError: the disk refuses.
+    """
+    try:
+        with path.open("a", encoding="utf-8") as stream:
+            stream.write(_lines(rows))
+    except OSError as error:
+        raise DeepInvError(f"{str(path)!r} could not be written ({error}): free space on the disk") from error
+
+
+def _lines(rows: Iterable[Row]) -> str:
+    return "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
