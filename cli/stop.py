@@ -1,48 +1,56 @@
-"""A training's signals: it ends at a point that it can be resumed from, and says how."""
+"""A training's signals: it ends at a point that it can be resumed from, and says how to go on."""
 
 from __future__ import annotations
 
 import signal
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, Final
 
-from ..training.state import FILE
-from ..training.workers import Workers
+SIGNALS: Final = ("SIGINT", "SIGBREAK", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU")
+"""Ctrl-C, Ctrl-Break on Windows, a shutdown, a terminal that closes, and what schedulers send before they kill."""
 
 
 class Stop:
-    """Ctrl-C and SIGTERM as a flag, so that a training ends at a point it can be resumed from.
+    """Signals as a flag.
 
-    A second Ctrl-C ends at once; not under torchrun, which hands each on to processes that have had it already.
+    A second Ctrl-C ends at once; not of several processes, to which torchrun hands on what they have had already.
     """
 
-    def __init__(self, folder: Path, workers: Workers) -> None:
-        self._folder, self._workers, self._asked = folder, workers, False
+    def __init__(self, folder: Path, *, alone: bool) -> None:
+        """Not listening yet.
+
+        Args:
+            folder: the training's, for the message.
+            alone: whether this process is the only one of its training.
+        """
+        self._folder, self._alone = folder, alone
+        self._came: signal.Signals | None = None
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Stop:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self._before[number] = signal.signal(number, self._ask)
+        for name in SIGNALS:
+            number = getattr(signal, name, None)  # each system has its own
+            if number is None or (name == "SIGHUP" and signal.getsignal(number) == signal.SIG_IGN):  # under nohup
+                continue
+            self._before[number] = signal.signal(number, self._ask) or signal.SIG_DFL
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
         if kind is KeyboardInterrupt:
-            raise KeyboardInterrupt(self._message() if self._workers.rank == 0 else "")
+            by = f" by {self._came.name}" if self._came else ""
+            raise KeyboardInterrupt(
+                f"interrupted{by}; the same command with --resume auto goes on with the training in {self._folder}"
+            )
 
     def check(self) -> None:
         """Raises KeyboardInterrupt when a signal has come."""
-        if self._asked:
+        if self._came:
             raise KeyboardInterrupt
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
-        if self._asked and self._workers.world == 1:
+        if self._came and self._alone and number == signal.SIGINT:
             raise KeyboardInterrupt
-        self._asked = True
-
-    def _message(self) -> str:
-        if (self._folder / FILE).exists():
-            return f"interrupted; the training is in {self._folder}: the same command with --resume goes on with it"
-        return f"interrupted; what was encoded is in {self._folder}: the same command goes on with it"
+        self._came = self._came or signal.Signals(number)

@@ -53,7 +53,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     budget.add_argument("--minutes", type=float, help="how long to train, encoding and validation not counted")
     budget.add_argument("--images", type=int, dest="images_seen", metavar="N", help="images to see, repeats counted")
     add("--output", type=Path, required=True, help="solver file to write, .safetensors")
-    add("--resume", action="store_true", help="go on with what the same command began")
+    add(
+        "--resume",
+        nargs="?",
+        choices=("auto",),
+        const="begun",
+        help="go on with what the same command began; auto: begin where there is nothing to go on with",
+    )
     add("--batch", type=int, help="images a batch, over all processes (default by recipe and preset)")
     add("--lr", type=float, help="learning rate (default by recipe and preset)")
     add("--seed", type=int, default=0, help="of everything random (default 0)")
@@ -85,7 +91,7 @@ def _train(args: argparse.Namespace, workers: Workers) -> None:
     side = (model.image_size or SIDE) if args.side is None else args.side
     require_images(args.images, side)  # before there is a folder
     lock = nullcontext() if workers.rank else locked(folder, "training a solver")  # the first process writes
-    with lock, Stop(folder, workers) as stop, TrainingBar(stop, shown=workers.rank == 0) as bar:
+    with lock, Stop(folder, alone=workers.world == 1) as stop, TrainingBar(stop, shown=workers.rank == 0) as bar:
         work_folder(args.output, resume=args.resume)  # again: who held it may have trained
         cache = latents_of_folder(args.images, folder / "latents", model, side, workers, bar.encoded)
         bar.close()
@@ -118,26 +124,32 @@ def _network(recipe: str, name: str, seed: int, model: BaseModel) -> Any:
         return geometry(recipe, name, channels=model.info.channels, **widths).build().to(model.device)
 
 
-def work_folder(output: Path, *, resume: bool) -> Path:
+def work_folder(output: Path, *, resume: str | None) -> Path:
     """The training's folder beside its output.
 
+    Args:
+        output: the solver file that is to be written.
+        resume: ``"begun"`` goes on with a training, ``"auto"`` goes on or begins, None begins.
+
     Raises:
-        DeepInvError: a training is there that was not to be resumed, or none is there that was.
+        DeepInvError: a training is there that was not to be resumed, none is there that was, or another file would be
+            overwritten.
     """
     if output.suffix != ".safetensors":
         raise DeepInvError(f"--output is {str(output)!r}: give a file name that ends in .safetensors")
     folder = output.with_name(f"{output.name}.training")
     begun = (folder / FILE).exists()
-    if resume and not begun:
+    if resume == "begun" and not begun:
         raise DeepInvError(
-            f"there is no training to resume in {str(folder)!r}: leave --resume out (images encoded already are kept)"
+            f"there is no training to resume in {str(folder)!r}: leave --resume out, or write --resume auto (images "
+            "encoded already are kept)"
         )
     if begun and not resume:
         raise DeepInvError(
             f"{str(folder)!r} holds a training already, which is left as it is: add --resume to go on with it, or "
             "choose another --output"
         )
-    if output.exists() and not resume:
+    if output.exists() and not (resume and begun):
         raise DeepInvError(f"{str(output)!r} exists already and is left as it is: choose another --output")
     return folder
 

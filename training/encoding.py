@@ -47,7 +47,7 @@ def latents_of_folder(
     workers: Workers,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> LatentCache:
-    """Encode a folder once, in half precision; the first process does, the others wait.
+    """Encode a folder once, in half precision; the first process does, the others wait, and end where it is stopped.
 
     Args:
         images: the folder.
@@ -61,18 +61,23 @@ def latents_of_folder(
         DeepInvError: as :func:`.latents.encode_folder`.
     """
     fingerprint = vae_fingerprint(model)
+    stopped: KeyboardInterrupt | None = None
     if workers.rank == 0:
         values = model.info.channels * (side / 8) ** 2
-        encode_folder(
-            images,
-            cache,
-            lambda pixels: model.encode(pixels).half(),
-            vae_fingerprint=fingerprint,
-            side=side,
-            batch=max(1, PIXELS // max(1, side) ** 2),
-            shard_size=int(min(SHARD_IMAGES, max(16, SHARD_VALUES // values))),
-            seed=0,
-            progress=progress,
-        )
-    workers.wait()
+        try:
+            encode_folder(
+                images,
+                cache,
+                lambda pixels: model.encode(pixels).half(),
+                vae_fingerprint=fingerprint,
+                side=side,
+                batch=max(1, PIXELS // max(1, side) ** 2),
+                shard_size=int(min(SHARD_IMAGES, max(16, SHARD_VALUES // values))),
+                seed=0,
+                progress=progress,
+            )
+        except KeyboardInterrupt as interrupt:
+            stopped = interrupt
+    if workers.any(stopped is not None):
+        raise stopped or KeyboardInterrupt
     return LatentCache.open(cache, vae_fingerprint=fingerprint, side=side)
