@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from .errors import DeepInvError
-from .flow import Velocity
+from .flow import Velocity, norm, per_sample
 from .integrator import Callback, Rule, integrate
 from .inversion import Inversion, Reconstruction
 from .methods.flowedit import FlowEdit
@@ -29,6 +29,9 @@ class Hold:
         mask: 1 where the photo is edited and 0 where it is kept, ``[B or 1, 1, ...]`` in the latent's size; None for
             all of it. Values between blend.
         eta: RF-Inversion's pull towards the photo; None for the inversion's own.
+        variation: how much of the inverted noise is exchanged for ``fresh``, in [0, 1]: 0 none, 1 all of it. A
+            spherical mix, so that a noise stays one; where there is a mask, only inside it.
+        fresh: white noise in the latent's shape; needed for a variation.
     """
 
     strength: float = 1.0
@@ -36,9 +39,11 @@ class Hold:
     anchor_share: float = 0.5
     mask: torch.Tensor | None = None
     eta: float | None = None
+    variation: float = 0.0
+    fresh: torch.Tensor | None = None
 
     def __post_init__(self) -> None:
-        for name in ("strength", "anchor", "anchor_share"):
+        for name in ("strength", "anchor", "anchor_share", "variation"):
             if not 0 <= getattr(self, name) <= 1:
                 raise DeepInvError(f"{name} is {getattr(self, name)}: a number from 0 to 1 is needed")
 
@@ -65,6 +70,7 @@ def edit(
             ("strength below 1", count < inversion.steps),
             ("an anchor", hold.anchor > 0),
             ("a mask", hold.mask is not None),
+            ("a variation", hold.variation > 0),
         )
         if needed
     ]
@@ -80,9 +86,27 @@ def edit(
         return Reconstruction(start, 0)
     if "previous" in carried and trajectory is not None:
         carried["previous"] = trajectory[count - 1]
+    if trajectory is not None and hold.variation > 0:
+        start = _varied(start, trajectory[0], float(inversion.sigmas[count]), hold)
+        if "previous" in carried:
+            carried["previous"] = _varied(carried["previous"], trajectory[0], float(inversion.sigmas[count - 1]), hold)
     rule = _held(inversion, hold, trajectory)
     walk = integrate(velocity, start, inversion.sigmas[: count + 1].flip(0), rule, carried=carried, callback=callback)
     return Reconstruction(walk.z, walk.nfe)
+
+
+def _varied(z: torch.Tensor, clean: torch.Tensor, sigma: float, hold: Hold) -> torch.Tensor:
+    """``z = (1-sigma)*z_0 + sigma*noise`` with its noise turned towards a fresh one of the same length."""
+    if hold.fresh is None or hold.fresh.shape != z.shape:
+        given = None if hold.fresh is None else list(hold.fresh.shape)
+        raise DeepInvError(f"a variation needs fresh noise of shape {list(z.shape)}, {given} was given")
+    if sigma <= 0:
+        return z
+    noise, fresh = (z - (1 - sigma) * clean) / sigma, hold.fresh.to(z)
+    fresh = fresh * per_sample(norm(noise) / norm(fresh).clamp_min(1e-12), z)
+    angle = hold.variation * math.pi / 2
+    varied = (1 - sigma) * clean + sigma * (math.cos(angle) * noise + math.sin(angle) * fresh)
+    return varied if hold.mask is None else torch.lerp(z, varied, hold.mask.to(z).expand_as(z))
 
 
 def _held(inversion: Inversion, hold: Hold, trajectory: torch.Tensor | None) -> Rule:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -151,3 +153,44 @@ def test_flow_edit_keeps_the_photo_outside_a_mask(refine: int) -> None:
 def test_flow_edit_refuses(change: dict[str, float]) -> None:
     with pytest.raises(DeepInvError, match="skip is"):
         flow_edit(FLOW, OTHER, LATENT, uniform_grid(4), **change)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["anderson", "fireflow", "leapfrog"])
+@pytest.mark.parametrize("strength", [1.0, 0.6])
+def test_a_variation_turns_the_noise_towards_a_fresh_one(name: str, strength: float) -> None:
+    inversion = inverted(name)
+    fresh = torch.randn(LATENT.shape, generator=torch.Generator().manual_seed(3), dtype=LATENT.dtype)
+    plain = edit(FLOW, inversion, Hold(strength=strength)).latent
+    assert torch.equal(edit(FLOW, inversion, Hold(strength=strength, fresh=fresh)).latent, plain)
+    misses = [
+        miss(edit(FLOW, inversion, Hold(strength=strength, variation=amount, fresh=fresh)).latent)
+        for amount in (0.0, 0.05, 0.3)
+    ]
+    assert misses[0] < misses[1] < misses[2]
+
+
+def test_a_whole_variation_is_the_fresh_noise_at_the_old_length() -> None:
+    inversion = inverted()
+    fresh = torch.randn(LATENT.shape, generator=torch.Generator().manual_seed(3), dtype=LATENT.dtype)
+    scale = inversion.noise.flatten(1).norm(dim=1) / fresh.flatten(1).norm(dim=1)
+    expected = reconstruct(FLOW, replace(inversion, noise=fresh * scale.view(-1, *[1] * (fresh.ndim - 1)))).latent
+    found = edit(FLOW, inversion, Hold(variation=1.0, fresh=fresh)).latent
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
+
+
+def test_a_variation_stays_inside_the_mask() -> None:
+    inversion = inverted()
+    fresh = torch.randn(LATENT.shape, generator=torch.Generator().manual_seed(3), dtype=LATENT.dtype)
+    mask = torch.zeros(1, 1, *LATENT.shape[2:])
+    mask[..., : LATENT.shape[-1] // 2] = 1
+    found = edit(FLOW, inversion, Hold(variation=0.8, fresh=fresh, mask=mask)).latent
+    keeps = mask.expand_as(LATENT) == 0
+    assert torch.equal(found[keeps], LATENT[keeps])
+    assert miss(found) > 0.01
+
+
+def test_a_variation_without_noise_or_trajectory_is_refused() -> None:
+    with pytest.raises(DeepInvError, match="needs fresh noise of shape"):
+        edit(FLOW, inverted(), Hold(variation=0.2))
+    with pytest.raises(DeepInvError, match="a variation reads the inversion's trajectory"):
+        edit(FLOW, inverted(keep=False), Hold(variation=0.2, fresh=torch.zeros_like(LATENT)))
