@@ -82,7 +82,7 @@ def contact_sheet(rows: Sequence[Sequence[torch.Tensor]], titles: Sequence[str],
     """A labelled grid of pictures.
 
     Args:
-        rows: pictures ``[3, h, w]`` in [0, 1], any size; each is scaled to the cell without smoothing.
+        rows: pictures ``[3, h, w]`` in [0, 1], any size; each is scaled to fit the cell, enlarged without smoothing.
         titles: one a column.
         cell: side of a cell in pixels.
     """
@@ -93,6 +93,9 @@ def contact_sheet(rows: Sequence[Sequence[torch.Tensor]], titles: Sequence[str],
         draw.text((gap + column * (cell + gap), 8), title, fill="black")
     for r, row in enumerate(rows):
         for c, picture in enumerate(row):
-            scaled = to_image(picture).resize((cell, cell), Image.Resampling.NEAREST)
+            image = to_image(picture)
+            scale = cell / max(image.size)
+            size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+            scaled = image.resize(size, Image.Resampling.NEAREST if scale > 1 else Image.Resampling.LANCZOS)
             sheet.paste(scaled, (gap + c * (cell + gap), top + r * (cell + gap)))
     return sheet

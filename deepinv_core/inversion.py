@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -32,6 +32,7 @@ class Inversion:
             iterations it is that of the last point evaluated, one update before the result.
         nfe_residual: extra evaluations spent on measuring it.
         model: fingerprint of the base model, "" if unknown.
+        prompt: what it was inverted under, in its caller's own form, None if unknown; no file keeps it.
     """
 
     noise: torch.Tensor
@@ -43,6 +44,7 @@ class Inversion:
     residual: torch.Tensor | None = None
     nfe_residual: int = 0
     model: str = ""
+    prompt: Any = None
 
     @property
     def kept(self) -> str:

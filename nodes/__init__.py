@@ -6,7 +6,8 @@ from .adapter import register_folders
 from .checks import checked
 from .compare import DeepInvCompare
 from .demo import DeepInvDemoModel, DeepInvDemoPrompt
-from .edit import DeepInvEdit, DeepInvFlowEdit
+from .edit import DeepInvEdit
+from .flow_edit import DeepInvFlowEdit
 from .inversions import DeepInvLoadInversion, DeepInvSaveInversion
 from .invert import DeepInvInvert
 from .sampler import DeepInvInversionSampler

@@ -27,11 +27,11 @@ def schema_extras(**extras: Any) -> dict[str, Any]:
     return {name: value for name, value in extras.items() if name in known}
 
 
-def seed_input(tooltip: str, **more: Any) -> io.Input:
+def seed_input(tooltip: str, name: str = "seed", **more: Any) -> io.Input:
     """A seed that stays as it is between runs."""
     most = 0xFFFFFFFFFFFFFFFF
     settings: dict[str, Any] = {"default": 0, "min": 0, "max": most, "control_after_generate": False, **more}
-    return io.Int.Input("seed", optional=True, tooltip=tooltip, **settings)
+    return io.Int.Input(name, optional=True, tooltip=tooltip, **settings)
 
 
 def scheduler_input() -> io.Input:

@@ -4,7 +4,7 @@ The core sees a velocity; ComfyUI has a guider that predicts the denoised latent
 keeps LoRA, ControlNet, fp8 and GGUF weights and model patches working, and the user's model is never changed.
 """
 
-from .edits import run_edit, run_flow_edit
+from .edits import blocked, run_edit, run_flow_edit
 from .files import inversion_names, inversion_path, new_inversion_path
 from .latents import as_taken
 from .models import (
@@ -47,6 +47,7 @@ __all__ = [
     "SolverHandle",
     "TrainingProgress",
     "as_taken",
+    "blocked",
     "in_model_space",
     "inversion_names",
     "inversion_path",

@@ -7,6 +7,7 @@ from typing import Any
 
 import comfy.samplers
 import torch
+from comfy_execution.graph_utils import ExecutionBlocker
 
 from ...deepinv_core.editing import Hold, edit, flow_edit
 from ...deepinv_core.inversion import Inversion, Reconstruction
@@ -97,3 +98,8 @@ def run_flow_edit(
         )
 
     return run_inside(guider, latent, sigmas, run, max(1, round((1 - skip) * (len(grid) - 1))))
+
+
+def blocked() -> Any:
+    """An output that was not asked for: what is connected to it does not run."""
+    return ExecutionBlocker(None)

@@ -6,6 +6,7 @@ import math
 import re
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import comfy.model_management
@@ -71,7 +72,7 @@ def run_inversion(
         )
         if measure_residual:
             inversion = with_residual(call.velocity, inversion, drop_trajectory=not keep_trajectory)
-        return inversion.noise, inversion.to("cpu")
+        return inversion.noise, replace(inversion.to("cpu"), prompt=prompt.positive)
 
     guider = prompted(model, prompt)
     if solver is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -118,7 +119,6 @@ def test_outside_the_mask_the_latent_is_the_photo_s(server: ComfyServer, client:
 @pytest.mark.parametrize(
     ("inputs", "extra", "word"),
     [
-        ({"cfg": 3.0}, {}, "target cfg is 3.0 but no negative"),
         ({"strength": 0.5}, {"keep_trajectory": False}, "trajectory, which was not kept"),
         ({"mask": ["empty", 0]}, {}, "the mask is empty"),
         ({"mask": ["three", 0]}, {}, "3 masks for 1 images"),
@@ -134,6 +134,102 @@ def test_unsuitable_edits_say_so(
     graph["three"] = node("ImageToMask", image=["images", 0], channel="red")
     with pytest.raises(client.module.WorkflowError, match=word):
         client.run(graph)
+
+
+def test_without_a_negative_it_is_what_the_photo_was_inverted_under(server: ComfyServer, client: Client) -> None:
+    pair = Pair("sd3", server)
+    result = client.run(pair.edited(pair.graph(), cfg=3.0))
+    saved = pair.result()
+    source = TransformerVelocity(
+        pair.transformer,
+        Conditioning(*pair.prompts["target"], GUIDANCE),
+        Conditioning(pair.context, pair.pooled, GUIDANCE),
+        cfg=3.0,
+        sigma_min=float(saved["sigma_min"]),
+    )
+    expected = edit(source, kept(pair, saved), Hold())
+    assert relative(pair.in_model_space(saved["latent"]), expected.latent) < 2e-3
+    assert "negative: none is connected, so the prompt that the photo was inverted under" in texts(result)
+
+
+def test_a_loaded_inversion_has_no_prompt_to_move_away_from(server: ComfyServer, client: Client) -> None:
+    pair, name = Pair("sd3", server), f"promptless{next(NAMES)}"
+    graph = pair.graph()
+    graph["store"] = node("DeepInvSaveInversion", inversion=["invert", 3], name=name)
+    client.run(graph)
+    graph = pair.edited(pair.graph(), inversion=["load", 3], cfg=3.0)
+    graph["load"] = node("DeepInvLoadInversion", inversion_name=f"{name}.safetensors", model=["model", 0])
+    with pytest.raises(client.module.WorkflowError, match=r"target cfg is 3\.0 but no negative"):
+        client.run(graph)
+
+
+def test_presets_are_their_numbers(server: ComfyServer, client: Client) -> None:
+    pair = Pair("sd3", server)
+    client.run(pair.edited(pair.graph(), negative=["negative", 1], preset="subtle"))
+    preset = pair.result()["latent"]
+    by_hand = {"cfg": 6.0, "strength": 0.65, "anchor": 0.1}
+    client.run(pair.edited(pair.graph(), negative=["negative", 1], **by_hand))
+    assert torch.equal(preset, pair.result()["latent"])
+
+
+def test_a_variation_changes_with_its_seed_alone(server: ComfyServer, client: Client) -> None:
+    pair, found = Pair("sd3", server), []
+    for inputs in ({}, {"variation": 0.0, "variation_seed": 7}, {"variation": 0.2, "variation_seed": 7}) * 2:
+        client.run(pair.edited(pair.graph(), **inputs))
+        found.append(pair.result()["latent"])
+    plain, off, varied, *again = found
+    assert torch.equal(plain, off)
+    assert relative(varied, plain) > 0.01
+    assert all(torch.equal(one, other) for one, other in zip((plain, off, varied), again, strict=True))
+
+
+def test_a_ladder_is_its_single_edits(server: ComfyServer, client: Client) -> None:
+    pair = Pair("sd3", server)
+    ladder = {"strength": 0.5, "ladder_to": 1.0, "ladder_count": 3}
+    result = client.run(pair.edited(pair.graph(), **ladder))
+    batch = pair.result()["latent"]
+    assert "strength 0.5, 0.75, 1" in texts(result)
+    for strength, latent in zip((0.5, 0.75, 1.0), batch, strict=True):
+        client.run(pair.edited(pair.graph(), strength=strength))
+        assert torch.allclose(pair.result()["latent"][0], latent, atol=1e-5)
+
+
+def test_a_ladder_draws_its_labelled_sheet(server: ComfyServer, client: Client, tmp_path: Path) -> None:
+    graph = {
+        "model": node("DeepInvDemoModel", layout="SD3"),
+        "photo": node("EmptyImage", width=64, height=96, batch_size=1, color=0x4060C0),
+        "latent": node("VAEEncode", pixels=["photo", 0], vae=["model", 1]),
+        "empty": node("DeepInvDemoPrompt", prompt="(empty)"),
+        "cat": node("DeepInvDemoPrompt", prompt="cat"),
+        "invert": node(
+            "DeepInvInvert",
+            model=["model", 0],
+            latent=["latent", 0],
+            conditioning=["empty", 0],
+            steps=2,
+            method="euler",
+        ),
+        "edit": node(
+            "DeepInvEdit",
+            model=["model", 0],
+            inversion=["invert", 3],
+            positive=["cat", 0],
+            vae=["model", 1],
+            **{"cfg": 2.0, "strength": 0.5, "anchor": 0.0, "ladder_to": 1.0, "ladder_count": 2},
+        ),
+        "sheet": node("SaveImage", images=["edit", 2], filename_prefix="ladder"),
+    }
+    result = client.run(graph, tmp_path)
+    sheet = Image.open(tmp_path / result.outputs["sheet"]["images"][0]["filename"])
+    assert sheet.width > sheet.height  # two columns of one row
+    del graph["edit"]["inputs"]["vae"]
+    result = client.run(graph, tmp_path)  # nothing to draw, and nothing fails
+    assert "sheet" not in result.outputs
+
+
+def texts(result: Any) -> str:
+    """What the previews of text in a result show."""
+    return "\n".join(text for output in result.outputs.values() for text in output.get("text", []))
 
 
 def test_an_inversion_of_another_model_is_refused(server: ComfyServer, client: Client) -> None:
