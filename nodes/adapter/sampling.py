@@ -33,8 +33,9 @@ class Prompt(NamedTuple):
             DeepInvError: guidance without a negative prompt.
         """
         if self.negative is None and not math.isclose(self.cfg, 1.0):
+            what = f"the {name} cfg" if name else "cfg"
             raise DeepInvError(
-                f"the {name} cfg is {self.cfg} but no negative conditioning is connected: connect one, or set cfg to 1"
+                f"{what} is {self.cfg} but no negative conditioning is connected: connect one, or set cfg to 1"
             )
         return self.positive if self.negative is None else self.negative
 
