@@ -56,8 +56,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--resume",
         nargs="?",
-        choices=("auto",),
+        choices=("auto", "begun"),
         const="begun",
+        metavar="auto",
         help="go on with what the same command began; auto: begin where there is nothing to go on with",
     )
     add("--batch", type=int, help="images a batch, over all processes (default by recipe and preset)")

@@ -15,12 +15,14 @@ import torch
 from PIL import Image
 
 from comfyui_deepinv.cli import main as cli
-from comfyui_deepinv.cli.stop import Stop
+from comfyui_deepinv.cli.stop import SIGNALS, Stop
 from comfyui_deepinv.deepinv_core import checkpoint
 from comfyui_deepinv.deepinv_core.solver import load_solver
 
-POSIX = ("SIGTERM", "SIGUSR1", "SIGUSR2", "SIGHUP", "SIGXCPU")
-HERE = [one for one in ("SIGINT", "SIGBREAK", *POSIX) if hasattr(signal, one)]
+WINDOWS = sys.platform == "win32"
+HERE = [one for one in SIGNALS if hasattr(signal, one)]
+SENT = {"SIGBREAK": "CTRL_BREAK_EVENT"} if WINDOWS else {one: one for one in ("SIGUSR1", "SIGTERM", "SIGHUP")}
+"""What ends a process from outside, and the name that it is sent by."""
 
 
 @pytest.fixture
@@ -45,6 +47,7 @@ def start(words: list[str], **environment: str) -> subprocess.Popen[str]:
         env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", **environment},
         stderr=subprocess.PIPE,
         text=True,
+        creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),  # where Ctrl-Break goes
     )
 
 
@@ -88,7 +91,7 @@ def test_a_second_ctrl_c_ends_at_once_but_no_scheduler_does(tmp_path: Path) -> N
         signal.raise_signal(signal.SIGINT)
 
 
-@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="no such signal on Windows")
+@pytest.mark.skipif(WINDOWS, reason="no such signal on Windows")
 def test_what_nohup_ignores_stays_ignored(tmp_path: Path) -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
@@ -101,10 +104,10 @@ def test_what_nohup_ignores_stays_ignored(tmp_path: Path) -> None:
 
 def test_one_command_begins_and_goes_on_whatever_ended_it(folder: Path) -> None:
     seen = 0
-    for name in [one for one in ("SIGUSR1", "SIGTERM", "SIGHUP", "SIGBREAK") if hasattr(signal, one)]:
+    for name, sent in SENT.items():
         running = start(command(folder, 100_000))
         wait_until_it_trains(folder, after=seen)
-        running.send_signal(getattr(signal, name))
+        running.send_signal(getattr(signal, sent))
         said = running.communicate(timeout=60)[1]
         assert running.returncode == 130 and "Traceback" not in said, said
         assert said.splitlines()[-1].startswith(f"deepinv: interrupted by {name}; the same command with --resume auto")
@@ -113,6 +116,15 @@ def test_one_command_begins_and_goes_on_whatever_ended_it(folder: Path) -> None:
     for _ in range(2):  # a job that had been finished is started again, too
         assert cli.main(command(folder, seen + 8)) == 0
         assert seen + 8 <= (load_solver(folder / "s.safetensors").training or {})["images_seen"] <= seen + 40
+
+
+def test_one_command_begins_where_only_the_images_were_encoded(folder: Path) -> None:
+    """What a process leaves that was killed before it had saved a state."""
+    for _ in range(2):
+        assert cli.main(command(folder, 8)) == 0
+        assert (load_solver(folder / "s.safetensors").training or {})["images_seen"] == 8
+        (folder / "s.safetensors").unlink()
+        (folder / "s.safetensors.training" / "state.safetensors").unlink()
 
 
 def test_nothing_is_overwritten_by_the_command_that_does_both(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -132,7 +144,7 @@ def together() -> dict[str, str]:
     return {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="a signal of one process alone")
+@pytest.mark.skipif(WINDOWS, reason="no such signal on Windows")
 def test_every_process_ends_and_says_so_when_one_is_told(folder: Path) -> None:
     shared = together()
     running = [start(command(folder, 100_000), RANK=rank, LOCAL_RANK=rank, **shared) for rank in ("0", "1")]
