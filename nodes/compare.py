@@ -18,10 +18,23 @@ from .types import ADVANCED, CATEGORY, schema_extras
 GAP = 8
 """Pixels between the pictures of the grid."""
 
+LEFT_OUT = 16
+"""Pixels of a side that a VAE cuts away at most, half of them at each end: sides are multiples of 16 for it."""
+
 
 def channels_first(images: torch.Tensor) -> torch.Tensor:
     """IMAGE ``[B, H, W, C]`` to ``[B, 3, H, W]`` in [0, 1], float32 on the CPU; alpha is dropped."""
     return images[..., :3].movedim(-1, 1).float().cpu().clamp(0, 1)
+
+
+def cropped_alike(reference: torch.Tensor, size: torch.Size) -> torch.Tensor:
+    """IMAGE ``[B, H, W, C]`` without the few pixels at its edges that a VAE leaves out, if it is that much larger."""
+    height, width = reference.shape[1:3]
+    down, right = height - size[0], width - size[1]
+    if not (0 <= down < LEFT_OUT and 0 <= right < LEFT_OUT):
+        return reference
+    top, left = down // 2, right // 2
+    return reference[:, top : top + size[0], left : left + size[1]]
 
 
 def grid(columns: list[torch.Tensor]) -> torch.Tensor:
@@ -86,7 +99,9 @@ class DeepInvCompare(io.ComfyNode):
         cls, reference: torch.Tensor, result: torch.Tensor, vae: Any = None, gain: float = 5.0
     ) -> io.NodeOutput:
         """Compare."""
-        photo, made = channels_first(reference), channels_first(result)
+        made = channels_first(result)
+        reference = cropped_alike(reference, made.shape[2:])
+        photo = channels_first(reference)
         if photo.shape != made.shape:
             raise DeepInvError(
                 f"the reference is {len(photo)} x {photo.shape[3]}x{photo.shape[2]} pixels, the result {len(made)} x "
