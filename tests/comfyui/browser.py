@@ -1,19 +1,14 @@
 """The real front end in headless Chromium, driven with Playwright.
 
-    python tests/comfyui/browser.py API.json OUT.json [PICTURE.png]
-
-makes a UI-format workflow, its nodes arranged, from one in API format (and a picture of it). Chromium is the one that
-the environment variable CHROMIUM names, else the one on the PATH, else Playwright's own.
+Chromium is the one that the environment variable CHROMIUM names, else the one on the PATH, else Playwright's own.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import shutil
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,11 +18,7 @@ from typing import Any
 from PIL import Image
 from playwright.sync_api import ConsoleMessage, Page, Playwright, sync_playwright
 
-if not __package__:  # run as a script: make the relative imports work (PEP 366)
-    sys.path[0] = str(Path(__file__).absolute().parents[2])
-    __package__ = "tests.comfyui"
-
-from . import environment, layout
+from . import environment
 from .server import ComfyServer
 
 CHROMIUM_NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome", "msedge")
@@ -220,44 +211,3 @@ def find_chromium(playwright: Playwright) -> str:
         "The browser tests need Chromium. Install it (Debian: apt-get install chromium; anywhere: "
         "python -m playwright install chromium) or set CHROMIUM to its path."
     )
-
-
-def to_ui_format(front_end: FrontEnd, prompt: dict[str, Any], name: str) -> dict[str, Any]:
-    """UI-format workflow of an API-format one, with its nodes arranged; the page shows it afterwards.
-
-    Raises:
-        ValueError: the workflow has nodes that this ComfyUI does not know.
-    """
-    front_end.load_api(prompt, name)
-    if missing := front_end.missing_node_types():
-        raise ValueError(f"this ComfyUI has no {', '.join(missing)}: is the pack that brings them loaded?")
-    workflow = front_end.serialize()
-    layout.make_room(workflow)
-    layout.arrange(workflow)
-    front_end.load_workflow(workflow, name)
-    return front_end.serialize()
-
-
-def main() -> int:
-    """Command line: API format in, UI format out."""
-    parser = argparse.ArgumentParser(description="Make a UI-format workflow from one in API format.")
-    parser.add_argument("api", type=Path, help="API-format JSON")
-    parser.add_argument("out", type=Path, help="UI-format JSON to write")
-    parser.add_argument("picture", type=Path, nargs="?", help="also save a screenshot of it here")
-    arguments = parser.parse_args()
-    prompt = json.loads(arguments.api.read_text(encoding="utf-8"))
-    installation = environment.main_installation()
-    with (
-        tempfile.TemporaryDirectory() as base,
-        ComfyServer(installation, Path(base)) as server,
-        open_front_end(server) as front_end,
-    ):
-        workflow = to_ui_format(front_end, prompt, arguments.out.stem)
-        if arguments.picture:
-            front_end.screenshot(arguments.picture)
-    arguments.out.write_text(json.dumps(workflow, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

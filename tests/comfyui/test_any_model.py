@@ -12,7 +12,7 @@ from comfyui_deepinv.deepinv_core.editing import Hold, edit, flow_edit
 from comfyui_deepinv.deepinv_core.inversion import invert
 from comfyui_deepinv.deepinv_core.methods import make_method
 
-from .conftest import Client
+from .client import Client
 from .server import ComfyServer
 from .test_edit_nodes import EDIT, Pair, kept
 from .test_invert import NAMES, log_stays_clean, node, relative

@@ -12,11 +12,12 @@ from PIL import Image
 
 from comfyui_deepinv.deepinv_core.images import to_tensor
 from comfyui_deepinv.deepinv_core.metrics import psnr
+from comfyui_deepinv.tools.workflows.help_pictures import SOURCES
+from comfyui_deepinv.tools.workflows.make import ORDER, needs_a_download, twin, workflow_file
+from comfyui_deepinv.tools.workflows.ui_format import to_ui_format
 
-from .browser import FrontEnd, open_front_end, to_ui_format
+from .browser import FrontEnd, open_front_end
 from .environment import ROOT
-from .make_help_pictures import SOURCES
-from .make_workflows import ORDER, needs_a_download, twin, workflow_file
 from .server import PACK_NAME
 from .test_workflows import SHORT, provide_files
 

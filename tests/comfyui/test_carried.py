@@ -13,7 +13,7 @@ from comfyui_deepinv.deepinv_core.editing import Hold, edit
 from comfyui_deepinv.deepinv_core.inversion import invert
 from comfyui_deepinv.deepinv_core.methods import Options, make_method
 
-from .conftest import Client
+from .client import Client
 from .server import ComfyServer
 from .test_any_model import Built
 from .test_edit_nodes import Pair

@@ -17,10 +17,10 @@ from PIL import Image
 
 from comfyui_deepinv.deepinv_core.images import to_tensor
 from comfyui_deepinv.deepinv_core.metrics import psnr
+from comfyui_deepinv.tools.workflows.make import twin
 
-from .conftest import Client
+from .client import Client
 from .environment import ROOT
-from .make_workflows import twin
 from .server import ComfyServer
 from .test_definitions import inputs_of
 from .test_invert import Tiny, log_stays_clean, node, relative

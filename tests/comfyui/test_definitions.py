@@ -14,9 +14,10 @@ from urllib.request import urlopen
 
 import pytest
 
-from .conftest import Client
+from comfyui_deepinv.tools.workflows.help_pictures import LARGEST_FILE, SOURCES
+
+from .client import Client
 from .environment import HERE, ROOT
-from .make_help_pictures import LARGEST_FILE, SOURCES
 from .server import PACK_NAME, ComfyServer
 
 SNAPSHOT = HERE / "definitions.json"

@@ -19,7 +19,7 @@ from comfyui_deepinv.deepinv_core.inversion import invert, load_inversion
 from comfyui_deepinv.deepinv_core.methods import METHODS, make_method
 from comfyui_deepinv.deepinv_core.metrics import psnr, ssim
 
-from .conftest import Client
+from .client import Client
 from .server import ComfyServer
 from .test_invert import GUIDANCE, Tiny, node, relative
 

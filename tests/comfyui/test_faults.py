@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 from comfyui_deepinv.training.lock import locked
 
-from .conftest import Client
+from .client import Client
 from .server import ComfyServer
 from .test_any_model import flow_edited, half
 from .test_edit_nodes import Pair

@@ -1,4 +1,4 @@
-"""Hostile workflows and names into our nodes, through a real server: the fast part of tests/robustness/prompts.py."""
+"""Hostile workflows and names into our nodes, through a real server: the fast part of tools/fuzz/prompts.py."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
-from ..robustness import prompts
-from ..robustness.guard import FAILED
-from .conftest import Client
+from comfyui_deepinv.tools.fuzz import prompts
+from comfyui_deepinv.tools.fuzz.guard import FAILED
+
+from .client import Client
 from .server import ComfyServer
 from .test_invert import node
 

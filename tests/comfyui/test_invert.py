@@ -23,7 +23,7 @@ from comfyui_deepinv.deepinv_core.inversion import invert, reconstruct
 from comfyui_deepinv.deepinv_core.methods import METHODS, Options, make_method
 from comfyui_deepinv.deepinv_core.metrics import psnr
 
-from .conftest import Client
+from .client import Client
 from .environment import ROOT
 from .server import ComfyServer
 

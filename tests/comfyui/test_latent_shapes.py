@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from .conftest import Client
+from .client import Client
 from .server import ComfyServer
 from .test_any_model import Built, flow_edited
 from .test_edit_nodes import Pair

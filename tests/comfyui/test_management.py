@@ -13,7 +13,7 @@ import pytest
 
 from comfyui_deepinv.deepinv_core.adapters.transformer import base_info
 
-from .conftest import Client
+from .client import Client
 from .server import ComfyServer
 from .test_any_model import flow_edited, sampled
 from .test_edit_nodes import Pair

@@ -1,6 +1,6 @@
 """Numbers that must hold in a real ComfyUI: low precision, sizes, batches with a prompt a row, schedules, video.
 
-``tests/robustness/numbers.py`` measures the same at more N and sizes.
+``tools/numbers`` measures the same at more N and sizes.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from safetensors.torch import load_file, save_file
 from comfyui_deepinv.deepinv_core.inversion import load_inversion
 from comfyui_deepinv.deepinv_core.methods import METHODS
 from comfyui_deepinv.deepinv_core.solver import BaseInfo, save_solver
+from comfyui_deepinv.tools.numbers import graphs
+from comfyui_deepinv.tools.numbers.cases import ROUNDINGS, WORSE
 
 from ..core.tiny_training import CORRECTOR, PREDICTOR, solver
-from ..robustness.number_cases import ROUNDINGS, WORSE
-from . import number_graphs as graphs
-from .conftest import Client
+from .client import Client
 from .server import ComfyServer
 from .test_any_model import Built, flow_edited, half
 from .test_edit_nodes import Pair

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from .conftest import Client
+from .client import Client
 from .server import ComfyServer
 from .test_any_model import Built, flow_edited, sampled
 from .test_edit_nodes import Pair

@@ -17,7 +17,7 @@ import pytest
 
 from ..shipped import shipped
 from . import environment
-from .conftest import Client
+from .client import Client
 from .environment import HERE, ROOT, Installation
 from .server import PACK_NAME, ComfyServer
 from .test_workflows import shortened

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from comfyui_deepinv.deepinv_core.adapters.transformer import base_info, describe_geometry
 
-from .conftest import Client
+from .client import Client
 from .server import ComfyServer
 from .test_any_model import Built, flow_edited, sampled
 from .test_edit_nodes import Pair

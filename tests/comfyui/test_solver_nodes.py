@@ -11,7 +11,7 @@ from comfyui_deepinv.deepinv_core.adapters.transformer import base_info, describ
 from comfyui_deepinv.deepinv_core.solver import BaseInfo, CorrectorConfig, bind, save_solver
 from comfyui_deepinv.deepinv_core.solver.corrector_network import CorrectorNetwork
 
-from .conftest import Client
+from .client import Client
 from .server import ComfyServer
 from .test_invert import Tiny, node, relative
 

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from comfyui_deepinv.deepinv_core import checkpoint
 from comfyui_deepinv.deepinv_core.solver import bind, load_solver
 
-from .conftest import Client
+from .client import Client
 from .server import ComfyServer
 from .test_invert import Tiny, log_stays_clean, node, relative
 

@@ -17,9 +17,17 @@ from PIL import Image
 
 from comfyui_deepinv.deepinv_core.images import to_tensor
 from comfyui_deepinv.deepinv_core.metrics import psnr
+from comfyui_deepinv.tools.workflows.make import (
+    LARGEST_FILE,
+    NOTES,
+    ORDER,
+    TWINS,
+    needs_a_download,
+    twin,
+    workflow_file,
+)
 
-from .conftest import Client
-from .make_workflows import LARGEST_FILE, NOTES, ORDER, TWINS, needs_a_download, twin, workflow_file
+from .client import Client
 from .server import PACK_NAME, ComfyServer
 
 EMBEDDED = [name for name in ORDER if not needs_a_download(twin(name))]

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from packaging.requirements import Requirement
 
-from .. import audit
+from comfyui_deepinv.tools import audit
 
 FIXED = {"id": "PYSEC-2026-1", "fixed_in": ["1.1", "2.0"], "withdrawn": None}
 OPEN = {"id": "PYSEC-2026-2", "fixed_in": [], "withdrawn": None}

@@ -9,7 +9,7 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
-from .. import matrix
+from comfyui_deepinv.tools import matrix
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -55,7 +55,7 @@ def test_the_text_shows_the_record() -> None:
     text = (ROOT / "docs" / "reliability.md").read_text(encoding="utf-8")
     for name, show in (("matrix", matrix.table), ("not run", matrix.not_run)):
         shown = text.partition(f"<!-- figures:{name} -->")[2].partition(f"<!-- /figures:{name} -->")[0].strip()
-        assert shown == show(matrix.cells()), f"copy from `python tests/matrix.py table`: {name}"
+        assert shown == show(matrix.cells()), f"copy from `python -m comfyui_deepinv.tools.matrix table`: {name}"
 
 
 def test_a_run_keeps_what_was_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

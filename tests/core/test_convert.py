@@ -9,7 +9,6 @@ import pickle
 import random
 import struct
 import sys
-import types
 import zipfile
 from collections import OrderedDict
 from functools import partial
@@ -18,7 +17,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 from torch import nn
 
 from comfyui_deepinv.cli import main as cli
@@ -29,80 +27,10 @@ from comfyui_deepinv.deepinv_core.solver import BaseInfo, CorrectorConfig, load_
 from comfyui_deepinv.deepinv_core.solver.convert import convert, read_released
 from comfyui_deepinv.deepinv_core.solver.corrector_network import CorrectorNetwork
 
+from .released import STATE, TENSORS, checkpoints, module_of, saved
 from .test_inversion_file import made
 
-REFERENCE = Path(__file__).parents[1] / "data" / "official_solver_small.safetensors"
-TENSORS = load_file(REFERENCE)
-STATE = {name[6:]: tensor for name, tensor in TENSORS.items() if name.startswith("state.")}
 BASE = BaseInfo("sd3", 4, "f")
-
-
-class Processor:
-    """No module."""
-
-    def __init__(self):
-        self.scale = 1.5
-
-
-class Block(nn.Module):
-    """A part, with attributes of many kinds."""
-
-    def __init__(self):
-        super().__init__()
-        self.processor, self.gate = Processor(), nn.functional.gelu
-        self.kind, self.size, self.numbers = torch.float32, torch.Size([2, 3]), {1, 2}
-
-
-class DualNet(Block):
-    """The whole."""
-
-
-def module_of(state: dict[str, torch.Tensor]) -> nn.Module:
-    """A module with these tensors, of classes that no longer can be imported once it is pickled."""
-    sys.modules["released_model"] = home = types.ModuleType("released_model")
-    for of in (Processor, Block, DualNet):
-        of.__module__ = home.__name__
-        setattr(home, of.__name__, of)
-    root = DualNet()
-    for name, tensor in state.items():
-        *path, leaf = name.split(".")
-        part = root
-        for step in path:
-            if step not in part._modules:
-                part.add_module(step, Block())
-            part = part._modules[step]
-        if leaf == "pos_embed":
-            part.register_buffer(leaf, tensor)
-        else:
-            part.register_parameter(leaf, nn.Parameter(tensor))
-    root.register_buffer("passing", torch.ones(2), persistent=False)
-    root.blocks.register_module("unused", None)
-    return root
-
-
-def saved(path: Path, content: object, **options) -> Path:
-    try:
-        torch.save(content, path, **options)
-    finally:
-        sys.modules.pop("released_model", None)
-    return path
-
-
-def checkpoints(folder: Path) -> dict[str, Path]:
-    save_file(STATE, folder / "named.safetensors")
-    wrapped = {f"module.{name}": tensor for name, tensor in STATE.items()}
-    ordered = nn.ParameterDict().state_dict()  # an OrderedDict with attributes, as state_dict() gives
-    ordered.update(STATE)
-    return {
-        "safetensors": folder / "named.safetensors",
-        "state dict": saved(folder / "state.pt", STATE),
-        "state dict of a module": saved(folder / "ordered.bin", ordered),
-        "state dict of DDP": saved(folder / "ddp.pth", wrapped),
-        "state dict in a dictionary": saved(folder / "run.ckpt", {"epoch": 3, "state_dict": STATE}),
-        "whole module": saved(folder / "module.pth", module_of(STATE)),
-        "whole module, protocol 4": saved(folder / "module4.pth", module_of(STATE), pickle_protocol=4),
-        "whole module, wrapped": saved(folder / "wrapped.pth", nn.ModuleDict({"module": module_of(STATE)})),
-    }
 
 
 KINDS = (

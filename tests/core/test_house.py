@@ -11,6 +11,7 @@ import pytest
 
 ROOT = Path(__file__).absolute().parents[2]
 PACKAGES = ("cli", "deepinv_core", "nodes", "training", "benchmarks")
+WITH_TOOLS = (*PACKAGES, "tools")
 
 
 def sources(folder: str) -> list[Path]:
@@ -60,6 +61,11 @@ def test_nothing_but_the_command_knows_the_benchmarks(folder: str) -> None:
     assert not [path for path in sources(folder) if "benchmarks" in import_parts(path)]
 
 
+@pytest.mark.parametrize("folder", ["cli", "deepinv_core", "nodes", "training"])
+def test_nothing_that_ships_knows_the_tools_or_the_tests(folder: str) -> None:
+    assert not [path for path in sources(folder) if {".tools", ".tests"} & imported(path)]
+
+
 @pytest.mark.parametrize("path", sources("benchmarks"), ids=lambda p: str(p.relative_to(ROOT)))
 def test_benchmarks_do_not_use_the_nodes(path: Path) -> None:
     assert not imported(path) & {"comfy", "comfy_api", "folder_paths", ".nodes"}
@@ -88,7 +94,7 @@ def test_nothing_dangerous_runs_in_the_pack(folder: str) -> None:
         assert "pickletools" not in names or path == ROOT / "deepinv_core" / "solver" / "pickled.py", path
 
 
-@pytest.mark.parametrize("folder", PACKAGES)
+@pytest.mark.parametrize("folder", WITH_TOOLS)
 def test_files_are_in_utf_8_whatever_the_system_s_code_page(folder: str) -> None:
     modes = {"r", "w", "a", "x"}
     for path in sources(folder):
@@ -127,5 +133,5 @@ def test_importing_the_core_and_the_command_line_does_not_import_diffusers() -> 
 
 def test_files_stay_readable() -> None:
     """A guide, not a law: no file above 400 lines."""
-    long = {p.name: n for f in PACKAGES for p in sources(f) if (n := len(p.read_text().splitlines())) > 400}
+    long = {p.name: n for f in WITH_TOOLS for p in sources(f) if (n := len(p.read_text().splitlines())) > 400}
     assert not long

@@ -17,7 +17,7 @@ from comfyui_deepinv.deepinv_core.solver import CorrectorConfig, PredictorConfig
 from comfyui_deepinv.training.latents import LatentCache, from_tensors
 from comfyui_deepinv.training.loop import Base, Budget, Event, Trained, Training
 from comfyui_deepinv.training.objectives import Bound
-from comfyui_deepinv.training.recipes import Recipe
+from comfyui_deepinv.training.recipes import FastRecipe, Recipe
 from comfyui_deepinv.training.state import FILE, STATS, load_state
 from comfyui_deepinv.training.validation import Checks
 
@@ -30,6 +30,7 @@ CORRECTOR = replace(
     image_width=16,
 )
 PREDICTOR = replace(PredictorConfig.preset("tiny", channels=16), heads=1, head_dim=16, layers=1)
+FAST = FastRecipe(batch=2, steps=(2, 3), short=0.0, checks=2, warmup=3)
 CHECKS = Checks(steps=(2,), refine=(0,), images=1)
 
 

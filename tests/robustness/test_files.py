@@ -1,6 +1,6 @@
 """Hostile and damaged files, the fast part: some cases of every reader, and each fault that the long run has found.
 
-The whole: ``python tests/robustness/run.py --cases 2000``, whose figures are in docs/reliability/fuzz.json.
+The whole: ``python -m comfyui_deepinv.tools.fuzz --cases 2000``, whose figures are in docs/reliability/fuzz.json.
 """
 
 from __future__ import annotations
@@ -23,15 +23,16 @@ from comfyui_deepinv.deepinv_core.errors import DeepInvError
 from comfyui_deepinv.deepinv_core.inversion import load_inversion
 from comfyui_deepinv.deepinv_core.names import LONGEST, free_path, safe_name
 from comfyui_deepinv.deepinv_core.solver import load_solver
+from comfyui_deepinv.tools.fuzz import guard, pictures, processes, worker
+from comfyui_deepinv.tools.fuzz.guard import FAILED, VALID, Reader, run_case, wrong_with
+from comfyui_deepinv.tools.fuzz.mutations import NAMES, RAW, dumps
+from comfyui_deepinv.tools.fuzz.pickles import zip_overlap
+from comfyui_deepinv.tools.fuzz.readers import READERS
+from comfyui_deepinv.tools.fuzz.tensors import join, split, st_giant
 from comfyui_deepinv.training.latent_index import Index
 from comfyui_deepinv.training.state import FILE, STATS, load_state
 
-from . import guard, pictures, run
-from .fuzz import NAMES, RAW, dumps, join, split, st_giant
-from .guard import FAILED, VALID, Reader, run_case, wrong_with
-from .pickles import zip_overlap
-from .readers import READERS
-
+ROOT = Path(__file__).absolute().parents[2]
 CASES = {
     "training state": 45,
     "training state, paper's recipe": 45,
@@ -62,7 +63,7 @@ def readers() -> dict[str, Reader]:
 @pytest.mark.parametrize("name", READERS)
 def test_every_case_is_refused_or_valid(name: str, readers: dict[str, Reader], tmp_path: Path) -> None:
     reader = readers.setdefault(name, READERS[name]())
-    run._read_samples(reader, tmp_path / "box")
+    worker.read_samples(reader, tmp_path / "box")
     outcomes = [run_case(reader, seed, tmp_path / "box", sparse=False) for seed in range(CASES.get(name, FEW))]
     assert [one for one in outcomes if one.outcome == FAILED] == []
     refused = [one for one in outcomes if one.outcome != VALID]
@@ -333,14 +334,14 @@ def test_giant_claims_are_refused_by_the_header(tmp_path: Path, solver_file: byt
 
 
 def test_the_committed_run_is_of_these_readers_and_without_a_failure() -> None:
-    report = json.loads((run.ROOT / "docs" / "reliability" / "fuzz.json").read_text())["readers"]
-    from .prompts import READERS as PROMPTS
+    report = json.loads((ROOT / "docs" / "reliability" / "fuzz.json").read_text())["readers"]
+    from comfyui_deepinv.tools.fuzz.workflows import WORKFLOWS as PROMPTS
 
     assert set(report) == {*READERS, *PROMPTS}
     for name, figures in report.items():
         assert figures["failures"] == [] and figures["cases"] >= 2000, name
         assert sum(figures["outcomes"].values()) == figures["cases"]
         assert figures["largest_memory_mib"] <= figures["memory_bound_mib"]
-    text = (run.ROOT / "docs" / "reliability.md").read_text(encoding="utf-8")
+    text = (ROOT / "docs" / "reliability.md").read_text(encoding="utf-8")
     shown = text.partition("<!-- figures:fuzz -->")[2].partition("<!-- /figures:fuzz -->")[0].strip()
-    assert shown == run.table(report)
+    assert shown == processes.table(report)

@@ -1,4 +1,4 @@
-"""A few of the kills that ``kill.py`` does by the hundred."""
+"""A few of the kills that ``tools/kill`` does by the hundred."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import os
 
 import pytest
 
-from . import kill
+from comfyui_deepinv.tools.kill import rounds
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="the harness forks; Windows has its own test of a killed training")
 def test_what_is_killed_leaves_whole_files_and_goes_on_exactly() -> None:
-    report = kill.run(times=10, seconds=60, seed=1, most=3)
+    report = rounds.run(times=10, seconds=60, seed=1, most=3)
     assert report["problems"] == []
     assert report["kills"] >= 10 and all(work["rounds"] for work in report["work"].values())

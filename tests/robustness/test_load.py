@@ -1,4 +1,4 @@
-"""Some seconds of the load that ``load.py`` puts on a server for half an hour, and that its checks can fail."""
+"""Some seconds of the load that ``tools/load`` puts on a server for half an hour, and that its checks can fail."""
 
 from __future__ import annotations
 
@@ -15,13 +15,25 @@ from safetensors.torch import save_file
 
 from comfyui_deepinv.deepinv_core.inversion import Inversion, save_inversion
 from comfyui_deepinv.deepinv_core.methods import Options
+from comfyui_deepinv.tools.load import checks
+from comfyui_deepinv.tools.load.checks import (
+    DELETE,
+    DELETED,
+    EITHER,
+    FAILED,
+    INTERRUPT,
+    INTERRUPTED,
+    REFUSED,
+    RESULT,
+    RUN,
+    STATED,
+    Fate,
+)
+from comfyui_deepinv.tools.load.clients import Ledger
+from comfyui_deepinv.tools.load.run import SHORT, run
 from comfyui_deepinv.training.lock import locked
 
 from ..comfyui.environment import ROOT
-from . import load_checks as checks
-from .load_checks import DELETE, DELETED, EITHER, FAILED, INTERRUPT, INTERRUPTED, REFUSED, RESULT, RUN, STATED, Fate
-from .load_clients import Ledger
-from .load_run import SHORT, run
 
 SENTENCE = "the mask is empty, so nothing would be edited: paint where the photo is to change"
 

@@ -1,6 +1,6 @@
 """Same seed, same bits; a batch is its rows; low precision stays finite; any size and number of steps.
 
-``numbers.py`` measures the same at every N, on both embedded models and in a real ComfyUI; ``tests/comfyui`` has the
+``tools/numbers`` measures the same at every N, on both embedded models and in a real ComfyUI; ``tests/comfyui`` has the
 part of it that needs one.
 """
 
@@ -15,9 +15,7 @@ from comfyui_deepinv.deepinv_core.errors import DeepInvError
 from comfyui_deepinv.deepinv_core.images import load_photo, save_png, to_image
 from comfyui_deepinv.deepinv_core.inversion import invert
 from comfyui_deepinv.deepinv_core.methods import METHODS, make_method
-
-from . import number_cases as cases
-from . import numbers
+from comfyui_deepinv.tools.numbers import cases, parts
 
 KINDS = ("sd3", "flux")
 
@@ -33,21 +31,21 @@ def test_same_seed_same_bits_whatever_ran_before() -> None:
 
     The bits are those of one machine with one number of threads.
     """
-    here = numbers.worker("sd3", before=5)
+    here = parts.worker("sd3", before=5)
     assert len(here) > 100
-    assert here == numbers.fresh("sd3", before=0)
+    assert here == parts.fresh("sd3", before=0)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_batch_is_its_rows(kind: str) -> None:
     """A prompt and a mask a row; iterations that stop at a tolerance stop for each row by itself."""
     worst = cases.batch_against_singles(kind, steps=3)
-    assert max(worst.values()) < numbers.BATCH_BOUND, worst
+    assert max(worst.values()) < parts.BATCH_BOUND, worst
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_low_precision_is_finite_and_near_float32(kind: str) -> None:
-    labels = {name: cases.CASES[name] for name in cases.CASES if name in numbers.MANY_STEPS or "K = 0" in name}
+    labels = {name: cases.CASES[name] for name in cases.CASES if name in parts.MANY_STEPS or "K = 0" in name}
     found = cases.precision(kind, labels, [1, 2, 9])
     for errors in found.values():
         assert errors["float16"] != errors["float32"] != errors["bfloat16"]
@@ -96,16 +94,16 @@ def test_a_photo_of_any_size_is_made_to_fit(pixels: tuple[int, int], tmp_path) -
 
 
 def test_evaluations_at_every_number_of_steps() -> None:
-    """As the table of methods says; a part of ``numbers.EVERY_N``."""
+    """As the table of methods says; a part of ``parts.EVERY_N``."""
     assert not [line for n in (*range(1, 13), 40) for line in cases.wrong_counts(n)]
 
 
 def test_grids_at_every_number_of_steps() -> None:
-    assert not [line for n in numbers.EVERY_N for line in cases.wrong_grids(n)]
+    assert not [line for n in parts.EVERY_N for line in cases.wrong_grids(n)]
 
 
 def test_the_committed_run_held() -> None:
-    report = json.loads((numbers.ROOT / "docs" / "reliability" / "numbers.json").read_text(encoding="utf-8"))
-    assert report.keys() == numbers.PARTS.keys()
+    report = json.loads((parts.ROOT / "docs" / "reliability" / "numbers.json").read_text(encoding="utf-8"))
+    assert report.keys() == parts.PARTS.keys()
     assert [part["problems"] for part in report.values()] == [[]] * len(report)
     assert report["steps"]["methods"] == len(cases.CASES), "measure the new method too"
