@@ -9,7 +9,8 @@ from ..deepinv_core.adapters.base_model import BaseModel
 from ..deepinv_core.adapters.by_name import DEMO_MODELS, load_model
 from ..deepinv_core.errors import DeepInvError
 from ..deepinv_core.images import save_png, to_image
-from ..deepinv_core.inversion import load_inversion, reconstruct
+from ..deepinv_core.inversion import load_inversion
+from ..deepinv_core.runs import run_back
 from .common import model_option, say
 from .progress import progress_bar
 
@@ -30,7 +31,7 @@ def run(args: argparse.Namespace) -> None:
     inversion = load_inversion(args.file)
     model = _model_for(args.model, inversion.model, (args.prompt,))
     velocity = model.velocity(args.prompt, cfg=args.cfg)
-    latent, nfe = reconstruct(velocity, inversion, callback=progress_bar("reconstruct"))
+    latent, nfe = run_back(velocity, inversion, callback=progress_bar("reconstruct"))
     save_png(to_image(model.decode(latent)[0]), args.output)
     report = {"method": inversion.method, "steps": inversion.steps, "prompt": args.prompt, "cfg": args.cfg, "nfe": nfe}
     words = f"{inversion.method}: {nfe} base evaluations; wrote {args.output}\n"

@@ -11,6 +11,7 @@ from .errors import DeepInvError
 from .flow import Velocity, norm, per_sample
 from .integrator import Callback, Rule, integrate
 from .inversion import Inversion, Reconstruction
+from .memory import rows_of
 from .methods.flowedit import FlowEdit
 from .methods.held import Anchored, Masked
 from .methods.registry import way_back
@@ -41,6 +42,10 @@ class Hold:
     eta: float | None = None
     variation: float = 0.0
     fresh: torch.Tensor | None = None
+
+    def rows(self, rows: slice) -> Hold:
+        """For some images of a batch."""
+        return replace(self, mask=rows_of(self.mask, rows))
 
     def __post_init__(self) -> None:
         for name in ("strength", "anchor", "anchor_share", "variation"):

@@ -19,11 +19,6 @@ from .memory import Chunks
 class Velocity(Protocol):
     """A base model with its conditioning bound: ``v = velocity(z, sigma)``.
 
-    Where memory runs out it is asked for fewer rows of a batch at a time. One whose prompts differ from row to row has
-    a method ``part(z, sigma, rows, count)`` too, which gives the velocity of the ``rows`` (a slice) of a batch of
-    ``count``, ``z`` being theirs alone; and one that lives longer than a walk has a
-    :class:`~.memory.Chunks` as ``chunks``, which remembers how many rows there is memory for.
-
     Attributes:
         sigma_min: smallest sigma the model may be evaluated at; below it sigma is raised to it, in both
             directions alike (at 0 a denoiser's ``(z - denoised) / sigma`` is 0/0).
@@ -52,10 +47,10 @@ class CountedVelocity:
     once at the end.
     """
 
-    def __init__(self, velocity: Velocity, rows: slice | None = None, count: int = 0) -> None:
+    def __init__(self, velocity: Velocity, rows: slice | None = None, count: int = 0, *, split: bool = True) -> None:
         """``rows`` and ``count`` where it is called with some rows of a batch of ``count`` only."""
         self._velocity, self._rows, self._count = velocity, rows, count
-        self._chunks: Chunks = getattr(velocity, "chunks", None) or Chunks()
+        self._chunks: Chunks | None = getattr(velocity, "chunks", None) or (Chunks() if split else None)
         self._finite: list[torch.Tensor] = []
         self._places: list[tuple[int, float]] = []
         self.nfe = 0
@@ -75,7 +70,9 @@ class CountedVelocity:
         return v
 
     def in_chunks(self, count: int, compute: Callable[[slice], torch.Tensor]) -> torch.Tensor:
-        """Rows of ``compute``, as many at a time as there is memory for."""
+        """Rows of ``compute``, in a training as many at a time as there is memory for."""
+        if self._chunks is None:
+            return compute(slice(0, count))
         parts = self._chunks.run(count, compute)
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -65,6 +66,33 @@ class Inversion:
             residual=None if self.residual is None else self.residual.to(device),
         )
 
+    def rows(self, rows: slice) -> Inversion:
+        """That of some images of the batch."""
+        return replace(
+            self,
+            noise=self.noise[rows],
+            carried={
+                name: value[:, rows] if name == "trajectory" else value[rows] for name, value in self.carried.items()
+            },
+            residual=None if self.residual is None else self.residual[:, rows],
+        )
+
+    @staticmethod
+    def join(parts: Sequence[Inversion]) -> Inversion:
+        """That of a batch, of those of its parts in order."""
+        first = parts[0]
+        residuals = [part.residual for part in parts if part.residual is not None]
+        return replace(
+            first,
+            noise=torch.cat([part.noise for part in parts]),
+            nfe=max(part.nfe for part in parts),  # with a tolerance, parts may differ
+            carried={
+                name: torch.cat([part.carried[name] for part in parts], 1 if name == "trajectory" else 0)
+                for name in first.carried
+            },
+            residual=torch.cat(residuals, 1) if residuals else None,
+        )
+
     def residuals(self) -> list[float]:
         """Mean residual over the batch of each step, image first; empty where not measured."""
         return [] if self.residual is None else self.residual.double().mean(1).tolist()
@@ -75,6 +103,11 @@ class Reconstruction(NamedTuple):
 
     latent: torch.Tensor
     nfe: int
+
+    @staticmethod
+    def join(parts: Sequence[Reconstruction]) -> Reconstruction:
+        """That of a batch, of those of its parts in order."""
+        return Reconstruction(torch.cat([part.latent for part in parts]), max(part.nfe for part in parts))
 
 
 def invert(
@@ -142,7 +175,7 @@ def with_residual(velocity: Velocity, inversion: Inversion, *, drop_trajectory: 
     """
     if "trajectory" not in inversion.carried:
         raise DeepInvError("the residual is measured along the trajectory, which was not kept: invert with it kept")
-    counted = CountedVelocity(velocity)
+    counted = CountedVelocity(velocity, split=False)
     grid, z = inversion.sigmas.tolist(), inversion.carried["trajectory"]
     residual = []
     for i in range(inversion.steps):

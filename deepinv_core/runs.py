@@ -11,8 +11,10 @@ from typing import Any
 import torch
 
 from .adapters.base_model import BaseModel
+from .flow import Velocity
 from .integrator import Callback
-from .inversion import Inversion, invert, latent_snr, reconstruct, with_residual
+from .inversion import Inversion, Reconstruction, invert, latent_snr, reconstruct, with_residual
+from .memory import in_parts
 from .methods import BEST_TRAINING_FREE, Method, Options, make_method
 from .metrics import compare
 from .solver import Solver, bind, load_solver
@@ -57,6 +59,15 @@ def choose_method(name: str | None, options: Options, solver: Solver | None) -> 
     return make_method(name or best, options, solver=solver)
 
 
+def run_back(velocity: Velocity, inversion: Inversion, *, callback: Callback | None = None) -> Reconstruction:
+    """:func:`..inversion.reconstruct` of a batch; in parts where memory runs out."""
+    return in_parts(
+        len(inversion.noise),
+        lambda rows: reconstruct(velocity, inversion.rows(rows), callback=callback),
+        Reconstruction.join,
+    )
+
+
 def run(
     model: BaseModel,
     photos: torch.Tensor,
@@ -67,7 +78,7 @@ def run(
     keep_trajectory: bool = False,
     progress: Callable[[str], Callback | None] = lambda stage: None,
 ) -> Run:
-    """Invert photos under the empty prompt at CFG 1, come back, and measure.
+    """Invert photos under the empty prompt at CFG 1, come back, and measure; in parts where memory runs out.
 
     Args:
         model: the base model.
@@ -78,25 +89,36 @@ def run(
         keep_trajectory: keep every latent in the inversion.
         progress: gives the callback of a stage, ``invert`` or ``reconstruct``.
     """
-    latent = model.encode(photos)
+    count = len(photos)
+    latent = in_parts(count, lambda rows: model.encode(photos[rows]), torch.cat)
     velocity = model.velocity("")
+
+    def up(rows: slice) -> Inversion:
+        return invert(
+            velocity,
+            latent[rows],
+            sigmas,
+            method,
+            keep_trajectory=keep_trajectory or measure_residual,
+            callback=progress("invert"),
+            model=model.info.fingerprint,
+        )
+
+    def measured(rows: slice) -> Inversion:
+        return with_residual(velocity, inversion.rows(rows), drop_trajectory=not keep_trajectory)
+
+    def decoded(z: torch.Tensor) -> torch.Tensor:
+        return in_parts(count, lambda rows: model.decode(z[rows]), torch.cat)
+
     began = time.perf_counter()
-    inversion = invert(
-        velocity,
-        latent,
-        sigmas,
-        method,
-        keep_trajectory=keep_trajectory or measure_residual,
-        callback=progress("invert"),
-        model=model.info.fingerprint,
-    )
+    inversion = in_parts(count, up, Inversion.join)
     seconds = time.perf_counter() - began
     if measure_residual:
-        inversion = with_residual(velocity, inversion, drop_trajectory=not keep_trajectory)
+        inversion = in_parts(count, measured, Inversion.join)
     began = time.perf_counter()
-    back = reconstruct(velocity, inversion, callback=progress("reconstruct"))
+    back = run_back(velocity, inversion, callback=progress("reconstruct"))
     seconds_back = time.perf_counter() - began
-    images, ceiling = model.decode(back.latent), model.decode(latent)
+    images, ceiling = decoded(back.latent), decoded(latent)
     report = {
         "method": inversion.method,
         "steps": inversion.steps,

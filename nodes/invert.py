@@ -27,12 +27,12 @@ def method_menu(names: Iterable[str] = METHODS) -> str:
 
 
 class Choice(NamedTuple):
-    """The method that is used: its id and settings, the solver where it uses one, and how it is built."""
+    """The method that is used: id, settings, the solver where it uses one, how it is built for rows of a batch."""
 
     method: str
     options: Options
     solver: adapter.SolverHandle | None
-    build: Callable[[], Method]
+    build: Callable[[slice], Method]
 
 
 def choose(
@@ -52,11 +52,11 @@ def choose(
     used = solver if METHODS[method].uses_solver else None
     settings = Options(refine=None if refine < 0 else refine, **options)
 
-    def build() -> Method:
-        return make_method(method, settings, solver=used.bound(conditioning) if used else None)
+    def build(rows: slice) -> Method:
+        return make_method(method, settings, solver=used.bound(conditioning, rows) if used else None)
 
     if used is None:
-        build()  # refuse a wrong combination before anything runs
+        build(slice(None))  # refuse a wrong combination before anything runs
     return Choice(method, settings, used, build)
 
 

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 
 from ..errors import DeepInvError
-from ..memory import Chunks
 from ..solver import BaseInfo, fingerprint
 
 FAMILIES = {"SD3Transformer2DModel": "sd3", "FluxTransformer2DModel": "flux"}
@@ -130,7 +129,6 @@ class TransformerVelocity:
         self._dtype, self._guidance, self._cfg = weight.dtype, positive.guidance, cfg
         self.sigma_min = sigma_min
         self.cost = len(prompts)
-        self.chunks = Chunks()
 
     @torch.no_grad()
     def __call__(self, z: torch.Tensor, sigma: float) -> torch.Tensor:

@@ -11,10 +11,10 @@ from comfy_execution.graph_utils import ExecutionBlocker
 
 from ...deepinv_core.editing import Hold, edit, flow_edit
 from ...deepinv_core.inversion import Inversion, Reconstruction
-from ...deepinv_core.memory import Chunks
+from ...deepinv_core.memory import rows_of
 from .latents import check_latent
 from .sampling import Call, Prompt, prompted, run_inside
-from .velocity import GuiderVelocity, checked_grid, give_back, own_sigmas
+from .velocity import GuiderVelocity, checked_grid, own_sigmas
 from .ways import require_same_model
 
 
@@ -28,21 +28,18 @@ class PairGuider(comfy.samplers.CFGGuider):
             DeepInvError: guidance without a negative prompt.
         """
         self._cfg = {side: prompt.cfg for side, prompt in prompts.items()}
-        self._chunks = Chunks(give_back)
         for side, prompt in prompts.items():
             self.inner_set_conds({f"{side} positive": prompt.positive, f"{side} negative": prompt.away(side)})
 
     def velocity(self, side: str, extra_args: dict[str, Any]) -> GuiderVelocity:
-        """The velocity under a side's prompt, while this guider runs; both sides share what they know of memory."""
+        """The velocity under a side's prompt, while this guider runs."""
 
         def denoise(x: torch.Tensor, sigma: torch.Tensor, **arguments: Any) -> torch.Tensor:
             self.conds |= {name: self.conds[f"{side} {name}"] for name in ("positive", "negative")}
             self.set_cfg(self._cfg[side])
             return self(x, sigma, **arguments)
 
-        velocity = GuiderVelocity(self, denoise, extra_args, cfg=self._cfg[side])
-        velocity.chunks = self._chunks
-        return velocity
+        return GuiderVelocity(self, denoise, extra_args, cfg=self._cfg[side])
 
 
 def run_edit(model: Any, inversion: Inversion, target: Prompt, hold: Hold) -> tuple[torch.Tensor, int]:
@@ -53,12 +50,14 @@ def run_edit(model: Any, inversion: Inversion, target: Prompt, hold: Hold) -> tu
     """
     require_same_model(model, inversion)
 
-    def run(call: Call) -> Reconstruction:
-        return edit(call.velocity, inversion.to(call.latent.device), hold, callback=call.callback)
+    def part(call: Call, rows: slice) -> Reconstruction:
+        own = inversion.rows(rows).to(call.latent.device)
+        return edit(call.velocity, own, hold.rows(rows), callback=call.callback)
 
     empty, sigmas = torch.zeros_like(inversion.noise), own_sigmas(model, inversion.sigmas)
     steps = max(1, math.ceil(hold.strength * inversion.steps))
-    return run_inside(prompted(model, target, "target"), empty, sigmas, run, steps)
+    guider = prompted(model, target, "target")
+    return run_inside(guider, empty, sigmas, lambda call: call.in_parts(part, Reconstruction.join), steps)
 
 
 def run_flow_edit(
@@ -84,7 +83,7 @@ def run_flow_edit(
     guider = PairGuider(model.clone())
     guider.set_prompts(source=source, target=target)
 
-    def run(call: Call) -> Reconstruction:
+    def part(call: Call, rows: slice) -> Reconstruction:
         return flow_edit(
             guider.velocity("source", call.extra_args),
             guider.velocity("target", call.extra_args),
@@ -93,11 +92,12 @@ def run_flow_edit(
             skip=skip,
             refine=refine,
             seed=seed,
-            mask=mask,
+            mask=rows_of(mask, rows),
             callback=call.callback,
         )
 
-    return run_inside(guider, latent, sigmas, run, max(1, round((1 - skip) * (len(grid) - 1))))
+    steps = max(1, round((1 - skip) * (len(grid) - 1)))
+    return run_inside(guider, latent, sigmas, lambda call: call.in_parts(part, Reconstruction.join), steps)
 
 
 def blocked() -> Any:

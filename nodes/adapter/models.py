@@ -15,6 +15,7 @@ import torch
 
 from ...deepinv_core.adapters.transformer import describe_geometry
 from ...deepinv_core.errors import DeepInvError
+from ...deepinv_core.memory import rows_of
 from ...deepinv_core.names import free_path
 from ...deepinv_core.solver import KINDS, BaseInfo, LoadedSolver, Solver, bind, load_solver, require_base
 from .files import require_no_way_out
@@ -88,8 +89,8 @@ class SolverHandle:
         """Refuse a model the solver was not trained for, saying what differs."""
         require_base(self.loaded.base, model_info(model), self.name)
 
-    def bound(self, conditioning: Conditioning | None) -> Solver:
-        """The solver under a prompt, as the step rule calls it; on its device once the sampler runs.
+    def bound(self, conditioning: Conditioning | None, rows: slice) -> Solver:
+        """The solver under the prompt of some rows of a batch, as the step rule calls it.
 
         Raises:
             DeepInvError: no prompt for a solver that reads one.
@@ -101,9 +102,8 @@ class SolverHandle:
                 f"{self.name!r} reads the prompt it inverts under, and none is connected: connect the empty prompt"
             )
         tokens, extras = conditioning[0]
-        device = self.patcher.load_device
-        pooled = extras.get("pooled_output")
-        return bind(self.loaded.solver, tokens.to(device), None if pooled is None else pooled.to(device))
+        found = (rows_of(one, rows) for one in (tokens, extras.get("pooled_output")))
+        return bind(self.loaded.solver, *(one if one is None else one.to(self.patcher.load_device) for one in found))
 
 
 def solver_names() -> list[str]:

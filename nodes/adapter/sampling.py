@@ -12,9 +12,10 @@ import torch
 
 from ...deepinv_core.errors import DeepInvError
 from ...deepinv_core.integrator import Callback, Progress
+from ...deepinv_core.memory import in_parts, rows_of
 from .latents import check_latent
 from .models import Conditioning
-from .velocity import GuiderVelocity, checked_grid, descending
+from .velocity import GuiderVelocity, checked_grid, conditioned_on, descending, give_back
 
 T = TypeVar("T")
 
@@ -77,6 +78,17 @@ class Call(NamedTuple):
     def velocity(self) -> GuiderVelocity:
         """The guider as the core's velocity."""
         return GuiderVelocity(self.guider, self.guider, self.extra_args)
+
+    def in_parts(self, walk: Callable[[Call, slice], T], join: Callable[[list[T]], T]) -> T:
+        """:func:`~...deepinv_core.memory.in_parts` of a walk, which is given the call of some rows and the rows."""
+        count = len(self.latent)
+
+        def run(rows: slice) -> T:
+            noise, latent, mask = self.noise[rows], self.latent[rows], rows_of(self.mask, rows)
+            with conditioned_on(self.guider, rows, count):
+                return walk(self._replace(noise=noise, latent=latent, mask=mask), rows)
+
+        return in_parts(count, run, join, give_back)
 
 
 class CoreSampler(comfy.samplers.Sampler):

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import copy
 import gc
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import comfy.conds
@@ -15,7 +15,6 @@ import comfy.samplers
 import torch
 
 from ...deepinv_core.errors import DeepInvError
-from ...deepinv_core.memory import Chunks
 from ...deepinv_core.schedule import custom_grid
 
 SCHEDULERS: list[str] = list(comfy.samplers.SCHEDULER_NAMES)
@@ -86,7 +85,6 @@ class GuiderVelocity:
         """``cfg`` is the guider's own unless given."""
         sampling = guider.inner_model.model_sampling
         self._guider, self._denoise, self._extra_args = guider, denoise, extra_args
-        self.chunks = Chunks(give_back)
         self._flow = is_flow(sampling)
         self.sigma_min = float(to_flow_time(sampling, torch.as_tensor(float(sampling.sigma_min))))
         self.cost = 1 if math.isclose(getattr(guider, "cfg", 1.0) if cfg is None else cfg, 1.0) else 2
@@ -97,30 +95,11 @@ class GuiderVelocity:
         Raises:
             DeepInvError: a conditioning that the model can't read.
         """
-        return self._velocity(z, sigma, self._denoise, self._extra_args)
-
-    def part(self, z: torch.Tensor, sigma: float, rows: slice, count: int) -> torch.Tensor:
-        """Velocity at the ``rows`` of a batch of ``count``, each under its own prompt, mask and noise.
-
-        Raises:
-            DeepInvError: a ControlNet with a picture for each row, which only ComfyUI can hand out.
-        """
-        whole = self._guider.conds
-        names = whole.items()
-        self._guider.conds = {name: [rows_of_entry(entry, rows, count) for entry in found] for name, found in names}
-        try:
-            extra = {name: _rows_of(value, rows, count) for name, value in self._extra_args.items()}
-            return self._velocity(z, sigma, _rows_of(self._denoise, rows, count), extra)
-        finally:
-            self._guider.conds = whole
-
-    def _velocity(
-        self, z: torch.Tensor, sigma: float, denoise: Callable[..., torch.Tensor], extra_args: dict[str, Any]
-    ) -> torch.Tensor:
         own = sigma if self._flow else sigma / (1 - sigma)
         x = z if self._flow else z * (1 + own)
         try:
-            denoised = denoise(x, torch.full((len(x),), own, device=x.device, dtype=x.dtype), **extra_args)
+            times = torch.full((len(x),), own, device=x.device, dtype=x.dtype)
+            denoised = self._denoise(x, times, **self._extra_args)
         except RuntimeError as error:
             if MISFIT not in str(error):
                 raise
@@ -137,12 +116,24 @@ def give_back() -> None:
     comfy.model_management.soft_empty_cache()
 
 
-def rows_of_entry(entry: dict[str, Any], rows: slice, count: int) -> dict[str, Any]:
-    """A conditioning as ComfyUI fitted it to a batch of ``count``, for some rows of the batch.
+@contextmanager
+def conditioned_on(guider: Any, rows: slice, count: int) -> Iterator[None]:
+    """Let a guider in mid-run see some rows of its batch of ``count`` alone, each under its own prompt and mask.
 
     Raises:
-        DeepInvError: as :meth:`GuiderVelocity.part`.
+        DeepInvError: a ControlNet with a picture for each row, which only ComfyUI can hand out.
     """
+    whole = guider.conds
+    if rows != slice(0, count):
+        guider.conds = {name: [_rows_of_entry(one, rows, count) for one in found] for name, found in whole.items()}
+    try:
+        yield
+    finally:
+        guider.conds = whole
+
+
+def _rows_of_entry(entry: dict[str, Any], rows: slice, count: int) -> dict[str, Any]:
+    """A conditioning as ComfyUI fitted it to a batch of ``count``, for some rows of the batch."""
     control = entry.get("control")
     while control is not None:
         hint = getattr(control, "cond_hint_original", None)
@@ -169,14 +160,3 @@ def _cycled(values: torch.Tensor, rows: slice, count: int) -> torch.Tensor:
     """Those of some rows, where fewer values than rows are taken from the first again, as ComfyUI does."""
     numbers = torch.arange(count)[rows] % len(values)
     return values if len(values) == 1 else values[numbers.to(values.device)]
-
-
-def _rows_of(value: Any, rows: slice, count: int) -> Any:
-    """What a sampler is given beside the latent, for some rows of it."""
-    if isinstance(value, torch.Tensor) and value.ndim > 1 and len(value) == count:
-        return value[rows]
-    if isinstance(value, comfy.samplers.KSamplerX0Inpaint):
-        part = copy.copy(value)
-        part.latent_image, part.noise = value.latent_image[rows], value.noise[rows]
-        return part
-    return value

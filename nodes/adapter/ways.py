@@ -15,8 +15,8 @@ import torch
 
 from ...deepinv_core.errors import DeepInvError
 from ...deepinv_core.integrator import Rule, integrate
-from ...deepinv_core.inversion import Inversion, invert, with_residual
-from ...deepinv_core.methods import Method, way_back
+from ...deepinv_core.inversion import Inversion, invert, reconstruct, with_residual
+from ...deepinv_core.methods import Method
 from .latents import as_taken, require_one_stream
 from .models import SolverHandle, model_info
 from .sampling import Call, CoreSampler, Prompt, prompted, run_inside
@@ -34,7 +34,7 @@ def run_inversion(
     latent: torch.Tensor,
     sigmas: torch.Tensor,
     prompt: Prompt,
-    make_method: Callable[[], Method],
+    make_method: Callable[[slice], Method],
     *,
     solver: SolverHandle | None = None,
     keep_trajectory: bool = False,
@@ -47,7 +47,7 @@ def run_inversion(
         latent: raw latent of a LATENT, ``[B, C, ...]``.
         sigmas: ComfyUI's sigmas, either direction.
         prompt: usually the empty one.
-        make_method: builds the method once the models are on their device.
+        make_method: builds the method for some rows of the batch, once the models are on their device.
         solver: loaded beside the model, so that both fit or take turns.
         keep_trajectory: keep every latent.
         measure_residual: N more evaluations, counted apart.
@@ -60,19 +60,23 @@ def run_inversion(
     checked_grid(model.get_model_object("model_sampling"), sigmas)
     fingerprint = model_info(model).fingerprint
 
-    def run(call: Call) -> tuple[torch.Tensor, Inversion]:
+    def part(call: Call, rows: slice) -> Inversion:
         inversion = invert(
             call.velocity,
             call.latent,
             call.grid,
-            make_method(),
+            make_method(rows),
             keep_trajectory=keep_trajectory or measure_residual,
             callback=call.callback,
             model=fingerprint,
         )
         if measure_residual:
             inversion = with_residual(call.velocity, inversion, drop_trajectory=not keep_trajectory)
-        return inversion.noise, replace(inversion.to("cpu"), prompt=prompt.positive)
+        return inversion.to("cpu")
+
+    def run(call: Call) -> tuple[torch.Tensor, Inversion]:
+        inversion = call.in_parts(part, Inversion.join)
+        return inversion.noise, replace(inversion, prompt=prompt.positive)
 
     guider = prompted(model, prompt)
     if solver is not None:
@@ -165,28 +169,30 @@ class ReconstructionSampler(CoreSampler):
                 f"{float(call.noise.abs().max()):g}, which is not the inverted one of shape "
                 f"{list(self._inversion.noise.shape)}: connect the noise output of the node that this sampler is from"
             )
-        grid, wanted, sampling = call.grid, self._inversion.sigmas, call.model_sampling
+        grid, wanted = call.grid, self._inversion.sigmas
         same = grid.shape == wanted.shape and torch.allclose(grid[1:], wanted[1:], atol=1e-5)
         if not same or abs(grid[0] - wanted[0]) > UNI_PC_END:
             raise DeepInvError(
                 f"the sigmas given to the way back ({len(grid) - 1} steps from {grid[-1]:.4f}) are not those of the "
                 f"inversion ({len(wanted) - 1} steps from {wanted[-1]:.4f}): connect DeepInv Invert's sigmas output"
             )
+        return call.in_parts(self._walk_part, torch.cat)
+
+    def _walk_part(self, call: Call, rows: slice) -> torch.Tensor:
+        sampling, inversion = call.model_sampling, self._inversion.rows(rows)
         inpaint = comfy.samplers.KSamplerX0Inpaint(call.guider, call.sigmas)
         inpaint.latent_image, inpaint.noise = call.latent, call.noise
         velocity = GuiderVelocity(call.guider, inpaint, {**call.extra_args, "denoise_mask": call.mask})
         at_start = self.max_denoise(call.guider, call.sigmas)
         x = sampling.noise_scaling(call.sigmas[0], call.noise, call.latent, at_start)
-        z = x if is_flow(sampling) else x * (1 - float(grid[-1]))
-        rule = way_back(self._inversion.method, self._inversion.options)
-        carried = {name: value.to(z.device) for name, value in self._inversion.carried.items()}
-        return integrate(velocity, z, wanted.flip(0), rule, carried=carried, callback=call.callback).z
+        z = x if is_flow(sampling) else x * (1 - float(call.grid[-1]))
+        return reconstruct(velocity, replace(inversion, noise=z).to(z.device), callback=call.callback).latent
 
 
 class PlainInversionSampler(CoreSampler):
     """An inversion method as ComfyUI's SAMPLER: takes the photo as latent_image, gives the noise as the latent."""
 
-    def __init__(self, make_method: Callable[[], Method], solver: SolverHandle | None) -> None:
+    def __init__(self, make_method: Callable[[slice], Method], solver: SolverHandle | None) -> None:
         self._make_method, self._solver = make_method, solver
 
     def walk(self, call: Call) -> torch.Tensor:
@@ -195,7 +201,11 @@ class PlainInversionSampler(CoreSampler):
             model = call.guider.model_patcher
             self._solver.check(model)
             comfy.model_management.load_models_gpu([model, self._solver.patcher])
-        return invert(call.velocity, call.latent, call.grid, self._make_method(), callback=call.callback).noise
+
+        def part(call: Call, rows: slice) -> torch.Tensor:
+            return invert(call.velocity, call.latent, call.grid, self._make_method(rows), callback=call.callback).noise
+
+        return call.in_parts(part, torch.cat)
 
 
 class PlainWayBack(CoreSampler):
@@ -208,4 +218,8 @@ class PlainWayBack(CoreSampler):
         """Noise in, photo out."""
         if not call.latent.any():
             raise DeepInvError("latent_image is empty: connect the noise there, the latent of the sampler that made it")
-        return integrate(call.velocity, call.latent, call.grid.flip(0), self._rule, callback=call.callback).z
+
+        def part(call: Call, rows: slice) -> torch.Tensor:
+            return integrate(call.velocity, call.latent, call.grid.flip(0), self._rule, callback=call.callback).z
+
+        return call.in_parts(part, torch.cat)

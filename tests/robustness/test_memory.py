@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import logging
 import weakref
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,9 +16,11 @@ import torch
 
 from comfyui_deepinv.deepinv_core.editing import Hold, edit, flow_edit
 from comfyui_deepinv.deepinv_core.errors import DeepInvError
-from comfyui_deepinv.deepinv_core.inversion import invert, reconstruct, with_residual
-from comfyui_deepinv.deepinv_core.memory import out_of_memory
-from comfyui_deepinv.deepinv_core.methods import METHODS, Options, make_method
+from comfyui_deepinv.deepinv_core.inversion import Inversion, Reconstruction, invert, reconstruct, with_residual
+from comfyui_deepinv.deepinv_core.memory import in_parts, out_of_memory, rows_of
+from comfyui_deepinv.deepinv_core.methods import METHODS, Method, Options, make_method
+from comfyui_deepinv.deepinv_core.runs import run
+from comfyui_deepinv.deepinv_core.schedule import uniform_grid
 from comfyui_deepinv.deepinv_core.solver import bind
 from comfyui_deepinv.training import loop
 from comfyui_deepinv.training.budget import Budget
@@ -24,7 +28,7 @@ from comfyui_deepinv.training.recipes import FastRecipe, PaperRecipe
 from comfyui_deepinv.training.trainee import SolverTrainee
 
 from ..core.problems import GaussianMixture
-from ..core.tiny_training import CHECKS, CORRECTOR, PREDICTOR, base, images, solver, tensors
+from ..core.tiny_training import CHECKS, CORRECTOR, PREDICTOR, base, embedded, images, solver, tensors
 
 GRID = torch.linspace(0, 1, 5, dtype=torch.float64)
 
@@ -37,6 +41,12 @@ def claim(rows: int, most: int, kind: str) -> None:
         torch.empty(2**60, dtype=torch.uint8)
 
 
+def fits(rows: torch.Tensor, most: int) -> bool:
+    """Whether there is memory for these rows; fails where there isn't."""
+    claim(len(rows), most, "card")
+    return True
+
+
 class Small:
     """A base model that has memory for ``most`` rows; each row of a batch has a prompt of its own."""
 
@@ -44,19 +54,34 @@ class Small:
 
     def __init__(self, most: int, kind: str = "card") -> None:
         self.flow, self.most, self.kind = GaussianMixture(), most, kind
-        self.sizes: list[int] = []
+        self.rows, self.sizes = slice(0, 5), []
+
+    def of(self, rows: slice) -> Small:
+        """The same under the prompts of some rows."""
+        part = copy.copy(self)
+        part.rows = rows
+        return part
 
     def __call__(self, z: torch.Tensor, sigma: float) -> torch.Tensor:
-        """All rows."""
-        return self.part(z, sigma, slice(0, len(z)), len(z))
-
-    def part(self, z: torch.Tensor, sigma: float, rows: slice, count: int) -> torch.Tensor:
-        """Some rows."""
-        assert len(z) == rows.stop - rows.start
+        """Each row under its own prompt."""
+        assert len(z) == self.rows.stop - self.rows.start
         claim(len(z), self.most, self.kind)
         self.sizes.append(len(z))
-        prompts = 1 + 0.1 * torch.arange(count, dtype=z.dtype)[rows]
+        prompts = 1 + 0.1 * torch.arange(self.rows.start, self.rows.stop, dtype=z.dtype)
         return self.flow(z, sigma) * prompts.view(-1, *[1] * (z.ndim - 1))
+
+
+def there(small: Small, latent: torch.Tensor, method: Method, **options: bool) -> Inversion:
+    """A batch inverted as its owner does it."""
+
+    def part(rows: slice) -> Inversion:
+        return invert(small.of(rows), latent[rows], GRID, method, **options)
+
+    return in_parts(len(latent), part, Inversion.join)
+
+
+def back_of(small: Small, up: Inversion, rows: slice) -> Reconstruction:
+    return reconstruct(small.of(rows), up.rows(rows))
 
 
 def warnings(caplog: pytest.LogCaptureFixture) -> int:
@@ -74,8 +99,8 @@ def test_divided_inversions_are_the_same(name: str, kind: str, caplog: pytest.Lo
     for most in (5, 2):
         small = Small(most, kind)
         caplog.clear()
-        up = invert(small, latent, GRID, method)
-        back = reconstruct(small, up)
+        up = there(small, latent, method)
+        back = in_parts(5, partial(back_of, small, up), Reconstruction.join)
         results.append((up.noise, back.latent, up.residual, up.nfe, back.nfe))
         assert warnings(caplog) == (0 if most == 5 else 2), "once on each way"
         assert max(small.sizes) == most
@@ -88,18 +113,62 @@ def test_divided_inversions_are_the_same(name: str, kind: str, caplog: pytest.Lo
 def test_divided_edits_are_the_same() -> None:
     latent = GaussianMixture().sample(5)
     mask = torch.rand(5, 1, *latent.shape[2:], generator=torch.Generator().manual_seed(1))
-    up = invert(Small(5), latent, GRID, make_method("anderson", Options()), keep_trajectory=True)
+    up = there(Small(5), latent, make_method("anderson", Options()), keep_trajectory=True)
     hold = Hold(strength=0.75, anchor=0.2, mask=mask)
+
+    def edited(small: Small, rows: slice) -> Reconstruction:
+        return edit(small.of(rows), up.rows(rows), hold.rows(rows))
+
+    def flow_edited(small: Small, rows: slice) -> Reconstruction:
+        source, target = small.of(rows), small.of(rows)
+        return flow_edit(source, target, latent[rows], GRID, seed=3, mask=rows_of(mask, rows))
+
+    def measured(small: Small, rows: slice) -> Inversion:
+        return with_residual(small.of(rows), up.rows(rows))
+
     whole, divided = (
         [
-            edit(Small(most), up, hold).latent,
-            flow_edit(Small(most), Small(most), latent, GRID, seed=3, mask=mask).latent,
-            with_residual(Small(most), up).residual,
+            in_parts(5, partial(edited, Small(most)), Reconstruction.join).latent,
+            in_parts(5, partial(flow_edited, Small(most)), Reconstruction.join).latent,
+            in_parts(5, partial(measured, Small(most)), Inversion.join).residual,
         ]
         for most in (5, 1)
     )
     for one, two in zip(whole, divided, strict=True):
         torch.testing.assert_close(one, two, rtol=1e-5, atol=1e-6)
+
+
+def test_a_run_of_the_command_line_is_divided(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Encoder, base model and decoder with memory for two photos of three; there, measured, and back."""
+    model, photos = embedded(), torch.rand(3, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    grid, method = uniform_grid(2), make_method("anderson", Options())
+    whole = run(model, photos, method, grid)
+    for module in (model.vae.encoder, model.transformer, model.vae.decoder):
+        monkeypatch.setattr(
+            module, "forward", lambda x, *rest, of=module.forward, **named: fits(x, 2) and of(x, *rest, **named)
+        )
+    divided = run(model, photos, method, grid)
+    assert warnings(caplog) == 6, "once each: encoder, there, residual, back, decoder twice"
+    for one, two in zip((whole.inversion.noise, whole.images), (divided.inversion.noise, divided.images), strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-4)
+    same = ("nfe_inversion", "nfe_reconstruction", "nfe_residual")
+    assert [whole.report[name] for name in same] == [divided.report[name] for name in same]
+    assert divided.report["residual"] == pytest.approx(whole.report["residual"], rel=1e-3)
+
+
+def test_a_record_is_the_sum_of_its_parts() -> None:
+    latent = GaussianMixture().sample(3)
+    whole = invert(GaussianMixture(), latent, GRID, make_method("anderson", Options()), keep_trajectory=True)
+    joined = Inversion.join([whole.rows(slice(0, 1)), whole.rows(slice(1, 3))])
+    assert joined.carried.keys() == whole.carried.keys() and joined.nfe == whole.nfe
+    for one, two in zip(
+        (joined.noise, joined.residual, *joined.carried.values()),
+        (whole.noise, whole.residual, *whole.carried.values()),
+        strict=True,
+    ):
+        assert torch.equal(one, two)
 
 
 @pytest.mark.parametrize("kind", ["card", "computer"])
@@ -108,7 +177,7 @@ def test_at_one_row_there_is_a_sentence_and_nothing_is_held(kind: str) -> None:
     held = weakref.WeakSet()
 
     class None_(Small):
-        def part(self, z: torch.Tensor, sigma: float, rows: slice, count: int) -> torch.Tensor:
+        def __call__(self, z: torch.Tensor, sigma: float) -> torch.Tensor:
             work = torch.zeros(1000)
             held.add(work)
             claim(1, 0, self.kind)
@@ -116,7 +185,7 @@ def test_at_one_row_there_is_a_sentence_and_nothing_is_held(kind: str) -> None:
 
     error = None
     try:
-        invert(None_(0, kind), latent, GRID, make_method("euler", Options()))
+        there(None_(0, kind), latent, make_method("euler", Options()))
     except DeepInvError as caught:
         error = caught
     assert str(error).startswith("there is not enough memory for one image at a time (")
@@ -128,11 +197,11 @@ def test_at_one_row_there_is_a_sentence_and_nothing_is_held(kind: str) -> None:
 
 def test_other_errors_pass() -> None:
     class Wrong(Small):
-        def part(self, *given: object) -> torch.Tensor:
+        def __call__(self, *given: object) -> torch.Tensor:
             raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
 
     with pytest.raises(RuntimeError, match="mat1 and mat2"):
-        invert(Wrong(9), GaussianMixture().sample(2), GRID, make_method("euler", Options()))
+        there(Wrong(9), GaussianMixture().sample(2), make_method("euler", Options()))
     assert not out_of_memory(ValueError("out of memory"))
 
 

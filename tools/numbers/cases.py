@@ -93,15 +93,10 @@ class RowPrompts:
         self.context = torch.cat([one.context for one in found])
         self.pooled = torch.cat([one.pooled for one in found])
 
-    def __call__(self, z: torch.Tensor, sigma: float) -> torch.Tensor:
-        """All rows."""
-        return self.part(z, sigma, slice(0, len(z)), len(z))
-
     @torch.no_grad()
-    def part(self, z: torch.Tensor, sigma: float, rows: slice, count: int) -> torch.Tensor:
-        """Some rows."""
-        time = torch.full((len(z),), sigma)
-        return predict(self._transformer, z, time, self.context[rows], self.pooled[rows])
+    def __call__(self, z: torch.Tensor, sigma: float) -> torch.Tensor:
+        """Each row under its own."""
+        return predict(self._transformer, z, torch.full((len(z),), sigma), self.context, self.pooled)
 
 
 @cache

@@ -210,7 +210,7 @@ class ProbeTrainingBase(io.ComfyNode):
         walks = [
             adapter.run_inversion(
                 *(model[0], latent, sigmas, adapter.Prompt(prompts.distinct[number])),
-                lambda: make_method("euler", Options()),
+                lambda rows: make_method("euler", Options()),
                 keep_trajectory=True,
             ).carried["trajectory"]
             for latent, number in zip(raw, prompts.of([str(k) for k in range(len(raw))]), strict=True)
