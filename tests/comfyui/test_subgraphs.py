@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
+from comfyui_deepinv.tools.workflows.subgraphs import BLUEPRINTS, Blueprint
+
 from .browser import FrontEnd, open_front_end
 from .conftest import Client
 from .environment import ROOT
-from .make_subgraphs import BLUEPRINTS, Blueprint
 from .server import ComfyServer
 from .test_browser import picture_file
 

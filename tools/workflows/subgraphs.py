@@ -1,6 +1,6 @@
 """Makes subgraphs/ from the API-format twins in headless/: whole jobs as one node, which ComfyUI lists in its library.
 
-    python tests/comfyui/make_subgraphs.py
+    python -m comfyui_deepinv.tools.workflows.subgraphs
 
 The front end builds the nodes inside; what they connect to outside is declared here.
 """
@@ -15,14 +15,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-if not __package__:  # run as a script: make the relative imports work (PEP 366)
-    sys.path[0] = str(Path(__file__).absolute().parents[2])
-    __package__ = "tests.comfyui"
-
-from . import environment
-from .browser import FrontEnd, open_front_end, to_ui_format
-from .environment import ROOT
-from .server import ComfyServer
+from ...tests.comfyui import environment
+from ...tests.comfyui.browser import FrontEnd, open_front_end
+from ...tests.comfyui.environment import ROOT
+from ...tests.comfyui.server import ComfyServer
+from .ui_format import to_ui_format
 
 FOLDER = ROOT / "subgraphs"
 INSIDE, OUTSIDE = -10, -20
