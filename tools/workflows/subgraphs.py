@@ -197,6 +197,7 @@ def wrapped(blueprint: Blueprint, workflow: dict[str, Any], ids: dict[str, int])
         links.append(_link(number, source["id"], index, OUTSIDE, slot, kind))
         outputs.append({"id": _id(blueprint, "out", name), "name": name, "type": kind, "linkIds": [number]})
     right = max(one["pos"][0] + one["size"][0] for one in nodes.values())
+    extra = {"BlueprintDescription": blueprint.description, "BlueprintSearchAliases": list(blueprint.aliases)}
     inner = {
         "id": _id(blueprint),
         "version": 1,
@@ -214,7 +215,7 @@ def wrapped(blueprint: Blueprint, workflow: dict[str, Any], ids: dict[str, int])
         "links": links,
         "category": "DeepInv",
         "description": blueprint.description,
-        "extra": {"BlueprintDescription": blueprint.description, "BlueprintSearchAliases": list(blueprint.aliases)},
+        "extra": extra,
     }
     shown = {
         "id": 1,
@@ -239,7 +240,7 @@ def wrapped(blueprint: Blueprint, workflow: dict[str, Any], ids: dict[str, int])
         "groups": [],
         "version": 0.4,
         "definitions": {"subgraphs": [inner]},
-        "extra": dict(inner["extra"]),
+        "extra": extra,
     }
 
 
