@@ -45,7 +45,7 @@ class Hold:
 
     def rows(self, rows: slice) -> Hold:
         """For some images of a batch."""
-        return replace(self, mask=rows_of(self.mask, rows))
+        return replace(self, mask=rows_of(self.mask, rows), fresh=rows_of(self.fresh, rows))
 
     def __post_init__(self) -> None:
         for name in ("strength", "anchor", "anchor_share", "variation"):

@@ -194,3 +194,11 @@ def test_a_variation_without_noise_or_trajectory_is_refused() -> None:
         edit(FLOW, inverted(), Hold(variation=0.2))
     with pytest.raises(DeepInvError, match="a variation reads the inversion's trajectory"):
         edit(FLOW, inverted(keep=False), Hold(variation=0.2, fresh=torch.zeros_like(LATENT)))
+
+
+def test_a_part_of_a_batch_is_varied_by_its_own_noise() -> None:
+    inversion = inverted()
+    hold = Hold(variation=0.4, fresh=torch.randn(LATENT.shape, dtype=LATENT.dtype))
+    whole = edit(OTHER, inversion, hold).latent
+    parts = [edit(OTHER, inversion.rows(rows), hold.rows(rows)).latent for rows in (slice(0, 1), slice(1, 2))]
+    torch.testing.assert_close(torch.cat(parts), whole)
