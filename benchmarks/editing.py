@@ -15,7 +15,9 @@ from __future__ import annotations
 
 import argparse
 import logging
-from functools import cache
+from collections.abc import Callable
+from functools import cache, partial
+from itertools import product
 from pathlib import Path
 from typing import Any, Final
 
@@ -36,7 +38,7 @@ from . import frontier, plots
 from .measure import prompted
 from .photos import held_out
 from .store import Row, Store
-from .tables import fill, folded, table
+from .tables import fill, folded, listed
 
 log = logging.getLogger(__name__)
 
@@ -87,9 +89,9 @@ class Edits:
         made = make_method(method, solver=solver)
         return invert(self.model.velocity(""), self.latent, uniform_grid(STEPS), made, keep_trajectory=True)
 
-    def edited(self, inversion: Inversion, hold: Hold, cfg: float = CFG) -> dict[str, float]:
+    def edited(self, inversion: Callable[[], Inversion], hold: Hold, cfg: float) -> dict[str, float]:
         """An inversion sampled back as the target classes."""
-        return self.judged(edit(self._under(self.target, cfg), inversion, hold))
+        return self.judged(edit(self._under(self.target, cfg), inversion(), hold))
 
     def flow(self, skip: float) -> dict[str, float]:
         """FlowEdit under the true classes as the source."""
@@ -102,31 +104,27 @@ class Edits:
 
 def dials(best: bool) -> list[tuple[float, float, float]]:
     """``(cfg, strength, anchor)`` that are measured of a method: two dials alone, of the best all three together."""
-    strengths = [(CFG, strength, 0.0) for strength in STRENGTHS]
-    anchors = [(CFG, 1.0, anchor) for anchor in ANCHORS[1:]]
-    more = [(cfg, strength, anchor) for cfg in CFGS for strength in STRENGTHS for anchor in (0.0, 0.1)] if best else []
-    return [*strengths, *anchors, *more]
+    alone = [*((CFG, strength, 0.0) for strength in STRENGTHS), *((CFG, 1.0, anchor) for anchor in ANCHORS[1:])]
+    return alone + (list(product(CFGS, STRENGTHS, (0.0, 0.1))) if best else [])
 
 
 def measure(edits: Edits, store: Store) -> list[Row]:
     """All rows, those of the store not again: every method over strength and anchor, FlowEdit over what it skips."""
-    rows: list[Row] = []
-    solver = bound_solver(edits.model, None)
-
-    def add(key: tuple[Any, ...], run: Any) -> None:
-        rows.extend(store.get(key, lambda: [dict(zip(KEY, key, strict=True)) | run()]))
-        log.info("%s", rows[-1])
-
+    solver, runs = bound_solver(edits.model, None), {}
     for name, info in METHODS.items():
         if info.uses_solver and solver is None:
             continue
-        inversion = cache(lambda name=name: edits.inverted(name, solver))
+        inversion = cache(partial(edits.inverted, name, solver))
         for cfg, strength, anchor in dials(name == ("deepinv" if solver else BEST_TRAINING_FREE)):
-            hold = Hold(strength=strength, anchor=anchor)
-            add((name, cfg, strength, anchor), lambda of=inversion, hold=hold, cfg=cfg: edits.edited(of(), hold, cfg))
-    for skip in SKIPS:
-        add(("flowedit", 5.5, round(1 - skip, 2), 0.0), lambda skip=skip: edits.flow(skip))
-    return rows
+            runs[name, cfg, strength, anchor] = partial(edits.edited, inversion, Hold(strength, anchor), cfg)
+    runs |= {("flowedit", 5.5, round(1 - skip, 2), 0.0): partial(edits.flow, skip) for skip in SKIPS}
+
+    def measured(key: tuple[Any, ...]) -> list[Row]:
+        row = dict(zip(KEY, key, strict=True)) | runs[key]()
+        log.info("%s", row)
+        return [row]
+
+    return [row for key in runs for row in store.get(key, partial(measured, key))]
 
 
 def front(rows: list[Row]) -> list[Row]:
@@ -150,30 +148,14 @@ def best_method(rows: list[Row]) -> str:
 def parts(kind: str, store: Store) -> dict[str, str]:
     """What the page shows of a model, by the name of its place."""
     assert store.about is not None
-    lines = [
-        [
-            f"{row['cfg']:g}",
-            f"{row['strength']:g}",
-            f"{row['anchor']:g}",
-            f"{row['success']:.0%}",
-            f"{row['background']:.1f}",
-        ]
-        for row in knees(store.rows)
-    ]
-    knee = table(["cfg", "strength", "anchor", "success", "background"], lines)
-    lines = [
-        [row["method"], *(f"{row[name]:g}" for name in (*KEY[1:], "nfe")), f"{row['success']:.0%}"]
-        + [f"{row[name]:.1f}" for name in ("background", "whole")]
-        for row in store.rows
-    ]
-    every = table(["method", *KEY[1:], "NFE of the edit", "success", "background", "whole"], lines)
-    seen = f"{store.about['settings']['classifier']:.0%}"
-    command = f"`{store.about['command']}`"
+    dials = {name: (name, "g") for name in KEY[1:]}
+    seen = {"success": ("success", ".0%"), "background": ("background", ".1f")}
+    every = {"method": ("method", ""), **dials, "nfe": ("NFE of the edit", ""), **seen, "whole": ("whole", ".1f")}
     return {
-        f"{kind} command": command,
-        f"{kind} classifier": seen,
-        f"{kind} knees": "\n".join(knee),
-        f"{kind} rows": "\n".join(folded("All rows", every)).strip(),
+        f"{kind} command": f"`{store.about['command']}`",
+        f"{kind} classifier": f"{store.about['settings']['classifier']:.0%}",
+        f"{kind} knees": "\n".join(listed(knees(store.rows), dials | seen)),
+        f"{kind} rows": "\n".join(folded("All rows", listed(store.rows, every))).strip(),
     }
 
 

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Final, Literal
 
 from ..deepinv_core.embedded.model import solver_file
-from ..deepinv_core.methods import METHODS
+from ..deepinv_core.methods import METHODS, Method, Options, make_method
 from ..deepinv_core.methods.registry import Kept
+from ..deepinv_core.solver import Solver
 
 Group = Kept | Literal["assisted"]
 
@@ -23,16 +24,6 @@ GROUPS: Final[dict[Group, str]] = {
 """What the way back reads, from the least to the most: results of two groups are never compared."""
 
 
-def method_label(name: str, refine: int | None) -> str:
-    """A method and its K, for people.
-
-    Example:
-        >>> method_label("anderson", 2)
-        'anderson K=2'
-    """
-    return name if refine is None else f"{name} K={refine}"
-
-
 @dataclass(frozen=True)
 class Entry:
     """A line of the comparison.
@@ -42,6 +33,10 @@ class Entry:
         refine: K, None for the method's default.
         solver: recipe of the solver used, ``fast`` or ``paper``; "" without one.
         assisted: whether the way back is that of DeepInv's released test code, which blends the trajectory in.
+
+    Example:
+        >>> Entry("anderson", 2).label, Entry("deepinv", 0, "fast").label
+        ('anderson K=2', 'fast K=0')
     """
 
     method: str
@@ -53,7 +48,12 @@ class Entry:
     def label(self) -> str:
         """Name in tables."""
         name = self.solver + (" mixed" if self.method == "deepinv_mixed" else "") if self.solver else self.method
-        return method_label(name, self.refine) + (", assisted" if self.assisted else "")
+        k = "" if self.refine is None else f" K={self.refine}"
+        return name + k + (", assisted" if self.assisted else "")
+
+    def method_of(self, solver: Solver | None = None, seed: int = 0) -> Method:
+        """The method itself, with its solver under a prompt; the seed is RF-Inversion's."""
+        return make_method(self.method, Options(refine=self.refine, seed=seed), solver=solver)
 
     @property
     def group(self) -> Group:
@@ -62,27 +62,17 @@ class Entry:
 
 
 ENTRIES: Final = (
-    Entry("euler"),
-    Entry("euler_source"),
-    Entry("easyinv"),
+    *(Entry(name) for name in ("euler", "euler_source", "easyinv")),
     Entry("fixed_point", 3),
-    Entry("anderson", 1),
-    Entry("anderson", 2),
-    Entry("anderson", 3),
+    *(Entry("anderson", k) for k in (1, 2, 3)),
     Entry("renoise", 9),
     Entry("ftedit", 3),
-    Entry("rf_solver"),
-    Entry("fireflow"),
-    Entry("uni_inv", 1),
-    Entry("uni_inv_2", 1),
-    Entry("anderson_extrapolated", 2),
-    Entry("anderson_extrapolated", 3),
-    Entry("deepinv", 0, "paper"),
-    Entry("deepinv", 1, "paper"),
+    *(Entry(name) for name in ("rf_solver", "fireflow")),
+    *(Entry(name, 1) for name in ("uni_inv", "uni_inv_2")),
+    *(Entry("anderson_extrapolated", k) for k in (2, 3)),
+    *(Entry("deepinv", k, "paper") for k in (0, 1)),
     Entry("deepinv_mixed", 0, "paper"),
-    Entry("deepinv", 0, "fast"),
-    Entry("deepinv", 1, "fast"),
-    Entry("deepinv", 2, "fast"),
+    *(Entry("deepinv", k, "fast") for k in (0, 1, 2)),
     Entry("deepinv_mixed", 0, "fast"),
     Entry("rf_inversion"),
     Entry("leapfrog"),
@@ -96,11 +86,8 @@ ENTRIES: Final = (
 CONVERGED: Final = (Entry("anderson_extrapolated", 15), Entry("deepinv", 15, "fast"))
 """Iterated until nothing changes, from two guesses: what the others are on the way to, for the noise's health alone."""
 
-FEW: Final = tuple(
-    entry
-    for entry in ENTRIES
-    if entry.label in ("uni_inv K=1", "uni_inv_2 K=1", "fireflow", "anderson K=2", "fast K=0")
-)
+_FEW: Final = ("uni_inv K=1", "uni_inv_2 K=1", "fireflow", "anderson K=2", "fast K=0")
+FEW: Final = tuple(entry for entry in ENTRIES if entry.label in _FEW)
 """Those also measured off the images, sizes and prompts that solvers were trained for."""
 
 
@@ -108,5 +95,4 @@ def solver_files(kind: str) -> dict[str, Path]:
     """Solvers at hand for an embedded model, by recipe: the shipped ``fast`` one, ``paper`` where there is one."""
     fast = solver_file(kind)
     paper = Path(str(resources.files(__package__))) / "solvers" / f"paper_{kind}.safetensors"
-    files = {"fast": Path(fast) if fast else None, "paper": paper if paper.is_file() else None}
-    return {name: path for name, path in files.items() if path is not None}
+    return ({"fast": Path(fast)} if fast else {}) | ({"paper": paper} if paper.is_file() else {})

@@ -24,7 +24,7 @@ from ..training.recipes import FastRecipe, PaperRecipe
 from ..training.setup import geometry
 from .full_size_measure import measure
 from .store import Row, Store
-from .tables import fill, table
+from .tables import fill, listed
 
 log = logging.getLogger(__name__)
 
@@ -44,15 +44,7 @@ BACKWARD: Final = 3
 
 @dataclass(frozen=True)
 class FullSize:
-    """A base model's shape.
-
-    Attributes:
-        name: for people.
-        family: ``sd3`` or ``flux``.
-        config: arguments of diffusers' transformer.
-        tokens: prompt tokens.
-        side: latent pixels a side.
-    """
+    """A base model's shape: ``config`` is arguments of diffusers' transformer, ``side`` in latent pixels."""
 
     name: str
     family: str
@@ -65,9 +57,14 @@ class FullSize:
         """Of the latent."""
         return self.config["in_channels"] // (4 if self.family == "flux" else 1)
 
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Of the input whose FLOPs are counted."""
+        return {"height": self.side, "width": self.side, "context_tokens": self.tokens}
+
     def transformer(self) -> nn.Module:
         """The network without weights, on the meta device."""
-        import diffusers
+        import diffusers  # takes seconds
 
         kind = next(name for name, family in FAMILIES.items() if family == self.family)
         with torch.device("meta"):
@@ -75,18 +72,12 @@ class FullSize:
 
     def solver(self, recipe: str, preset: str) -> Config:
         """The geometry that a recipe trains: a predictor for ``fast``, a corrector for ``paper``."""
-        widths = {"context_width": "joint_attention_dim", "pooled_width": "pooled_projection_dim"}
-        inputs = {name: self.config[key] for name, key in widths.items()}
-        return geometry(recipe, preset, channels=self.channels, **inputs)
+        context, pooled = self.config["joint_attention_dim"], self.config["pooled_projection_dim"]
+        return geometry(recipe, preset, channels=self.channels, context_width=context, pooled_width=pooled)
 
-    def flops(self, batch: int = 1) -> int:
+    def flops(self) -> int:
         """FLOPs of one evaluation."""
-        sizes = {"height": self.side, "width": self.side, "context_tokens": self.tokens, "batch": batch}
-        return transformer_flops(self.family, self.config, **sizes)
-
-    def solver_flops(self, config: Config) -> int:
-        """FLOPs of one evaluation of a solver."""
-        return solver_flops(config, height=self.side, width=self.side, context_tokens=self.tokens)
+        return transformer_flops(self.family, self.config, **self.sizes)
 
 
 BASES: Final = (
@@ -96,11 +87,7 @@ BASES: Final = (
 )
 
 SOLVERS: Final = (("paper", "paper"), ("paper", "compact"), ("fast", "paper"), ("fast", "compact"))
-"""Recipe and preset. The released one comes first, and runs at CFG 7 with both prompts empty besides."""
-
-
-RELEASED: Final = "paper"
-"""Its preset."""
+"""Recipe and preset. The first is the released one, which runs at CFG 7 with both prompts empty besides."""
 
 
 def solver_name(recipe: str, preset: str, cfg: bool = False) -> str:
@@ -109,35 +96,27 @@ def solver_name(recipe: str, preset: str, cfg: bool = False) -> str:
     return f"released recipe ({role}, `{preset}`, CFG)" if cfg else f"{role}, `{preset}`"
 
 
-def parameters(module: nn.Module) -> int:
-    """Number of weights."""
-    return sum(parameter.numel() for parameter in module.parameters())
-
-
-def counted(base: FullSize) -> list[dict[str, Any]]:
+def counted(base: FullSize) -> list[Row]:
     """A row for the base alone, the released recipe, and each solver: FLOPs and bytes of an inversion step."""
     flops, weights = base.flops(), parameters(base.transformer())
-    rows = [{"base": base.name, "what": "base alone", "tflop_step": flops / TERA, "step_in_evaluations": 1.0}]
+    rows: list[Row] = [{"what": "base alone", "tflop_step": flops / TERA, "step_in_evaluations": 1.0}]
     rows[0]["weights_gb"] = weights * HALF / GIGA
-    for recipe, preset, cfg in (("paper", RELEASED, True), *((*one, False) for one in SOLVERS)):
+    for recipe, preset, cfg in ((*SOLVERS[0], True), *((*one, False) for one in SOLVERS)):
         config = base.solver(recipe, preset)
         with torch.device("meta"):
             size = parameters(config.build())
-        solver, passes = base.solver_flops(config), 2 if cfg else 1
-        step = passes * (flops + solver)
-        rows.append(
-            {
-                "base": base.name,
-                "what": solver_name(recipe, preset, cfg),
-                "solver_parameters": size,
-                "tflop_solver": solver / TERA,
-                "tflop_step": step / TERA,
-                "step_in_evaluations": step / flops,
-                "weights_gb": (weights + size) * HALF / GIGA,
-                **({} if cfg else training_counts(recipe, flops, solver, weights, size)),
-            }
-        )
-    return rows
+        solver = solver_flops(config, **base.sizes)
+        step = (flops + solver) * (2 if cfg else 1)
+        row = {"what": solver_name(recipe, preset, cfg), "solver_parameters": size, "tflop_solver": solver / TERA}
+        row |= {"tflop_step": step / TERA, "step_in_evaluations": step / flops}
+        row["weights_gb"] = (weights + size) * HALF / GIGA
+        rows.append(row if cfg else row | training_counts(recipe, flops, solver, weights, size))
+    return [{"base": base.name, **row} for row in rows]
+
+
+def parameters(module: nn.Module) -> int:
+    """Number of weights."""
+    return sum(parameter.numel() for parameter in module.parameters())
 
 
 def training_counts(recipe: str, flops: int, solver: int, weights: int, size: int) -> dict[str, float]:
@@ -241,14 +220,12 @@ def parts(store: Store) -> dict[str, str]:
 def _tables(rows: Sequence[Row], columns: Mapping[str, str]) -> list[str]:
     lines = []
     for base in dict.fromkeys(row["base"] for row in rows):
-        mine = [row for row in rows if row["base"] == base]
-        used = [key for key in columns if any(key in row for row in mine)]
-        cells = [[_cell(row.get(key)) for key in used] for row in mine]
-        lines += [f"### {base}", "", *table([columns[key] for key in used], cells), ""]
+        mine = [{key: _short(value) for key, value in row.items()} for row in rows if row["base"] == base]
+        lines += [f"### {base}", "", *listed(mine, {key: (title, "") for key, title in columns.items()}), ""]
     return lines[:-1]
 
 
-def _cell(value: Any) -> str:
+def _short(value: Any) -> Any:
     if isinstance(value, float):
         return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
-    return "" if value is None else str(value)
+    return value

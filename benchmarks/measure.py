@@ -22,10 +22,10 @@ from ..deepinv_core.errors import DeepInvError
 from ..deepinv_core.flow import Velocity
 from ..deepinv_core.inversion import Inversion, Reconstruction, invert, latent_snr, reconstruct, with_residual
 from ..deepinv_core.lpips import Lpips, load_lpips, lpips_available
-from ..deepinv_core.methods import Method, Options, make_method
+from ..deepinv_core.methods import Method
 from ..deepinv_core.methods.explicit import Euler
 from ..deepinv_core.schedule import uniform_grid
-from ..deepinv_core.solver import Config, LoadedSolver, Solver, bind, load_solver
+from ..deepinv_core.solver import Config, LoadedSolver, bind, load_solver
 from ..deepinv_core.solver.cost import solver_flops, transformer_flops
 from .entries import CONVERGED, Entry, solver_files
 from .networks.fid import fid
@@ -61,14 +61,14 @@ def there_and_back(
     keep_trajectory: bool = False,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Trip:
-    """Invert latents and sample the noise back.
+    """Invert latents ``[B, C, h, w]`` on a grid ``[N + 1]`` and sample the noise back.
 
     Args:
         up: the base model for the inversion.
-        latent: ``[B, C, h, w]``.
-        sigmas: the grid, ``[N + 1]``.
+        latent: what is inverted.
+        sigmas: the grid.
         method: the method.
-        down: the base model for the way back; None for the same.
+        down: the base model for the way back, where it is another.
         hold: how the way back is held by the trajectory; None for the method's own way back.
         keep_trajectory: whether the inversion keeps every latent.
         clock: what the seconds are read from.
@@ -109,15 +109,11 @@ class Prepared:
 
 @dataclass(frozen=True)
 class Suite:
-    """An embedded model, its solvers by recipe, and LPIPS where its weights are at hand.
+    """An embedded model, ``sd3`` or ``flux``, its solvers by recipe, and what the metrics need where it is at hand.
 
     Attributes:
-        kind: ``sd3`` or ``flux``.
-        model: the base model.
-        solvers: by recipe.
         weights: digest of all weights that are measured.
-        lpips: the network, or None.
-        fid: backbone of FID, or None.
+        fid: backbone of FID.
     """
 
     kind: str
@@ -138,11 +134,10 @@ class Suite:
 
     def method(self, entry: Entry, classes: Sequence[str] = ()) -> Method:
         """The entry's method, its solver under these prompts."""
-        solver: Solver | None = None
-        if entry.solver:
-            prompt = condition(self.model, classes)
-            solver = bind(self.solvers[entry.solver].solver, prompt.context, prompt.pooled)
-        return make_method(entry.method, Options(refine=entry.refine), solver=solver)
+        if not entry.solver:
+            return entry.method_of()
+        prompt = condition(self.model, classes)
+        return entry.method_of(bind(self.solvers[entry.solver].solver, prompt.context, prompt.pooled))
 
     def trip(
         self,
@@ -155,16 +150,9 @@ class Suite:
         residual: int = 0,
         clock: Callable[[], float] = time.perf_counter,
     ) -> Trip:
-        """Invert on the uniform grid and come back under the same prompts.
+        """Invert ``[B, C, h, w]`` on the uniform grid and come back under the same prompts, one a row.
 
-        Args:
-            entry: the method.
-            latent: ``[B, C, h, w]``.
-            steps: N.
-            classes: prompts, one a row; the empty one for none.
-            cfg: guidance, both ways.
-            residual: latents whose residual is measured, where the way back is Euler's.
-            clock: what the seconds are read from.
+        The residual is measured of the first ``residual`` latents, where the way back is Euler's.
         """
         velocity, method = prompted(self.model, classes, cfg), self.method(entry, classes)
         hold = ASSISTED if entry.assisted else None
@@ -189,19 +177,12 @@ def _share(config: Config, kind: str, height: int, width: int) -> float:
 
 def open_suite(kind: str, *, lpips: Path | None = None, backbone: nn.Module | None = None) -> Suite:
     """Load a model and what belongs to it; LPIPS from a file, or from where the user's tools keep it."""
-    model = load_embedded(kind)
-    files = solver_files(kind)
-    digest = hashlib.sha256()
-    for path in (weights_path(kind), weights_path("vae"), *files.values()):
-        digest.update(path.read_bytes())
-    return Suite(
-        kind=kind,
-        model=model,
-        solvers={name: load_solver(path, expect=model.info) for name, path in files.items()},
-        weights=digest.hexdigest()[:8],
-        lpips=load_lpips(lpips) if lpips or lpips_available() else None,
-        fid=backbone,
-    )
+    model, files = load_embedded(kind), solver_files(kind)
+    measured = (weights_path(kind), weights_path("vae"), *files.values())
+    digest = hashlib.sha256(b"".join(path.read_bytes() for path in measured)).hexdigest()[:8]
+    solvers = {name: load_solver(path, expect=model.info) for name, path in files.items()}
+    network = load_lpips(lpips) if lpips or lpips_available() else None
+    return Suite(kind, model, solvers, digest, network, backbone)
 
 
 def round_trips(
@@ -209,36 +190,20 @@ def round_trips(
 ) -> list[Row]:
     """A row for each set of images, all of one size, in one walk.
 
-    Args:
-        suite: the model.
-        entry: the method.
-        sets: the images.
-        steps: N.
-        prompt: ``empty``, or ``class`` for each image's own class, both ways.
-        cfg: guidance, both ways; the negative prompt is empty.
+    Both ways are under the ``empty`` prompt or each image's own ``class``, with the same guidance; the negative prompt
+    is empty.
     """
     latent = torch.cat([one.latent for one in sets])
     classes = [name for one in sets for name in one.images.classes] if prompt == "class" else []
     height, width = (8 * side for side in latent.shape[-2:])
-    common: Row = {
-        "part": "round_trip",
-        "model": suite.kind,
-        "entry": entry.label,
-        "kept": entry.group,
-        "steps": steps,
-        "prompt": prompt,
-        "cfg": cfg,
-        "size": f"{width}x{height}",
-    }
+    common: Row = {"part": "round_trip", "model": suite.kind, "entry": entry.label, "kept": entry.group}
+    common |= {"steps": steps, "prompt": prompt, "cfg": cfg, "size": f"{width}x{height}"}
     try:
         trip = suite.trip(entry, latent, steps, classes=classes, cfg=cfg, residual=RESIDUAL_IMAGES if cfg == 1 else 0)
     except DeepInvError as error:  # a method that left the model's range
         return [{**common, "images": one.images.name, "count": len(one.latent), "failed": str(error)} for one in sets]
-    common |= {
-        "nfe": trip.inversion.nfe,
-        "nfe_back": trip.back.nfe,
-        "cost": round(trip.inversion.nfe + steps * suite.share(entry.solver, *latent.shape[-2:]), 2),
-    }
+    common |= {"nfe": trip.inversion.nfe, "nfe_back": trip.back.nfe}
+    common["cost"] = round(trip.inversion.nfe + steps * suite.share(entry.solver, *latent.shape[-2:]), 2)
     rows, start = [], 0
     for one in sets:
         part = slice(start, start + len(one.latent))
@@ -256,16 +221,11 @@ def round_trips(
 
 def ceiling(suite: Suite, sets: Sequence[Prepared]) -> list[Row]:
     """What the VAE alone makes of the photos: the ceiling of every method."""
-    return [
-        {
-            "part": "ceiling",
-            "model": suite.kind,
-            "images": one.images.name,
-            "count": len(one.latent),
-            **summary(against_photo(one.ceiling, one.images.pixels, suite.lpips)),
-        }
-        for one in sets
-    ]
+    rows = []
+    for one in sets:
+        row = {"part": "ceiling", "model": suite.kind, "images": one.images.name, "count": len(one.latent)}
+        rows.append({**row, **summary(against_photo(one.ceiling, one.images.pixels, suite.lpips))})
+    return rows
 
 
 def swapped(suite: Suite, entry: Entry, one: Prepared, steps: int) -> list[Row]:

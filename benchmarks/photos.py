@@ -13,6 +13,7 @@ from torch import Tensor
 from ..deepinv_core.demo import PHOTOS
 from ..deepinv_core.embedded.spec import CLASSES, IMAGE_SIZE
 from ..deepinv_core.images import load_photo
+from ..tools.embedded.data import load_split, upsample
 
 CHOICE: Final = 3
 """Seed of the choice from the test split."""
@@ -23,27 +24,15 @@ SHAPES: Final = ((64, 64), (64, 96), (96, 64), (128, 128), (64, 128))
 
 @dataclass(frozen=True)
 class Images:
-    """A set of images.
-
-    Attributes:
-        name: ``test`` or ``photos``.
-        pixels: ``[B, 3, H, W]`` in [0, 1].
-        classes: the class of each, one a row; empty where they have none.
-    """
+    """A set of images ``[B, 3, H, W]`` in [0, 1], and the class of each; none where they have none."""
 
     name: str
     pixels: Tensor
     classes: tuple[str, ...] = ()
 
-    def first(self, count: int) -> Images:
-        """The first of them."""
-        return Images(self.name, self.pixels[:count], self.classes[:count])
-
 
 def held_out(archive: Path, count: int) -> Images:
     """The first ``count`` of the test split in a fixed random order."""
-    from ..tools.embedded.data import load_split, upsample
-
     test = load_split(archive, "test")
     chosen = torch.randperm(len(test.labels), generator=torch.Generator().manual_seed(CHOICE))[:count]
     return Images("test", upsample(test.images[chosen]), tuple(CLASSES[int(label)] for label in test.labels[chosen]))

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
+from itertools import product
 from pathlib import Path
 
 import torch
@@ -61,6 +62,17 @@ class Settings:
     fid: tuple[str, nn.Module] | None = None
 
 
+@dataclass(frozen=True)
+class Cell:
+    """A method's round trips over sets of images of one size: what a row of the main tables is measured by."""
+
+    entry: Entry
+    steps: int
+    sets: tuple[str, ...] = ("test",)
+    prompt: str = "empty"
+    cfg: float = 1.0
+
+
 class Plan:
     """The units of a run, in order; models and images are loaded when first needed."""
 
@@ -71,72 +83,63 @@ class Plan:
 
     def units(self) -> Iterator[Unit]:
         """What every table needs first, for both models, then the rest."""
-        for group in (self._main, self._cost, self._guided, self._off):
+        for part in (self._main, self._cost, self._guided, self._off):
             for kind in self.settings.kinds:
-                yield from group(self.suite(kind))
+                suite = self.suite(kind)
+                entries = [entry for entry in self.settings.entries if suite.has(entry)]
+                extra = (" lpips" if suite.lpips else "") + (
+                    f" fid {self.settings.fid[0]}" if self.settings.fid else ""
+                )
+                for name, measured in part(suite, entries):
+                    yield f"{suite.kind} {suite.weights} {name}{extra}", measured
 
-    def _main(self, suite: Suite) -> Iterator[Unit]:
+    def _main(self, suite: Suite, entries: Sequence[Entry]) -> Iterator[Unit]:
         sets = ("test", "photos")
-        yield self._unit(suite, f"ceiling {self.settings.images}", lambda: ceiling(suite, self._sets(suite, sets)))
-        for steps in self.settings.steps:
-            for entry in self._entries(suite):
-                yield self._trip(suite, entry, sets, steps)
+        yield f"ceiling {self.settings.images}", lambda: ceiling(suite, self._sets(suite, sets))
+        yield from self._trips(suite, [Cell(entry, n, sets) for n in self.settings.steps for entry in entries])
 
-    def _cost(self, suite: Suite) -> Iterator[Unit]:
-        entries, repeats, steps = self._entries(suite), self.settings.repeats, self.settings.timed_steps
+    def _cost(self, suite: Suite, entries: Sequence[Entry]) -> Iterator[Unit]:
+        repeats, steps = self.settings.repeats, self.settings.timed_steps
 
         def timed(n: int) -> list[Row]:
             return timings(suite, entries, self.prepared(suite.kind, "test").latent[:1], n, repeats)
 
-        def held(entry: Entry) -> list[Row]:
-            return memory(suite, entry, self.prepared(suite.kind, "test").latent[:1], steps[-1])
+        def held(e: Entry) -> list[Row]:
+            return memory(suite, e, self.prepared(suite.kind, "test").latent[:1], steps[-1])
 
         for n in steps:
-            yield self._unit(suite, f"timing {repeats} N={n}", partial(timed, n))
-        for entry in entries:
-            yield self._unit(suite, f"memory {entry.label} N={steps[-1]}", partial(held, entry))
+            yield f"timing {repeats} N={n}", partial(timed, n)
+        for e in entries:
+            yield f"memory {e.label} N={steps[-1]}", partial(held, e)
 
-    def _guided(self, suite: Suite) -> Iterator[Unit]:
-        for steps in self.settings.steps:
-            for entry in self._entries(suite):
-                yield self._trip(suite, entry, ("guided",), steps, prompt="class", cfg=self.settings.cfg)
+    def _guided(self, suite: Suite, entries: Sequence[Entry]) -> Iterator[Unit]:
+        cells = [Cell(e, n, ("guided",), "class", self.settings.cfg) for n in self.settings.steps for e in entries]
+        yield from self._trips(suite, cells)
 
-    def _off(self, suite: Suite) -> Iterator[Unit]:
-        def to_dog(entry: Entry, steps: int) -> list[Row]:
-            return swapped(suite, entry, self.prepared(suite.kind, "test"), steps)
+    def _off(self, suite: Suite, entries: Sequence[Entry]) -> Iterator[Unit]:
+        def to_dog(e: Entry, n: int) -> list[Row]:
+            return swapped(suite, e, self.prepared(suite.kind, "test"), n)
 
-        few = [entry for entry in self._entries(suite) if entry in FEW]
-        for steps in self.settings.new_steps:
-            for entry in few:
-                yield self._trip(suite, entry, ("test",), steps)
-        for steps in self.settings.off_steps:
-            for entry in few:
-                for height, width in SHAPES[1:]:
-                    yield self._trip(suite, entry, (f"photos {height} {width}",), steps)
-                yield self._trip(suite, entry, ("test",), steps, prompt="class")
-                if entry.method != "fireflow":  # its way back is another than the converged inversion's
-                    name = f"swapped {entry.label} N={steps} {self.settings.images}"
-                    yield self._unit(suite, name, partial(to_dog, entry, steps))
-            for entry in CONVERGED:
-                yield self._trip(suite, entry, ("test",), steps)
+        few, some = [entry for entry in entries if entry in FEW], self.settings.off_steps
+        sizes = [(f"photos {height} {width}",) for height, width in SHAPES[1:]]
+        cells = [Cell(e, n) for n in self.settings.new_steps for e in few]
+        cells += [Cell(e, n, size) for n in some for e in few for size in sizes]
+        cells += [Cell(e, n, prompt="class") for n in some for e in few]
+        yield from self._trips(suite, [*cells, *(Cell(e, n) for n in some for e in CONVERGED)])
+        for n, e in product(some, few):
+            if e.method != "fireflow":  # its way back is another than the converged inversion's
+                name = f"swapped {e.label} N={n} {self.settings.images}"
+                yield name, partial(to_dog, e, n)
 
-    def _entries(self, suite: Suite) -> list[Entry]:
-        return [entry for entry in self.settings.entries if suite.has(entry)]
+    def _trips(self, suite: Suite, cells: Sequence[Cell]) -> Iterator[Unit]:
+        def measured(cell: Cell) -> list[Row]:
+            sets = self._sets(suite, cell.sets)
+            return round_trips(suite, cell.entry, sets, cell.steps, prompt=cell.prompt, cfg=cell.cfg)
 
-    def _trip(
-        self, suite: Suite, entry: Entry, names: Sequence[str], steps: int, *, prompt: str = "empty", cfg: float = 1.0
-    ) -> Unit:
-        counts = self.settings.cfg_images if "guided" in names else self.settings.images
-        name = f"{'+'.join(names)} {counts} {entry.label} N={steps} {prompt} cfg={cfg:g}"
-
-        def trip() -> list[Row]:
-            return round_trips(suite, entry, self._sets(suite, names), steps, prompt=prompt, cfg=cfg)
-
-        return self._unit(suite, name, trip)
-
-    def _unit(self, suite: Suite, name: str, run: Callable[[], list[Row]]) -> Unit:
-        extra = (" lpips" if suite.lpips else "") + (f" fid {self.settings.fid[0]}" if self.settings.fid else "")
-        return f"{suite.kind} {suite.weights} {name}{extra}", run
+        for cell in cells:
+            count = self.settings.cfg_images if "guided" in cell.sets else self.settings.images
+            name = f"{'+'.join(cell.sets)} {count} {cell.entry.label} N={cell.steps} {cell.prompt} cfg={cell.cfg:g}"
+            yield name, partial(measured, cell)
 
     def _sets(self, suite: Suite, names: Sequence[str]) -> list[Prepared]:
         return [self.prepared(suite.kind, name) for name in names]

@@ -16,6 +16,7 @@ from .measure import Suite
 from .photos import photographs
 from .results import Results, front, points, trained
 from .store import Row
+from .tables import by_variant
 
 TITLES: Final = {"sd3": "SD3 layout", "flux": "FLUX layout"}
 
@@ -72,20 +73,18 @@ def seeds_line(panel: Any, x: Iterable[float], values: Tensor, colour: Any, labe
     panel.fill_between(x, values.amin(0), values.amax(0), color=colour, alpha=0.2, linewidth=0)
 
 
-def by_steps(panel: Any, variants: Mapping[str, Sequence[Row]], baseline: Mapping[str, Sequence[Row]]) -> None:
-    """Latent SNR over N: a line a variant with the range of its seeds, whose round trips are under ``final``.
+def by_steps(panel: Any, report: Row) -> None:
+    """Latent SNR over N: a line a variant with the range of its seeds, and in grey what needs no training.
 
     Args:
         panel: to draw on.
-        variants: rows of each, one a seed.
-        baseline: round trips by name, drawn in grey.
+        report: an experiment's, as in :func:`.tables.by_seeds`.
     """
-    steps: list[int] = []
-    for number, (name, rows) in enumerate(variants.items()):
-        steps = [point["steps"] for point in rows[0]["final"]]
+    steps = [point["steps"] for point in report["rows"][0]["final"]]
+    for number, (name, rows) in enumerate(by_variant(report).items()):
         values = torch.tensor([[point["snr"] for point in row["final"]] for row in rows])
         seeds_line(panel, steps, values, f"C{number}", name, marker=4)
-    for line, (name, rows) in zip((":", "--", "-."), baseline.items(), strict=False):
+    for line, (name, rows) in zip((":", "--", "-."), report["baseline"].items(), strict=False):
         panel.plot(
             [row["steps"] for row in rows], [row["snr"] for row in rows], color="grey", linestyle=line, label=name
         )

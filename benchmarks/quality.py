@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from typing import Final
 
 import torch
@@ -19,14 +20,17 @@ PerImage = dict[str, Tensor]
 """A value an image ``[B]``, by metric."""
 
 
-def against_photo(images: Tensor, photos: Tensor, network: Lpips | None) -> PerImage:
-    """Images against the photos, both ``[B, 3, H, W]`` in [0, 1]; LPIPS only with its network."""
-    values = {
-        "psnr": psnr(images, photos).clamp_max(PSNR_CAP),
-        "ssim": ssim(images, photos),
-        "ms_ssim": ms_ssim(images, photos),
-        "mse": (images.double() - photos.double()).square().mean(dim=(1, 2, 3)),
+def against_photo(
+    images: Tensor, photos: Tensor, network: Lpips | None, names: Sequence[str] = ("psnr", "ssim", "ms_ssim", "mse")
+) -> PerImage:
+    """Images against the photos, both ``[B, 3, H, W]`` in [0, 1]; LPIPS too where there is its network."""
+    measures: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+        "psnr": lambda a, b: psnr(a, b).clamp_max(PSNR_CAP),
+        "ssim": ssim,
+        "ms_ssim": ms_ssim,
+        "mse": lambda a, b: (a.double() - b.double()).square().mean(dim=(1, 2, 3)),
     }
+    values = {name: measures[name](images, photos) for name in names if name in measures}
     if network is not None and min(photos.shape[-2:]) >= SMALLEST_SIDE:
         distance = perceptual(images, photos, network=network)
         assert distance is not None

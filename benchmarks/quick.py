@@ -44,8 +44,8 @@ class Check:
         return self.high > self.low
 
     def __str__(self) -> str:
-        verdict = "ok    " if self.holds else "FAILED"
-        return f"{verdict} {self.better} {self.high:.1f} dB > {self.worse} {self.low:.1f} dB"
+        seen = f"{self.better} {self.high:.1f} dB > {self.worse} {self.low:.1f} dB"
+        return ("ok     " if self.holds else "FAILED ") + seen
 
 
 def quick_images() -> Images:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
 from ..deepinv_core.methods import METHODS
 from . import plots
-from .entries import ENTRIES, FEW, GROUPS, Entry
+from .entries import ENTRIES, FEW, Entry
 from .photos import SHAPES
 from .plan import Plan, Settings, run
 from .plots import TITLES
-from .results import Point, Results, best_within, front, goals, load, points, trained, verdict
+from .results import GOALS, Point, Results, best_within, front, load, points, trained, verdict
 from .store import Row
 from .tables import METRICS, WHITENESS, by_steps, costs, fill, folded, interval, metrics, table
 
@@ -53,13 +53,16 @@ def write_page(folder: Path) -> None:
 def parts(results: Results) -> dict[str, str]:
     """What the page shows, by the name of its place."""
     about = results.about
+    versions = ", ".join(f"{name} {number}" for name, number in about["versions"].items())
+    machine = f"{about['machine']}, {about['threads']} thread(s), {versions}"
     lines: dict[str, Iterable[str]] = {
         "methods": [str(len({entry.method for entry in _measured(results)}))],
         "steps": [", ".join(map(str, results.steps))],
         "images": [str(about["images"])],
         "command": ["```sh", about["command"], "```"],
         "budgets": _budgets(results),
-        "keeping": _keeping(results),
+        "leapfrog": [_least(results, "leapfrog")],
+        "direct alignment": [_least(results, "direct_alignment")],
         "verdicts": _verdicts(results),
         "latent SNR": _latent_snr(results),
         "guidance": _guidance(results),
@@ -70,7 +73,7 @@ def parts(results: Results) -> dict[str, str]:
         "off training": _off_training(results),
         "goals": _goals(results),
         "solvers": _solvers(results),
-        "machine": [_machine(results)],
+        "machine": [f"{machine}; {about['seconds'] / 60:.0f} minutes"],
     }
     return {name: "\n".join(some).strip("\n") for name, some in lines.items()}
 
@@ -82,35 +85,25 @@ def _measured(results: Results) -> list[Entry]:
 
 def _budgets(results: Results) -> list[str]:
     """The best pure method for what can be spent, with a solver and without."""
-    kinds = ("with the included solver", "without a solver")
-    head = [
-        "base evaluations there and back",
-        *(f"{TITLES[model]}, {kind}" for model in results.models for kind in kinds),
-    ]
-    lines = [[f"at most {budget}"] for budget in BUDGETS]
+    head, lines = ["base evaluations there and back"], [[f"at most {budget}"] for budget in BUDGETS]
     for model in results.models:
         found = points(results.main(model))
-        for some in (found, [point for point in found if not trained(point.entry)]):
+        free = [point for point in found if not trained(point.entry)]
+        for some, kind in ((found, "with the included solver"), (free, "without a solver")):
+            head.append(f"{TITLES[model]}, {kind}")
             for line, budget in zip(lines, BUDGETS, strict=True):
                 line.append(str(best_within(some, budget) or "–"))
     return table(head, lines)
 
 
-def _keeping(results: Results) -> Iterator[str]:
-    """What those reach that keep more than the noise and give the photo back."""
-    for entry in _measured(results):
-        if entry.group in ("+pair", "exact"):
-            rows = [row for model in results.models for row in results.main(model) if row["entry"] == entry.label]
-            low = min(row["latent_snr_db"][0] for row in rows)
-            yield (
-                f"- `{entry.label}` ({GROUPS[entry.group]}) has {low:.0f} dB or more at every N from "
-                f"{results.steps[0]} to {results.steps[-1]} for the evaluations of Euler. It gives *this* photo back; "
-                "that says nothing of the noise, see [below](#is-the-noise-noise)."
-            )
+def _least(results: Results, label: str) -> str:
+    """A method's least latent SNR over all N and models, in dB."""
+    rows = [row for model in results.models for row in results.main(model) if row["entry"] == label]
+    return f"{min((row['latent_snr_db'][0] for row in rows), default=0):.0f}"
 
 
 def _verdicts(results: Results) -> Iterator[str]:
-    """How each pure method stands to the front, and the front itself."""
+    """How each pure method stands to the front (without a solver: to the front of such), and the front itself."""
     fronts = {}
     for model in results.models:
         found = [point for point in points(results.main(model)) if point.snr >= USABLE]
@@ -124,8 +117,7 @@ def _verdicts(results: Results) -> Iterator[str]:
                 found = everything if entry.solver else untrained
                 cells.append(_verdict(entry.label, found) if there else "no solver of this recipe")
             lines.append([f"`{entry.label}`", METHODS[entry.method].cost, *cells])
-    yield from table(["method", "cost up", *(TITLES[model] for model in results.models)], lines)
-    yield ""
+    yield from [*table(["method", "cost up", *(TITLES[model] for model in results.models)], lines), ""]
     for model, (everything, _) in fronts.items():
         best = [
             [f"{point.cost:.1f}", f"`{point.entry}`", str(point.steps), f"{point.snr:.1f} ± {point.width:.1f}"]
@@ -165,31 +157,25 @@ def _at(rows: Iterable[Row], steps: int) -> list[Row]:
     return [row for row in rows if row["steps"] == steps]
 
 
-def _guidance(results: Results) -> Iterator[str]:
-    """The best under guidance beside the best without, and what is left of the solvers' lead, trained at CFG 1."""
+def _snr(rows: Iterable[Row], steps: int) -> dict[str, list[float]]:
+    return {row["entry"]: row["latent_snr_db"] for row in _at(rows, steps) if "failed" not in row}
+
+
+def _guidance(results: Results) -> list[str]:
+    """The best under guidance, in brackets without; and what is left of the solvers' lead, trained at CFG 1."""
+    steps, lines = results.among((4, 8, 16, 50)), []
     for model in results.models:
-        plain, guided = points(results.trips(model)), points(results.guided(model))
-        pairs = [f"N = {n}: {_best_at(guided, n)} (CFG 1: {_best_at(plain, n)})" for n in results.among((8, 16, 50))]
-        yield f"- {TITLES[model]}, the best pure method at " + "; ".join(pairs) + "."
+        both = results.guided(model), results.trips(model)
+        best = [[max(points(_at(rows, n)), key=lambda point: point.snr) for rows in both] for n in steps]
+        cells = [f"`{at_cfg.entry}` {at_cfg.snr:.1f} (`{at_1.entry}` {at_1.snr:.1f})" for at_cfg, at_1 in best]
+        lines.append([f"{TITLES[model]}: the best pure method, dB", *cells])
         for solver, other in (("fast K=0", "uni_inv K=1"), ("paper K=0", "euler")):
-            leads = []
-            for n in results.among((4, 8, 16)):
-                at_cfg, at_1 = (_lead(rows, solver, other, n) for rows in (results.guided(model), results.trips(model)))
-                if at_cfg and at_1:
-                    leads.append(f"N = {n}: {at_cfg} ({at_1})")
-            if leads:
-                what = f"`{solver}` over `{other}` in dB, in brackets at CFG 1, where it was trained"
-                yield f"- {TITLES[model]}, {what}: " + "; ".join(leads) + "."
-
-
-def _lead(rows: Iterable[Row], better: str, worse: str, steps: int) -> str:
-    snr = {row["entry"]: row["latent_snr_db"][0] for row in _at(rows, steps) if "failed" not in row}
-    return f"{snr[better] - snr[worse]:+.1f}" if better in snr and worse in snr else ""
-
-
-def _best_at(found: Iterable[Point], steps: int) -> str:
-    best = max((point for point in found if point.steps == steps), key=lambda point: point.snr)
-    return f"`{best.entry}` {best.snr:.1f} dB"
+            found = [[_snr(rows, n) for rows in both] for n in steps]
+            if all(label in snr for pair in found for snr in pair for label in (solver, other)):
+                leads = [[snr[solver][0] - snr[other][0] for snr in pair] for pair in found]
+                cells = [f"{at_cfg:+.1f} ({at_1:+.1f})" for at_cfg, at_1 in leads]
+                lines.append([f"{TITLES[model]}: `{solver}` over `{other}`, dB", *cells])
+    return table(["", *(f"N = {n}" for n in steps)], lines)
 
 
 def _guided_snr(results: Results) -> Iterator[str]:
@@ -198,20 +184,21 @@ def _guided_snr(results: Results) -> Iterator[str]:
         yield from folded(title, by_steps(results.guided(model)))
 
 
-def _whitest(results: Results) -> Iterator[str]:
+def _whitest(results: Results) -> list[str]:
     """The best round trip's noise beside the whitest, by the distance of its deviation and correlation from 1 and 0."""
-    for steps in results.among((4,)):
-        for model in results.models:
-            rows = [row for row in _at(results.trips(model), steps) if row["kept"] == "pure" and "failed" not in row]
-            best = max(rows, key=lambda row: float(row["latent_snr_db"][0]))
-            whitest = min(rows, key=lambda row: abs(row["noise_std"][0] - 1) + abs(row["noise_neighbour"][0]))
-            first, second = (
-                f"`{row['entry']}` ({row['latent_snr_db'][0]:.1f} dB) with a standard deviation of "
-                f"{row['noise_std'][0]:.2f} and neighbours correlated by {row['noise_neighbour'][0]:.2f}"
-                for row in (best, whitest)
-            )
-            both = f"the best round trip is {first}; the whitest noise is that of {second}"
-            yield f"- {TITLES[model]}, N = {steps}: {both}."
+    lines = []
+    for model in results.models:
+        rows = [row for row in results.trips(model) if row["kept"] == "pure" and "failed" not in row]
+        rows = _at(rows, min(results.steps, key=lambda n: abs(n - 4)))
+        best = max(rows, key=lambda row: row["latent_snr_db"][0])
+        whitest = min(rows, key=lambda row: abs(row["noise_std"][0] - 1) + abs(row["noise_neighbour"][0]))
+        for what, row in (("the best round trip", best), ("the whitest noise", whitest)):
+            figures = [
+                f"{row[name][0]:.{digits}f}"
+                for name, digits in (("latent_snr_db", 1), ("noise_std", 2), ("noise_neighbour", 2))
+            ]
+            lines.append([f"{TITLES[model]}, N = {row['steps']}: {what}", f"`{row['entry']}`", *figures])
+    return table(["", "method", "latent SNR, dB", "standard deviation", "neighbour correlation"], lines)
 
 
 def _whiteness(results: Results) -> Iterator[str]:
@@ -250,18 +237,12 @@ def _off_training(results: Results) -> Iterator[str]:
         for n in off:
             swapped = results.where("swapped", model=model, steps=n)
             columns[f"to dog, N = {n}"] = {row["entry"]: row["agreement_db"] for row in swapped}
-        title = (
-            f"{TITLES[model]}: under the true class, CFG 1; and sampled back as a dog: nearness of the edit to "
-            "that from a converged inversion (Anderson K = 15)"
-        )
+        title = "under the true class, CFG 1; and sampled back as a dog: nearness of the edit to"
+        title = f"{TITLES[model]}: {title} that from a converged inversion (Anderson K = 15)"
         yield from folded(title, _side_by_side(columns))
 
 
-def _snr(rows: Iterable[Row], steps: int) -> dict[str, list[float]]:
-    return {row["entry"]: row["latent_snr_db"] for row in _at(rows, steps) if "failed" not in row}
-
-
-def _side_by_side(columns: dict[str, dict[str, list[float]]]) -> list[str]:
+def _side_by_side(columns: Mapping[str, dict[str, list[float]]]) -> list[str]:
     labels = [entry.label for entry in FEW if any(entry.label in cells for cells in columns.values())]
     lines = [[f"`{label}`", *(interval(cells.get(label), ".1f") for cells in columns.values())] for label in labels]
     return table(["", *columns], lines)
@@ -269,35 +250,25 @@ def _side_by_side(columns: dict[str, dict[str, list[float]]]) -> list[str]:
 
 def _goals(results: Results) -> list[str]:
     """What was asked of the solvers, and what was seen."""
-    found = {
-        model: {(row["claim"], row["steps"]): row for row in goals(results.main(model))} for model in results.models
-    }
     lines = []
-    for (claim, steps), first in found[results.models[0]].items():
-        cells = []
-        for rows in found.values():
-            row = rows.get((claim, steps))
-            met = row is not None and row["seen_db"] >= row["wanted_db"]
-            cells.append("–" if row is None else f"{row['seen_db']:+.1f} {'yes' if met else '**no**'}")
-        lines.append([claim, str(steps), f"{first['wanted_db']:+.0f}", *cells])
+    for claim, better, worse, margins in GOALS:
+        for steps, wanted in margins.items():
+            cells = []
+            for model in results.models:
+                snr = _snr(results.main(model), steps)
+                seen = round(snr[better][0] - snr[worse][0], 2) if better in snr and worse in snr else None
+                cells.append("–" if seen is None else f"{seen:+.1f} {'yes' if seen >= wanted else '**no**'}")
+            lines.append([claim, str(steps), f"{wanted:+.0f}", *cells])
     return table(["claim", "N", "wanted", *(TITLES[model] for model in results.models)], lines)
 
 
-def _solvers(results: Results) -> Iterator[str]:
+def _solvers(results: Results) -> list[str]:
+    lines = []
     for model, solvers in results.about["solvers"].items():
         for name, solver in solvers.items():
-            yield (
-                f"- **{name}** on the {TITLES[model]}: {solver['parameters']:,} parameters, "
-                f"{solver['share']:.0%} of a base evaluation in FLOPs"
-                + (f", {solver['images_seen']:,} images seen" if "images_seen" in solver else "")
-                + (f" in {solver['seconds'] / 60:.0f} minutes of one CPU core" if "seconds" in solver else "")
-                + (f", {solver['base_evaluations']:,} base evaluations" if "base_evaluations" in solver else "")
-                + "."
-            )
-
-
-def _machine(results: Results) -> str:
-    about = results.about
-    versions = ", ".join(f"{name} {number}" for name, number in about["versions"].items())
-    minutes = f"{about['seconds'] / 60:.0f} minutes of wall time, whatever else the machine did included"
-    return f"- {about['machine']}, {about['threads']} thread(s), {versions}; {minutes}."
+            size = [f"{solver['parameters']:,}", f"{solver['share']:.0%}"]
+            seen = [f"{solver[key]:,}" if key in solver else "" for key in ("images_seen", "base_evaluations")]
+            minutes = f"{solver['seconds'] / 60:.0f}" if "seconds" in solver else ""
+            lines.append([f"**{name}**, {TITLES[model]}", *size, *seen, minutes])
+    head = ["solver", "parameters", "FLOPs of a base evaluation", "images seen", "base evaluations"]
+    return table([*head, "minutes of one CPU core"], lines)

@@ -17,15 +17,7 @@ REFERENCES: Final = tuple(entry.label for entry in CONVERGED)
 
 @dataclass(frozen=True)
 class Point:
-    """A pure round trip on the plane of quality against cost.
-
-    Attributes:
-        entry: label of the method.
-        steps: N.
-        cost: base evaluations there and back, a solver's FLOPs as their share.
-        snr: latent SNR in dB, mean over images.
-        width: half its 95 % confidence interval.
-    """
+    """A pure round trip: its cost in base evaluations there and back, its latent SNR in dB and half the interval."""
 
     entry: str
     steps: int
@@ -37,12 +29,14 @@ class Point:
         return f"`{self.entry}`, N = {self.steps}: {self.snr:.1f} ± {self.width:.1f} dB"
 
 
-@dataclass(frozen=True)
-class Results:
-    """All rows of a run, and what its first line says."""
+class Results(Store):
+    """All rows of a run that has ended.
+
+    Attributes:
+        about: what its first line says.
+    """
 
     about: Row
-    rows: list[Row]
 
     @property
     def models(self) -> list[str]:
@@ -60,11 +54,8 @@ class Results:
 
     def where(self, part: str, **wanted: Any) -> list[Row]:
         """Rows of a part whose fields have these values."""
-        return [
-            row
-            for row in self.rows
-            if row["part"] == part and all(row.get(name) == value for name, value in wanted.items())
-        ]
+        wanted["part"] = part
+        return [row for row in self.rows if all(row.get(name) == value for name, value in wanted.items())]
 
     def trips(
         self, model: str, *, images: str = "test", prompt: str = "empty", cfg: float = 1.0, size: str = "64x64"
@@ -96,10 +87,10 @@ def load(path: Path) -> Results:
     Raises:
         DeepInvError: none there, or of a run that has not ended.
     """
-    store = Store(path)
-    if store.about is None:
+    results = Results(path)
+    if results.about is None:
         raise DeepInvError(f"{path} holds no finished run: `deepinv bench DATA --output` with the same folder goes on")
-    return Results(store.about, store.rows)
+    return results
 
 
 def points(rows: Iterable[Row]) -> list[Point]:
@@ -129,13 +120,7 @@ def front(found: Iterable[Point]) -> list[Point]:
 
 @dataclass(frozen=True)
 class Verdict:
-    """How a method stands to the front.
-
-    Attributes:
-        on_front: its N that are on it.
-        nearest: its own point that is nearest to the front.
-        rival: what is better there at no more cost; None where it is on the front.
-    """
+    """A method's N on the front, its own point nearest to it, and, where none is on it, what is better there."""
 
     on_front: list[int]
     nearest: Point
@@ -150,17 +135,6 @@ def verdict(label: str, found: Sequence[Point]) -> Verdict:
     _, nearest, rival = min(gaps, key=lambda gap: gap[0])
     on_front = sorted(point.steps for point in mine if point in best)
     return Verdict(on_front, nearest, None if on_front else rival)
-
-
-def goals(rows: Iterable[Row]) -> list[Row]:
-    """What the solvers are to reach, margins in dB of latent SNR: what was wanted and what was seen."""
-    snr = {(row["entry"], row["steps"]): row["latent_snr_db"][0] for row in rows if "failed" not in row}
-    return [
-        {"claim": claim, "steps": n, "wanted_db": wanted, "seen_db": round(snr[a, n] - snr[b, n], 2)}
-        for claim, a, b, margins in GOALS
-        for n, wanted in margins.items()
-        if (a, n) in snr and (b, n) in snr
-    ]
 
 
 GOALS: Final[tuple[tuple[str, str, str, dict[int, float]], ...]] = (

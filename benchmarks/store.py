@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import platform
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Final
@@ -21,10 +22,8 @@ def versions() -> dict[str, str]:
     """Versions of Python and the packages that numbers depend on."""
     found = {"python": platform.python_version()}
     for name in PACKAGES:
-        try:
+        with suppress(PackageNotFoundError):
             found[name] = version(name)
-        except PackageNotFoundError:
-            continue
     return found
 
 
@@ -37,12 +36,7 @@ class Store:
     """
 
     def __init__(self, path: Path, key: Sequence[str] = (), *, fresh: bool = False) -> None:
-        """Read what is there.
-
-        Args:
-            path: the file; made with the first row.
-            key: fields by which rows are found.
-            fresh: whether to begin with nothing.
+        """Read what is there, or begin afresh; ``key`` names fields. The file is made with the first row.
 
         Raises:
             DeepInvError: the file can't be read, or a line is no JSON object.
@@ -52,6 +46,10 @@ class Store:
         self.about = self.rows.pop(0) if self.rows and self.rows[0].get("part") == "about" else None
         self._found: dict[tuple[Any, ...], list[Row]] = {}
         self._index(self.rows)
+
+    def _index(self, rows: Sequence[Row]) -> None:
+        for row in rows:
+            self._found.setdefault(tuple(row.get(name) for name in self._key), []).append(row)
 
     def begin(self, command: str, settings: Mapping[str, Any]) -> None:
         """Say what the rows are of; kept as ``about`` from the first time on.
@@ -64,10 +62,6 @@ class Store:
             self.about = {"part": "about", "command": command, "versions": versions(), "settings": settings}
         require_same(self.about["settings"], settings, self.path, "choose another folder, or begin afresh")
 
-    def _index(self, rows: Sequence[Row]) -> None:
-        for row in rows:
-            self._found.setdefault(tuple(row.get(name) for name in self._key), []).append(row)
-
     def __contains__(self, key: tuple[Any, ...]) -> bool:
         return key in self._found
 
@@ -78,7 +72,11 @@ class Store:
         return self._found[key]
 
     def add(self, rows: Sequence[Row]) -> None:
-        """Append rows; raises as :func:`add_rows`."""
+        """Append rows.
+
+        Raises:
+            DeepInvError: the disk refuses.
+        """
         if not self._begun:  # without what an interrupted write left
             self.write(self.rows)
         add_rows(self.path, rows)
@@ -86,24 +84,19 @@ class Store:
         self._index(rows)
 
     def write(self, rows: Sequence[Row]) -> None:
-        """Write the file anew with these rows, ``about`` on top; raises as :func:`write_rows`."""
+        """Write the file anew with these rows, ``about`` on top; raises as :func:`replacing`."""
         self.rows, self._begun = list(rows), True
         write_rows(self.path, [*([self.about] if self.about else []), *self.rows])
 
 
 def require_same(before: Mapping[str, Any], now: Mapping[str, Any], where: Path, advice: str) -> None:
-    """Refuse to go on with results of other settings.
-
-    Raises:
-        DeepInvError: a setting differs; it is named, with both values.
-    """
+    """Refuse to go on with results of other settings; the first that differs is named, with both values."""
     now = json.loads(json.dumps(now))
-    other = [name for name in {**before, **now} if before.get(name) != now.get(name)]
-    if other:
-        raise DeepInvError(
-            f"{str(where)!r} holds results of other settings: {other[0]} was {before.get(other[0])!r:.200} and is "
-            f"{now.get(other[0])!r:.200}; {advice}"
-        )
+    for name in {**before, **now}:
+        was, value = before.get(name), now.get(name)
+        if was != value:
+            told = f"{name} was {was!r:.200} and is {value!r:.200}"
+            raise DeepInvError(f"{str(where)!r} holds results of other settings: {told}; {advice}")
 
 
 def read_rows(path: Path) -> list[Row]:
@@ -125,17 +118,13 @@ def read_rows(path: Path) -> list[Row]:
 
 
 def write_rows(path: Path, rows: Iterable[Row]) -> None:
-    """Write the lines whole or not at all; raises as :func:`..atomic.replacing`."""
+    """Write the lines whole or not at all; raises as :func:`replacing`."""
     with replacing(path) as temporary:
         temporary.write_text(_lines(rows), encoding="utf-8")
 
 
 def add_rows(path: Path, rows: Iterable[Row]) -> None:
-    """Add lines at once.
-
-    Raises:
-        DeepInvError: the disk refuses.
-    """
+    """Add lines at once; raises as :meth:`Store.add`."""
     try:
         with path.open("a", encoding="utf-8") as stream:
             stream.write(_lines(rows))

@@ -62,6 +62,15 @@ def table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> list[str]:
     return [f"| {' | '.join(cells)} |" for cells in rows]
 
 
+def listed(rows: Sequence[Row], columns: Mapping[str, tuple[str, str]]) -> list[str]:
+    """A line a row, a column a field that some row has, by its heading and format; empty where a row lacks it."""
+    used = {key: column for key, column in columns.items() if any(key in row for row in rows)}
+    lines = [
+        [format(row[key], form) if row.get(key) is not None else "" for key, (_, form) in used.items()] for row in rows
+    ]
+    return table([title for title, _ in used.values()], lines)
+
+
 def folded(summary: str, lines: Sequence[str]) -> list[str]:
     """Lines behind a heading to be opened."""
     return [f"<details><summary>{summary}</summary>", "", *lines, "", "</details>", ""]
@@ -141,23 +150,25 @@ def metrics(rows: Sequence[Row], ceiling: Row | None, columns: Mapping[str, tupl
     return lines
 
 
-def by_seeds(
-    variants: Mapping[str, Sequence[Row]], baseline: Mapping[str, Sequence[Row]], what: str, extra: Sequence[str] = ()
-) -> str:
-    """Latent SNR by N of each variant, mean and range over its seeds, and of the baselines; with the cost of training.
+def by_variant(report: Row) -> dict[str, list[Row]]:
+    """The rows of an experiment's variants, one a seed, in the order measured."""
+    names = dict.fromkeys(row["variant"] for row in report["rows"])
+    return {name: [row for row in report["rows"] if row["variant"] == name] for name in names}
+
+
+def by_seeds(report: Row, what: str, extra: Sequence[str] = ()) -> str:
+    """Latent SNR by N of an experiment's variants, mean and range over seeds, and of what needs no training.
 
     Args:
-        variants: rows of each, one a seed, whose round trips are under ``final``.
-        baseline: round trips by name.
+        report: whose rows have round trips under ``final``, and whose baseline is round trips by name.
         what: head of the first column.
         extra: more figures of the rows than the base evaluations spent.
     """
     names, lines = ["evaluations", *extra], []
-    for name, points in baseline.items():
+    for name, points in report["baseline"].items():
         lines.append([f"*{name}*", *(f"{point['snr']:.1f}" for point in points), *("0" for _ in names)])
-    steps: list[int] = []
-    for name, rows in variants.items():
-        steps = [point["steps"] for point in rows[0]["final"]]
+    steps = [point["steps"] for point in report["rows"][0]["final"]]
+    for name, rows in by_variant(report).items():
         columns = zip(*(row["final"] for row in rows), strict=True)
         cells = [spread([point["snr"] for point in points]) for points in columns]
         means = [round(sum(row.get(one, 0) for row in rows) / len(rows)) for one in names]

@@ -18,36 +18,23 @@ from .entries import Entry
 from .measure import Suite
 from .store import Row
 
-BASELINE: Final = Entry("euler")
+EULER: Final = Entry("euler")
 
 
 def timings(suite: Suite, entries: Sequence[Entry], latent: Tensor, steps: int, repeats: int) -> list[Row]:
     """Seconds there and back of each entry, repeats interleaved so that a busy machine slows all alike.
 
     ``up_ratio`` and ``both_ratio`` are medians over repeats of the time over Euler's in the same repeat, with the
-    smallest and the largest.
-
-    Args:
-        suite: the model.
-        entries: with Euler at the target sigma among them.
-        latent: ``[B, C, h, w]``.
-        steps: N.
-        repeats: after one that is not counted.
+    smallest and the largest; Euler is among the entries, and one repeat more is not counted.
     """
-    seconds: dict[str, list[tuple[float, float]]] = {entry.label: [] for entry in entries}
-    for _ in range(repeats + 1):
-        for entry in entries:
-            seconds[entry.label].append(suite.trip(entry, latent, steps).seconds)
-    base = seconds[BASELINE.label][1:]
+    seconds = [{entry: suite.trip(entry, latent, steps).seconds for entry in entries} for _ in range(repeats + 1)][1:]
     rows = []
     for entry in entries:
-        own = seconds[entry.label][1:]
-        row = _row("timing", suite, entry, latent, steps)
-        row["repeats"] = repeats
-        row["up_ratio"] = _spread([mine[0] / theirs[0] for mine, theirs in zip(own, base, strict=True)])
-        row["both_ratio"] = _spread([sum(mine) / sum(theirs) for mine, theirs in zip(own, base, strict=True)])
-        row["seconds_up"] = round(median(mine[0] for mine in own), 5)
-        rows.append(row)
+        pairs = [(one[entry], one[EULER]) for one in seconds]
+        row = _row("timing", suite, entry, latent, steps) | {"repeats": repeats}
+        row["up_ratio"] = _spread([mine[0] / theirs[0] for mine, theirs in pairs])
+        row["both_ratio"] = _spread([sum(mine) / sum(theirs) for mine, theirs in pairs])
+        rows.append({**row, "seconds_up": round(median(mine[0] for mine, _ in pairs), 5)})
     return rows
 
 

@@ -17,12 +17,12 @@ import torch
 from ...deepinv_core.embedded.spec import CONTEXT_TOKENS, SD3_CONFIG
 from ...deepinv_core.solver.cost import solver_flops, transformer_flops
 from .. import plots
-from ..entries import method_label
+from ..entries import Entry
 from ..store import Row
 from ..tables import spread
 from ..tables import table as markdown
 from .common import CORRECTOR, FAST, PAPER, PREDICTOR, Setup, of_steps, round_trips, train
-from .experiment import Experiment, Report, Scale
+from .experiment import Experiment, Report, Scale, as_json
 from .single_stream import SingleStreamConfig, SingleStreamSolver, single_stream_flops
 
 STEPS: Final = (2, 4, 8, 16)
@@ -38,14 +38,9 @@ SELF_LABELS: Final = replace(PAPER, rounds=0, grow_right=0, curriculum=((2, 80),
 
 VARIANTS: Final = {"dual": "dual branch", "single": "single stream", "predictor": "our predictor"}
 
-WITHOUT: Final = (
-    ("euler", None, False),
-    ("uni_inv", 1, False),
-    ("uni_inv_2", 1, False),
-    ("anderson", 1, True),
-    ("anderson_extrapolated", 2, True),
-)
-"""Method, K, and whether it spends one more base evaluation a step."""
+FREE: Final = (Entry("euler"), Entry("uni_inv", 1), Entry("uni_inv_2", 1))
+DEARER: Final = (Entry("anderson", 1), Entry("anderson_extrapolated", 2))
+"""Methods without a network; these spend one more base evaluation a step."""
 
 
 def flops() -> dict[str, int]:
@@ -63,21 +58,26 @@ def measure(setup: Setup, scale: Scale, variant: str, seed: int) -> Row:
     """Train one network and send photographs there and back, K = 0 and 1."""
     torch.manual_seed(seed)
     if variant == "predictor":
-        done = train(setup, FAST, scale.evaluations, seed, config=PREDICTOR)
+        network, costs = train(setup, FAST, scale.evaluations, seed, config=PREDICTOR)
     else:
-        network: Any = CORRECTOR.build() if variant == "dual" else SingleStreamSolver(SINGLE)
-        done = train(setup, SELF_LABELS, scale.evaluations, seed, start=network)
-    rows = {str(k): round_trips(setup, STEPS, network=done.network, refine=k, images=scale.images) for k in (0, 1)}
-    return {"parameters": done.parameters, **done.costs, "round_trips": rows}
+        start: Any = CORRECTOR.build() if variant == "dual" else SingleStreamSolver(SINGLE)
+        network, costs = train(setup, SELF_LABELS, scale.evaluations, seed, start=start)
+    entries = {str(k): Entry("deepinv", k) for k in (0, 1)}
+    rows = {k: round_trips(setup, STEPS, entry, network, images=scale.images) for k, entry in entries.items()}
+    return {**costs, "round_trips": rows}
 
 
 def baseline(setup: Setup, scale: Scale) -> list[Row]:
     """The methods without a network."""
-    found = []
-    for name, k, more in WITHOUT:
-        rows = round_trips(setup, STEPS, method=name, refine=k, images=scale.images)
-        found.append({"method": name, "refine": k, "more": more, "round_trips": rows})
-    return found
+    return [
+        {
+            "method": entry.method,
+            "refine": entry.refine,
+            "more": entry in DEARER,
+            "round_trips": round_trips(setup, STEPS, entry, images=scale.images),
+        }
+        for entry in (*FREE, *DEARER)
+    ]
 
 
 def _runs(report: Report, variant: str, k: str) -> tuple[list[list[Row]], float]:
@@ -92,8 +92,7 @@ def table(report: Report) -> str:
     lines = []
     for row in report["baseline"]:
         cost, snr = of_steps(row["round_trips"], COST_STEPS, "nfe"), [of_steps(row["round_trips"], n) for n in STEPS]
-        label = f"*{method_label(row['method'], row['refine'])}*"
-        lines.append([label, f"{cost:.1f}", *(f"{one:.1f}" for one in snr)])
+        lines.append([f"*{Entry(row['method'], row['refine']).label}*", f"{cost:.1f}", *(f"{one:.1f}" for one in snr)])
     for variant, name in VARIANTS.items():
         for k in ("0", "1"):
             runs, share = _runs(report, variant, k)
@@ -111,7 +110,7 @@ def draw(report: Report, path: Path) -> None:
         for line, row in enumerate(row for row in report["baseline"] if row["more"] == (k == "1")):
             points = [(one["nfe"], one["snr"]) for one in row["round_trips"]]
             style = {"linestyle": ("--", ":", "-.")[line % 3], "color": "grey", "marker": "."}
-            panel.plot(*zip(*points, strict=True), label=method_label(row["method"], row["refine"]), **style)
+            panel.plot(*zip(*points, strict=True), label=Entry(row["method"], row["refine"]).label, **style)
         for number, (variant, name) in enumerate(VARIANTS.items()):
             runs, share = _runs(report, variant, k)
             costs = [of_steps(runs[0], n, "nfe") + n * share for n in STEPS]
@@ -126,19 +125,10 @@ def draw(report: Report, path: Path) -> None:
     plots.save(made, path)
 
 
+SETTINGS: Final = {
+    "flops": flops(),
+    **as_json({"single": SINGLE, "predictor": PREDICTOR, "self_labels": SELF_LABELS, "fast": FAST}),
+}
 EXPERIMENT: Final = Experiment(
-    "architecture",
-    Scale(evaluations=8_000),
-    tuple(VARIANTS),
-    {
-        "flops": flops(),
-        "single": SINGLE.to_dict(),
-        "predictor": PREDICTOR.to_dict(),
-        "self_labels": SELF_LABELS.to_dict(),
-        "fast": FAST.to_dict(),
-    },
-    measure,
-    draw,
-    table,
-    {"baseline": baseline},
+    "architecture", Scale(8000), tuple(VARIANTS), SETTINGS, measure, draw, table, {"baseline": baseline}
 )

@@ -8,13 +8,15 @@ the grown ones are. There are more of these passes than in the recipe, for the b
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from .. import plots, tables
+from ..entries import Entry
 from ..store import Row
-from .common import PAPER, Setup, round_trips, train
-from .experiment import Experiment, Report, Scale, as_json, by_variant
+from .common import PAPER, TRAINED, Setup, round_trips, train, untrained
+from .experiment import Experiment, Report, Scale, as_json
 
 STEPS: Final = (1, 5, 10, 25, 50)
 BASE: Final = replace(PAPER, rounds=0, last_sweeps=4, last_always=True)
@@ -28,21 +30,15 @@ RECIPES: Final = {
 
 def measure(setup: Setup, scale: Scale, variant: str, seed: int) -> Row:
     """Train and measure."""
-    done = train(setup, RECIPES[variant], scale.evaluations, seed, config=scale.config)
-    final = round_trips(setup, STEPS, network=done.network, images=scale.images)
-    return {**done.costs, "parameters": done.parameters, "final": final}
-
-
-def baseline(setup: Setup, scale: Scale) -> dict[str, Any]:
-    """What needs no training."""
-    return {"Euler": round_trips(setup, STEPS, method="euler", images=scale.images)}
+    network, costs = train(setup, RECIPES[variant], scale.evaluations, seed, config=scale.config)
+    return {**costs, "final": round_trips(setup, STEPS, TRAINED, network, images=scale.images)}
 
 
 def draw(report: Report, path: Path) -> None:
     """Quality over N, and each seed's gain from growth at the two largest."""
-    variants = by_variant(report)
+    variants = tables.by_variant(report)
     made, panels = plots.figure(2, title="Branch depth: one more block, and where")
-    plots.by_steps(panels[0], variants, report["baseline"])
+    plots.by_steps(panels[0], report)
     panels[0].set_title("after training, mean and range of the seeds")
     without = {row["seed"]: row for row in variants.pop("none")}
     for number, rows in enumerate(variants.values()):
@@ -60,18 +56,7 @@ def draw(report: Report, path: Path) -> None:
     plots.save(made, path)
 
 
-def table(report: Report) -> str:
-    """Latent SNR in dB by N."""
-    return tables.by_seeds(by_variant(report), report["baseline"], "blocks added", ["updates", "parameters"])
-
-
-EXPERIMENT: Final = Experiment(
-    "branch_depth",
-    Scale(evaluations=9000),
-    tuple(RECIPES),
-    {"recipes": as_json(RECIPES)},
-    measure,
-    draw,
-    table,
-    {"baseline": baseline},
-)
+SETTINGS: Final = {"recipes": as_json(RECIPES)}
+TABLE: Final = partial(tables.by_seeds, what="blocks added", extra=["updates", "parameters"])
+FIXED: Final = {"baseline": lambda setup, scale: untrained(setup, scale.images, STEPS, {"Euler": Entry("euler")})}
+EXPERIMENT: Final = Experiment("branch_depth", Scale(9000), tuple(RECIPES), SETTINGS, measure, draw, TABLE, FIXED)

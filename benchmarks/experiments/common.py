@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -17,20 +17,23 @@ from ...deepinv_core.adapters.base_model import BaseModel
 from ...deepinv_core.embedded.model import load_embedded
 from ...deepinv_core.embedded.spec import CLASSES, CONTEXT_WIDTH, LATENT_CHANNELS, POOLED_WIDTH
 from ...deepinv_core.inversion import latent_snr
-from ...deepinv_core.methods import Method, Options, make_method
-from ...deepinv_core.solver import Config, CorrectorConfig, PredictorConfig, bind
+from ...deepinv_core.solver import Config, CorrectorConfig, PredictorConfig, Solver, bind
 from ...tools.embedded.data import load_split, upsample
 from ...training.latents import from_tensors
 from ...training.loop import Base, Budget, Training
 from ...training.objectives import Bound
 from ...training.recipes import FastRecipe, PaperRecipe, Recipe
 from ...training.validation import Checks
+from ..entries import Entry
 from ..measure import condition, prompted, there_and_back
 from ..quality import half_width
 from ..store import Row
 
 if TYPE_CHECKING:
     from ...deepinv_core.solver import Network
+
+TRAINED: Final = Entry("deepinv", 0)
+"""A trained solver, without iterations after its guess."""
 
 KIND: Final = "experiment_latents"
 SPLITS: Final = {"train": 4096, "test": 256}
@@ -136,28 +139,6 @@ def _encoded(model: BaseModel, archive: Path, split: str) -> dict[str, Tensor]:
     return {f"{split}.latents": torch.cat(parts), f"{split}.rows": rows, f"{split}.labels": photos.labels[rows]}
 
 
-@dataclass(frozen=True)
-class Trained:
-    """A solver and what it cost.
-
-    Attributes:
-        network: the averaged weights.
-        costs: base evaluations spent, of one image each; updates; seconds without the measuring.
-        skipped: updates that were not finite.
-        losses: images seen, and the mean loss since the entry before.
-    """
-
-    network: Network
-    costs: Row
-    skipped: int
-    losses: list[tuple[int, float]]
-
-    @property
-    def parameters(self) -> int:
-        """Number of weights."""
-        return sum(parameter.numel() for parameter in self.network.parameters())
-
-
 def train(
     setup: Setup,
     recipe: Recipe,
@@ -169,13 +150,13 @@ def train(
     classes: bool = False,
     watch: Callable[[Network, int], None] | None = None,
     marks: Sequence[int] = (),
-) -> Trained:
-    """Train a solver by a recipe.
+) -> tuple[Network, Row]:
+    """Train a solver by a recipe; returns it with averaged weights, and what it cost.
 
     Args:
         setup: the base model and the photographs.
         recipe: its settings.
-        evaluations: of the base model, to be spent.
+        evaluations: of the base model, of one image each, to be spent.
         seed: of the network's weights, the order of the photographs and the walks.
         config: the network.
         start: a network to go on from; it is changed. None for a new one of ``config``.
@@ -184,8 +165,7 @@ def train(
         marks: base evaluations, ascending.
     """
     torch.manual_seed(seed)
-    network = start or config.build()
-    waiting, watching = list(marks), 0.0
+    network, waiting, watching = start or config.build(), list(marks), 0.0
 
     def progress(event: object) -> None:
         nonlocal watching
@@ -195,54 +175,69 @@ def train(
             watch(training.network, training.evaluations)
             watching += time.monotonic() - began
 
+    base, photos = setup.base(classes), from_tensors([setup.train.latents], holdout=0)
+    budget, checks = Budget(evaluations=evaluations), Checks(steps=(), images=0)
     with tempfile.TemporaryDirectory() as folder:
-        photos, budget = from_tensors([setup.train.latents], holdout=0), Budget(evaluations=evaluations)
-        base, checks = setup.base(classes), Checks(steps=(), images=0)
         training = Training(
             base, photos, network, recipe, Path(folder), budget, seed=seed, checks=checks, progress=progress
         )
         began = time.monotonic()
         done = training.run()
+    costs = {"parameters": sum(parameter.numel() for parameter in done.network.parameters())}
+    costs |= {"evaluations": done.summary["base_evaluations"], "updates": done.summary["updates"]}
     seconds = round(time.monotonic() - began - watching, 1)
-    spent, updates = done.summary["base_evaluations"], done.summary["updates"]
-    costs = {"evaluations": spent, "updates": updates, "training_seconds": seconds}
-    return Trained(done.network, costs, done.summary["skipped"], done.losses)
+    return done.network, {**costs, "skipped": done.summary["skipped"], "training_seconds": seconds}
 
 
-def method_of(bound: Bound, network: Network | None, name: str = "deepinv", refine: int | None = None) -> Method:
-    """A method, with a network under the same prompt as its solver; the paper's with K = 0."""
-    solver = None if network is None else bind(network, bound.context, bound.pooled)
-    return make_method(name, Options(refine=(refine or 0) if network is not None else refine), solver=solver)
+def solver_of(bound: Bound, network: Network | None) -> Solver | None:
+    """A network under the prompt of a base; None for none."""
+    return None if network is None else bind(network, bound.context, bound.pooled)
 
 
 def round_trips(
-    setup: Setup,
-    steps: Sequence[int],
-    *,
-    network: Network | None = None,
-    method: str = "deepinv",
-    refine: int | None = None,
-    images: int = 32,
+    setup: Setup, steps: Sequence[int], entry: Entry, network: Network | None = None, *, images: int = 32
 ) -> list[Row]:
     """Invert the first test photographs and sample them back, at CFG 1, nothing kept but the noise.
+
+    Args:
+        setup: the base model, which is under the empty prompt, and the photographs.
+        steps: step counts.
+        entry: the method.
+        network: its solver's, for a method that has one.
+        images: number of photographs.
 
     Returns:
         A row for each step count: ``steps``, ``nfe`` (of the inversion), ``snr`` (latent SNR in dB, the mean over the
         photographs) and ``ci95``, the half width of its 95 % interval.
     """
     bound, clean = setup.bound(), setup.test.latents[:images]
-    rows = []
+    method, rows = entry.method_of(solver_of(bound, network)), []
     for count in steps:
-        made = method_of(bound, network, method, refine)
-        trip = there_and_back(bound.velocity, clean, setup.model.grid(count, clean), made)
+        trip = there_and_back(bound.velocity, clean, setup.model.grid(count, clean), method)
         rows.append({"steps": count, "nfe": trip.inversion.nfe, **quality(trip.back.latent, clean)})
     return rows
+
+
+def untrained(setup: Setup, images: int, steps: Sequence[int], entries: Mapping[str, Entry]) -> dict[str, list[Row]]:
+    """Round trips of methods without a network, by name."""
+    return {name: round_trips(setup, steps, entry, images=images) for name, entry in entries.items()}
 
 
 def quality(latent: Tensor, clean: Tensor) -> dict[str, float]:
     """Mean latent SNR in dB as ``snr``, and half of its 95 % confidence interval as ``ci95``."""
     snr = latent_snr(latent, clean).double()
     return {"snr": round(float(snr.mean()), 3), "ci95": round(half_width(snr), 3)}
+
+
+def watched(setup: Setup, steps: Sequence[int], images: int) -> tuple[list[Row], Callable[[Network, int], None]]:
+    """A list, and what adds round trips at K = 0 to it when a training says so; see :func:`train`."""
+    curve: list[Row] = []
+
+    def watch(network: Network, evaluations: int) -> None:
+        points = round_trips(setup, steps, TRAINED, network, images=images)
+        curve.extend({"evaluations": evaluations, **point} for point in points)
+
+    return curve, watch
 
 
 def of_steps(rows: Sequence[Row], steps: int, name: str = "snr") -> float:

@@ -7,22 +7,21 @@ of the step counts differs; the last is the recipe with its round of stored labe
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Final
 
 from .. import plots, tables
+from ..entries import Entry
 from ..store import Row
-from .common import PAPER, Setup, round_trips, train
-from .experiment import Experiment, Report, Scale, as_json, by_variant
-
-if TYPE_CHECKING:
-    from ...deepinv_core.solver import Network
+from .common import PAPER, TRAINED, Setup, round_trips, train, untrained, watched
+from .experiment import Experiment, Report, Scale, as_json
 
 STEPS: Final = (1, 2, 5, 10, 25, 50)
 CURVE_STEPS: Final = (5, 50)
 CURVE_IMAGES: Final = 12
 POINTS: Final = 6
-BASELINES: Final = {"Euler": "euler", "Uni-Inv (N + 1)": "uni_inv"}
+BASELINES: Final = {"Euler": Entry("euler"), "Uni-Inv (N + 1)": Entry("uni_inv")}
 
 ONE_ROUND: Final = replace(PAPER, rounds=0, grow_right=0)
 RECIPES: Final = {
@@ -37,48 +36,27 @@ RECIPES: Final = {
 
 def measure(setup: Setup, scale: Scale, variant: str, seed: int) -> Row:
     """Train, with round trips on the way and at the end."""
-    curve: list[Row] = []
-
-    def watch(network: Network, evaluations: int) -> None:
-        points = round_trips(setup, CURVE_STEPS, network=network, images=min(CURVE_IMAGES, scale.images))
-        curve.extend({"evaluations": evaluations, **point} for point in points)
-
+    curve, watch = watched(setup, CURVE_STEPS, min(CURVE_IMAGES, scale.images))
     marks = [scale.evaluations * k // POINTS for k in range(1, POINTS + 1)]
-    done = train(setup, RECIPES[variant], scale.evaluations, seed, config=scale.config, watch=watch, marks=marks)
-    final = round_trips(setup, STEPS, network=done.network, images=scale.images)
-    return {**done.costs, "curve": curve, "final": final}
-
-
-def baseline(setup: Setup, scale: Scale) -> dict[str, Any]:
-    """What needs no training."""
-    return {name: round_trips(setup, STEPS, method=method, images=scale.images) for name, method in BASELINES.items()}
+    network, costs = train(
+        setup, RECIPES[variant], scale.evaluations, seed, config=scale.config, watch=watch, marks=marks
+    )
+    return {**costs, "curve": curve, "final": round_trips(setup, STEPS, TRAINED, network, images=scale.images)}
 
 
 def draw(report: Report, path: Path) -> None:
     """Convergence at two step counts, and the final quality over all."""
-    variants = by_variant(report)
     made, panels = plots.figure(3, title="Curriculum: latent SNR of round trips, mean and range of the seeds")
     for steps, panel in zip(CURVE_STEPS, panels, strict=False):
-        for number, (name, rows) in enumerate(variants.items()):
+        for number, (name, rows) in enumerate(tables.by_variant(report).items()):
             plots.curve(panel, [row["curve"] for row in rows], steps, f"C{number}", name)
         panel.set(xlabel="base evaluations spent", ylabel="latent SNR, dB", title=f"N = {steps} during training")
-    plots.by_steps(panels[-1], variants, report["baseline"])
+    plots.by_steps(panels[-1], report)
     panels[-1].set_title("after training")
     plots.save(made, path)
 
 
-def table(report: Report) -> str:
-    """Latent SNR in dB by N."""
-    return tables.by_seeds(by_variant(report), report["baseline"], "trained on", ["updates"])
-
-
-EXPERIMENT: Final = Experiment(
-    "curriculum",
-    Scale(evaluations=16000),
-    tuple(RECIPES),
-    {"recipes": as_json(RECIPES), "curve_steps": CURVE_STEPS},
-    measure,
-    draw,
-    table,
-    {"baseline": baseline},
-)
+SETTINGS: Final = {"recipes": as_json(RECIPES), "curve_steps": CURVE_STEPS}
+TABLE: Final = partial(tables.by_seeds, what="trained on", extra=["updates"])
+FIXED: Final = {"baseline": lambda setup, scale: untrained(setup, scale.images, STEPS, BASELINES)}
+EXPERIMENT: Final = Experiment("curriculum", Scale(16000), tuple(RECIPES), SETTINGS, measure, draw, TABLE, FIXED)

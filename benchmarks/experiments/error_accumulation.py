@@ -42,9 +42,9 @@ def measure(setup: Setup, scale: Scale, variant: str, seed: int) -> Row:
         moments.append({"evaluations": evaluations, "errors": errors(setup, scale, network)})
 
     marks = [round(scale.evaluations * share) for share in SHARES[:-1]]
-    done = train(setup, PAPER, scale.evaluations, seed, config=scale.config, watch=watch, marks=marks)
-    watch(done.network, done.costs["evaluations"])
-    return {**done.costs, "moments": moments}
+    network, costs = train(setup, PAPER, scale.evaluations, seed, config=scale.config, watch=watch, marks=marks)
+    watch(network, costs["evaluations"])
+    return {**costs, "moments": moments}
 
 
 def errors(setup: Setup, scale: Scale, network: Network | None = None) -> dict[str, Any]:
@@ -97,13 +97,7 @@ def _line(moment: str, steps: int, found: Sequence[dict[str, Any]]) -> list[str]
     return [moment, str(steps), *(tables.spread([1000 * value for value in column]) for column in columns)]
 
 
+SETTINGS: Final = {"recipe": PAPER.to_dict(), "steps": STEPS, "shares": SHARES, "error_images": IMAGES}
 EXPERIMENT: Final = Experiment(
-    "error_accumulation",
-    Scale(evaluations=11000),
-    ("all rounds",),
-    {"recipe": PAPER.to_dict(), "steps": STEPS, "shares": SHARES, "error_images": IMAGES},
-    measure,
-    draw,
-    table,
-    {"baseline": errors},
+    "error_accumulation", Scale(11000), ("all rounds",), SETTINGS, measure, draw, table, {"baseline": errors}
 )

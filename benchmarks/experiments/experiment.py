@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -62,7 +62,7 @@ class Experiment:
     measure: Callable[[Setup, Scale, str, int], Row]
     draw: Callable[[Report, Path], None]
     table: Callable[[Report], str]
-    fixed: dict[str, Callable[[Setup, Scale], Any]] = field(default_factory=dict)
+    fixed: Mapping[str, Callable[[Setup, Scale], Any]] = field(default_factory=dict)
 
 
 def run(
@@ -106,9 +106,3 @@ def read(path: Path) -> Report:
 def as_json(recipes: dict[str, Any]) -> dict[str, Any]:
     """Recipes or networks by name, for :attr:`Experiment.settings`."""
     return json.loads(json.dumps({name: one.to_dict() for name, one in recipes.items()}))
-
-
-def by_variant(report: Report) -> dict[str, list[Row]]:
-    """The rows of each variant, in the order measured."""
-    names = dict.fromkeys(row["variant"] for row in report["rows"])
-    return {name: [row for row in report["rows"] if row["variant"] == name] for name in names}

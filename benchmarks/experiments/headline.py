@@ -11,9 +11,10 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import torch
 
@@ -26,38 +27,21 @@ from .. import plots
 from ..entries import Entry
 from ..measure import open_suite
 from ..store import Row, read_rows
-from ..tables import spread
+from ..tables import by_variant, spread
 from ..tables import table as markdown
-from .common import CORRECTOR, FAST, PAPER, PREDICTOR, Setup, round_trips, train
-from .experiment import Experiment, Report, Scale, by_variant
-
-if TYPE_CHECKING:
-    from ...deepinv_core.solver import Network
+from .common import CORRECTOR, FAST, PAPER, PREDICTOR, Setup, train, watched
+from .experiment import Experiment, Report, Scale
 
 STEPS: Final = (2, 4, 8, 16, 50)
 LAST: Final = 50
 SLOW: Final = "renoise K=9"
 STRONG: Final = (SLOW, "easyinv", "paper K=0", "fast K=0")
 
-ENTRIES: Final = (
-    Entry("easyinv"),
-    Entry("euler"),
-    Entry("uni_inv", 1),
-    Entry("fireflow"),
-    Entry("anderson_extrapolated", 2),
-    Entry("deepinv", 0, "paper"),
-    Entry("deepinv_mixed", 0, "paper"),
-    Entry("deepinv", 1, "paper"),
-    Entry("deepinv", 0, "fast"),
-    Entry("deepinv", 1, "fast"),
-    Entry("renoise", 9),
-)
-ASSISTED: Final = (
-    Entry("easyinv", assisted=True),
-    Entry("euler", assisted=True),
-    Entry("deepinv_mixed", 0, "paper", assisted=True),
-    Entry("deepinv", 0, "fast", assisted=True),
-)
+FREE: Final = (Entry("easyinv"), Entry("euler"), Entry("uni_inv", 1), Entry("fireflow"))
+MIXED: Final = Entry("deepinv_mixed", 0, "paper")
+SOLVERS: Final = (Entry("deepinv", 0, "paper"), MIXED, Entry("deepinv", 1, "paper"), Entry("deepinv", 0, "fast"))
+ENTRIES: Final = (*FREE, Entry("anderson_extrapolated", 2), *SOLVERS, Entry("deepinv", 1, "fast"), Entry("renoise", 9))
+ASSISTED: Final = tuple(replace(entry, assisted=True) for entry in (*FREE[:2], MIXED, SOLVERS[-1]))
 
 RECIPES: Final[dict[str, tuple[Recipe, Config]]] = {"paper": (PAPER, CORRECTOR), "fast": (FAST, PREDICTOR)}
 CURVE_STEPS: Final = (4, 8, 16)
@@ -98,17 +82,12 @@ def baseline(setup: Setup, scale: Scale) -> dict[str, Any]:
 def measure(setup: Setup, scale: Scale, variant: str, seed: int) -> Row:
     """Train by one recipe, with round trips on the way, the untrained network's first."""
     recipe, config = RECIPES[variant]
-    curve: list[Row] = []
-
-    def watch(network: Network, evaluations: int) -> None:
-        points = round_trips(setup, CURVE_STEPS, network=network, refine=0, images=min(CURVE_IMAGES, scale.images))
-        curve.extend({"evaluations": evaluations, **point} for point in points)
-
+    curve, watch = watched(setup, CURVE_STEPS, min(CURVE_IMAGES, scale.images))
     torch.manual_seed(seed)
     watch(config.build().eval(), 0)
     marks = [round(scale.evaluations * (k / POINTS) ** 2) for k in range(1, POINTS + 1)]
-    done = train(setup, recipe, scale.evaluations, seed, config=config, watch=watch, marks=marks)
-    return {**done.costs, "curve": curve}
+    _, costs = train(setup, recipe, scale.evaluations, seed, config=config, watch=watch, marks=marks)
+    return {**costs, "curve": curve}
 
 
 def long_runs(folder: Path) -> dict[str, list[Row]]:
@@ -246,13 +225,7 @@ def draw(report: Report, path: Path) -> None:
     plots.save(made, path)
 
 
+SETTINGS: Final = {"recipes": {name: [one.to_dict() for one in both] for name, both in RECIPES.items()}}
 EXPERIMENT: Final = Experiment(
-    "headline",
-    Scale(evaluations=8_000),
-    tuple(RECIPES),
-    {"recipes": {name: [recipe.to_dict(), config.to_dict()] for name, (recipe, config) in RECIPES.items()}},
-    measure,
-    draw,
-    table,
-    {"baseline": baseline},
+    "headline", Scale(8000), tuple(RECIPES), SETTINGS, measure, draw, table, {"baseline": baseline}
 )

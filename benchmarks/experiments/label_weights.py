@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -19,8 +19,8 @@ import torch
 
 from .. import plots, tables
 from ..store import Row
-from .common import PAPER, Setup, round_trips, train
-from .experiment import Experiment, Report, Scale, as_json, by_variant
+from .common import PAPER, TRAINED, Setup, round_trips, train
+from .experiment import Experiment, Report, Scale, as_json
 
 if TYPE_CHECKING:
     from ...deepinv_core.solver import Network
@@ -43,24 +43,22 @@ RECIPES: Final = {
 
 @lru_cache(maxsize=1)
 def _round_0(setup: Setup, scale: Scale, seed: int) -> Network:
-    return train(setup, ROUND_0, scale.evaluations, seed, config=scale.config).network
+    return train(setup, ROUND_0, scale.evaluations, seed, config=scale.config)[0]
 
 
 def measure(setup: Setup, scale: Scale, variant: str, seed: int) -> Row:
     """Go on from round 0's solver, and measure; the variant without a cell is that solver itself."""
-    start = copy.deepcopy(_round_0(setup, scale, seed)).requires_grad_(True)
-    if variant == BEFORE:
-        return {"evaluations": 0, "final": round_trips(setup, STEPS, network=start, images=scale.images)}
-    done = train(setup, RECIPES[variant], scale.evaluations, seed, start=start)
-    losses = {"skipped": done.skipped, "losses": [loss for _, loss in done.losses]}
-    return {**done.costs, **losses, "final": round_trips(setup, STEPS, network=done.network, images=scale.images)}
+    network, costs = copy.deepcopy(_round_0(setup, scale, seed)).requires_grad_(True), {"evaluations": 0}
+    if variant != BEFORE:
+        network, costs = train(setup, RECIPES[variant], scale.evaluations, seed, start=network)
+    return {**costs, "final": round_trips(setup, STEPS, TRAINED, network, images=scale.images)}
 
 
 def draw(report: Report, path: Path) -> None:
     """The gain over round 0's solver, a map a step count."""
     title = "Latent SNR gained since round 0, dB, mean of the seeds"
     made, panels = plots.figure(len(STEPS), title=title, size=(5.4, 3.8))
-    variants, columns = by_variant(report), (*SWITCHES, 1.0)
+    variants, columns = tables.by_variant(report), (*SWITCHES, 1.0)
     for at, (steps, panel) in enumerate(zip(STEPS, panels, strict=True)):
         before = {row["seed"]: row["final"][at]["snr"] for row in variants[BEFORE]}
         values = torch.full((len(WEIGHTS), len(columns)), float("nan"))
@@ -79,25 +77,8 @@ def draw(report: Report, path: Path) -> None:
     plots.save(made, path)
 
 
-def table(report: Report) -> str:
-    """Latent SNR in dB by N, and the updates that were not finite."""
-    lines = []
-    for name, rows in by_variant(report).items():
-        columns = zip(*(row["final"] for row in rows), strict=True)
-        cells = [tables.spread([point["snr"] for point in points]) for points in columns]
-        skipped = "" if name == BEFORE else str(sum(row["skipped"] for row in rows))
-        spent = round(sum(row["evaluations"] for row in rows) / len(rows))
-        lines.append([name, *cells, f"{spent:,}", skipped])
-    head = ["lambda_1 / lambda_2, k", *(f"N = {n}" for n in STEPS), "base evaluations", "updates skipped"]
-    return "\n".join(tables.table(head, lines))
-
-
+SETTINGS: Final = {"round_0": ROUND_0.to_dict(), "recipes": as_json(RECIPES)}
+TABLE: Final = partial(tables.by_seeds, what="lambda_1 / lambda_2, k", extra=["skipped"])
 EXPERIMENT: Final = Experiment(
-    "label_weights",
-    Scale(evaluations=4000, images=24),
-    (BEFORE, *RECIPES),
-    {"round_0": ROUND_0.to_dict(), "recipes": as_json(RECIPES)},
-    measure,
-    draw,
-    table,
+    "label_weights", Scale(4000, images=24), (BEFORE, *RECIPES), SETTINGS, measure, draw, TABLE
 )

@@ -13,6 +13,7 @@ import base64
 import io
 import textwrap
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -23,10 +24,11 @@ from torch import Tensor
 
 from ...deepinv_core.images import to_image
 from .. import plots, tables
+from ..entries import Entry
 from ..measure import there_and_back
 from ..store import Row
-from .common import PAPER, Setup, method_of, round_trips, train
-from .experiment import Experiment, Report, Scale, as_json, by_variant
+from .common import PAPER, TRAINED, Setup, round_trips, solver_of, train, untrained
+from .experiment import Experiment, Report, Scale, as_json
 from .trajectory import exact_trajectory, step_errors
 
 if TYPE_CHECKING:
@@ -48,20 +50,15 @@ RECIPES: Final = {
 
 def measure(setup: Setup, scale: Scale, variant: str, seed: int) -> Row:
     """Train and measure; the first seed's reconstructions are kept as pictures."""
-    done = train(setup, RECIPES[variant], scale.evaluations, seed, config=scale.config)
-    row = {**done.costs, "final": round_trips(setup, STEPS, network=done.network, images=scale.images)}
-    row["errors"] = errors(setup, scale, done.network)
-    return row if seed != scale.seeds[0] else {**row, "pictures": pictures(setup, done.network)}
+    network, costs = train(setup, RECIPES[variant], scale.evaluations, seed, config=scale.config)
+    row = {**costs, "final": round_trips(setup, STEPS, TRAINED, network, images=scale.images)}
+    row["errors"] = errors(setup, scale, network)
+    return row if seed != scale.seeds[0] else {**row, "pictures": pictures(setup, network)}
 
 
 def errors(setup: Setup, scale: Scale, network: Network | None) -> Row:
     """Errors of each step; of Euler's own without a network."""
     return step_errors(setup, network, exact_trajectory(setup, ERROR_STEPS, min(ERROR_IMAGES, scale.images)))
-
-
-def baseline(setup: Setup, scale: Scale) -> dict[str, Any]:
-    """What needs no training."""
-    return {"Euler": round_trips(setup, STEPS, method="euler", images=scale.images)}
 
 
 def extras(setup: Setup, scale: Scale) -> dict[str, Any]:
@@ -73,7 +70,7 @@ def extras(setup: Setup, scale: Scale) -> dict[str, Any]:
 def pictures(setup: Setup, network: Network | None) -> str:
     """The first test photographs after a round trip, by Euler without a network."""
     bound, clean = setup.bound(), setup.test.latents[:PICTURES]
-    method = method_of(bound, network, "deepinv" if network else "euler")
+    method = Entry("deepinv" if network else "euler").method_of(solver_of(bound, network))
     trip = there_and_back(bound.velocity, clean, setup.model.grid(PICTURE_STEPS, clean), method)
     return strip(setup.model.decode(trip.back.latent))
 
@@ -88,7 +85,7 @@ def strip(images: Tensor) -> str:
 def draw(report: Report, path: Path) -> None:
     """Errors along the trajectory, and the reconstructions side by side."""
     made, panels = plots.figure(4, title="Labels", size=(5.4, 5.2))
-    variants, euler = by_variant(report), report["extras"]["errors"]
+    variants, euler = tables.by_variant(report), report["extras"]["errors"]
     kinds = {"local": "from the exact latent", "along": "inverting", "own": "inverting, to what the way back uses"}
     for panel, (kind, what) in zip(panels, kinds.items(), strict=False):
         places = range(1, len(euler[kind]) + 1)
@@ -117,18 +114,10 @@ def _draw_pictures(panel: Any, columns: dict[str, str]) -> None:
     panel.set_title(f"round trips, N = {PICTURE_STEPS}")
 
 
-def table(report: Report) -> str:
-    """Latent SNR in dB by N."""
-    return tables.by_seeds(by_variant(report), report["baseline"], "label", ["updates"])
-
-
-EXPERIMENT: Final = Experiment(
-    "labels",
-    Scale(evaluations=10000),
-    tuple(RECIPES),
-    {"recipes": as_json(RECIPES), "error_steps": ERROR_STEPS},
-    measure,
-    draw,
-    table,
-    {"baseline": baseline, "extras": extras},
-)
+SETTINGS: Final = {"recipes": as_json(RECIPES), "error_steps": ERROR_STEPS}
+TABLE: Final = partial(tables.by_seeds, what="label", extra=["updates"])
+FIXED: Final = {
+    "baseline": lambda setup, scale: untrained(setup, scale.images, STEPS, {"Euler": Entry("euler")}),
+    "extras": extras,
+}
+EXPERIMENT: Final = Experiment("labels", Scale(10000), tuple(RECIPES), SETTINGS, measure, draw, TABLE, FIXED)

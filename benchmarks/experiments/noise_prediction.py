@@ -21,28 +21,19 @@ import torch
 
 from ...deepinv_core.errors import DeepInvError
 from .. import plots
-from ..entries import method_label
+from ..entries import Entry
 from ..store import Row
-from ..tables import spread
+from ..tables import by_variant, spread
 from ..tables import table as markdown
 from .common import FAST, PREDICTOR, Setup, of_steps, round_trips, train
-from .experiment import Experiment, Report, Scale, by_variant
+from .experiment import Experiment, Report, Scale
 from .noise_model import load_noise_base
 
 STEPS: Final = (2, 4, 8, 16, 50)
-METHODS: Final = (
-    ("euler", None),
-    ("easyinv", None),
-    ("uni_inv", 1),
-    ("uni_inv_2", 1),
-    ("fireflow", None),
-    ("rf_solver", None),
-    ("anderson", 1),
-    ("anderson", 2),
-    ("anderson_extrapolated", 2),
-)
-RIVALS: Final = ("uni_inv K=1", "uni_inv_2 K=1", "fireflow")
+RIVALS: Final = (Entry("uni_inv", 1), Entry("uni_inv_2", 1), Entry("fireflow"))
 """The methods that cost N + 1 evaluations, as the solver with K = 0."""
+OTHERS: Final = (Entry("rf_solver"), Entry("anderson", 1), Entry("anderson", 2), Entry("anderson_extrapolated", 2))
+METHODS: Final = (Entry("euler"), Entry("easyinv"), *RIVALS, *OTHERS)
 
 VARIANTS: Final = {"flow": "velocity (rectified flow)", "noise": "noise prediction"}
 
@@ -59,18 +50,16 @@ def _on(setup: Setup, variant: str) -> Setup:
 def measure(setup: Setup, scale: Scale, variant: str, seed: int) -> Row:
     """Train on one base, and send photographs there and back, K = 0 and 1."""
     mine = _on(setup, variant)
-    done = train(mine, FAST, scale.evaluations, seed, config=PREDICTOR)
-    trips = {str(k): round_trips(mine, STEPS, network=done.network, refine=k, images=scale.images) for k in (0, 1)}
-    return {**done.costs, "round_trips": trips}
+    network, costs = train(mine, FAST, scale.evaluations, seed, config=PREDICTOR)
+    entries = {str(k): Entry("deepinv", k) for k in (0, 1)}
+    trips = {k: round_trips(mine, STEPS, entry, network, images=scale.images) for k, entry in entries.items()}
+    return {**costs, "round_trips": trips}
 
 
 def baseline(setup: Setup, scale: Scale) -> dict[str, dict[str, Any]]:
     """The methods without a network, on both bases."""
     return {
-        variant: {
-            method_label(name, k): round_trips(_on(setup, variant), STEPS, method=name, refine=k, images=scale.images)
-            for name, k in METHODS
-        }
+        variant: {e.label: round_trips(_on(setup, variant), STEPS, e, images=scale.images) for e in METHODS}
         for variant in VARIANTS
     }
 
@@ -103,9 +92,9 @@ def table(report: Report) -> str:
     gains = [["rank correlation of the methods", *(f"{rank_correlation(*pair):.2f}" for pair in pairs)]]
     for variant, name in VARIANTS.items():
         for rival in RIVALS:
-            rows = bases[variant][rival]
+            rows = bases[variant][rival.label]
             over = [[snr - of_steps(rows, n) for snr in _solver(report, variant, "0", n)] for n in STEPS]
-            gains.append([f"{name}: solver K=0 over {rival}", *map(spread, over)])
+            gains.append([f"{name}: solver K=0 over {rival.label}", *map(spread, over)])
     return "\n".join([*lines, *markdown(["", *columns], gains)])
 
 
@@ -127,13 +116,7 @@ def draw(report: Report, path: Path) -> None:
     plots.save(made, path)
 
 
+SETTINGS: Final = {"recipe": FAST.to_dict(), "predictor": PREDICTOR.to_dict()}
 EXPERIMENT: Final = Experiment(
-    "noise_prediction",
-    Scale(evaluations=32_000),
-    tuple(VARIANTS),
-    {"recipe": FAST.to_dict(), "predictor": PREDICTOR.to_dict()},
-    measure,
-    draw,
-    table,
-    {"baseline": baseline},
+    "noise_prediction", Scale(32000), tuple(VARIANTS), SETTINGS, measure, draw, table, {"baseline": baseline}
 )

@@ -9,8 +9,6 @@ was trained on photographs alone.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, Final
@@ -18,51 +16,39 @@ from typing import Any, Final
 from torch import Tensor
 
 from ...deepinv_core.errors import DeepInvError
-from ...deepinv_core.methods import Method
+from ...deepinv_core.solver import Network
 from ...tools.embedded.classifier import Classifier, accuracy, load_classifier
 from ...training.objectives import Bound
 from .. import plots
-from ..entries import method_label
+from ..entries import Entry
 from ..measure import there_and_back
 from ..store import Row
-from ..tables import spread
+from ..tables import by_variant, spread
 from ..tables import table as markdown
-from .common import FAST, PREDICTOR, Setup, method_of, quality, train
-from .experiment import Experiment, Report, Scale, by_variant
+from .common import FAST, PREDICTOR, TRAINED, Setup, quality, solver_of, train
+from .experiment import Experiment, Report, Scale
 
 STEPS: Final = (4, 16)
 GUIDED: Final = 4.0
 """The real CFG, as in the benchmark."""
 
 VARIANTS: Final = ("empty", "true")
-WITHOUT: Final = (("euler", None), ("uni_inv", 1), ("anderson_extrapolated", 3))
-
-
-@dataclass(frozen=True)
-class PromptTrip:
-    """Prompt and guidance up, and down: ``empty`` or ``true``."""
-
-    up: str
-    cfg_up: float
-    back: str
-    cfg_back: float
-
-    @property
-    def label(self) -> str:
-        """For people."""
-        sides = ((self.up, self.cfg_up), (self.back, self.cfg_back))
-        return " → ".join(prompt if cfg == 1 else f"{prompt}, CFG {cfg:g}" for prompt, cfg in sides)
+WITHOUT: Final = (Entry("euler"), Entry("uni_inv", 1), Entry("anderson_extrapolated", 3))
 
 
 TRIPS: Final = (
-    PromptTrip("empty", 1.0, "empty", 1.0),
-    PromptTrip("true", 1.0, "true", 1.0),
-    PromptTrip("true", GUIDED, "true", GUIDED),
-    PromptTrip("empty", 1.0, "true", GUIDED),
-    PromptTrip("true", 1.0, "true", GUIDED),
+    (("empty", 1.0), ("empty", 1.0)),
+    (("true", 1.0), ("true", 1.0)),
+    (("true", GUIDED), ("true", GUIDED)),
+    (("empty", 1.0), ("true", GUIDED)),
+    (("true", 1.0), ("true", GUIDED)),
 )
-"""The first two are the question at CFG 1; the third is a round trip under guidance; the last two invert without
-guidance and sample with it, which is where null-text optimisation would act."""
+"""Prompt and guidance up, and down. The first two are the question at CFG 1; the third is a round trip under guidance;
+the last two invert without guidance and sample with it, which is where null-text optimisation would act."""
+
+LABELS: Final = [
+    " → ".join(prompt if cfg == 1 else f"{prompt}, CFG {cfg:g}" for prompt, cfg in sides) for sides in TRIPS
+]
 
 
 @cache
@@ -82,16 +68,17 @@ def under(setup: Setup, prompt: str, labels: Tensor, cfg: float = 1.0) -> Bound:
     return setup.bound(labels, cfg) if prompt == "true" else setup.bound()
 
 
-def trips(setup: Setup, method: Callable[[Bound], Method], images: int) -> list[Row]:
+def trips(setup: Setup, entry: Entry, images: int, network: Network | None = None) -> list[Row]:
     """Every trip at every step count: latent SNR, and the share in which the classifier sees the true class."""
     clean, labels = setup.test.latents[:images], setup.test.labels[:images]
     rows = []
     for steps in STEPS:
         grid = setup.model.grid(steps, clean)
-        for trip in TRIPS:
-            up, back = under(setup, trip.up, labels, trip.cfg_up), under(setup, trip.back, labels, trip.cfg_back)
-            latent = there_and_back(up.velocity, clean, grid, method(up), down=back.velocity).back.latent
-            row = {"steps": steps, "trip": trip.label, **quality(latent, clean)}
+        for label, sides in zip(LABELS, TRIPS, strict=True):
+            up, back = (under(setup, prompt, labels, cfg) for prompt, cfg in sides)
+            method = entry.method_of(solver_of(up, network))
+            latent = there_and_back(up.velocity, clean, grid, method, down=back.velocity).back.latent
+            row = {"steps": steps, "trip": label, **quality(latent, clean)}
             rows.append({**row, "seen": seen(setup, latent, labels)})
     return rows
 
@@ -103,17 +90,14 @@ def seen(setup: Setup, latent: Tensor, labels: Tensor) -> float:
 
 def measure(setup: Setup, scale: Scale, variant: str, seed: int) -> Row:
     """Train under one prompt, and use the solver under both."""
-    done = train(setup, FAST, scale.evaluations, seed, config=PREDICTOR, classes=variant == "true")
-    return {**done.costs, "trips": trips(setup, lambda bound: method_of(bound, done.network), scale.images)}
+    network, costs = train(setup, FAST, scale.evaluations, seed, config=PREDICTOR, classes=variant == "true")
+    return {**costs, "trips": trips(setup, TRAINED, scale.images, network)}
 
 
 def baseline(setup: Setup, scale: Scale) -> dict[str, Any]:
     """The methods without a network, and how often the class is seen without an inversion."""
     clean, labels = setup.test.latents[: scale.images], setup.test.labels[: scale.images]
-    found = []
-    for name, k in WITHOUT:
-        rows = trips(setup, lambda bound, name=name, k=k: method_of(bound, None, name, k), scale.images)  # type: ignore
-        found.append({"method": method_label(name, k), "trips": rows})
+    found = [{"method": entry.label, "trips": trips(setup, entry, scale.images)} for entry in WITHOUT]
     return {"seen_in_the_vae_s_decode": seen(setup, clean, labels), "methods": found}
 
 
@@ -121,7 +105,7 @@ def _lines(report: Report, steps: int) -> dict[str, list[list[Row]]]:
     """By method or training prompt: the rows of each trip at a step count, one a seed."""
     runs = {f"*{row['method']}*": [row] for row in report["baseline"]["methods"]}
     runs |= {f"solver trained under {name}": rows for name, rows in by_variant(report).items()}
-    wanted = [(steps, trip.label) for trip in TRIPS]
+    wanted = [(steps, label) for label in LABELS]
     return {
         name: [[one for row in rows for one in row["trips"] if (one["steps"], one["trip"]) == key] for key in wanted]
         for name, rows in runs.items()
@@ -140,7 +124,7 @@ def table(report: Report) -> str:
             [name, *(f"{spread([row['snr'] for row in rows])}; {100 * _mean(rows, 'seen'):.0f} %" for rows in by_trip)]
             for name, by_trip in _lines(report, steps).items()
         ]
-        lines += [*markdown([f"N = {steps}", *(trip.label for trip in TRIPS)], cells), ""]
+        lines += [*markdown([f"N = {steps}", *LABELS], cells), ""]
     return "\n".join(lines[:-1])
 
 
@@ -148,7 +132,7 @@ def draw(report: Report, path: Path) -> None:
     """Bars of both figures, a group a trip."""
     title = "Prompts: round trips under the empty prompt and the true class"
     made, panels = plots.figure(2, 2, title=title, size=(5.4, 3.6))
-    labels = [trip.label.replace(" → ", "\n→ ") for trip in TRIPS]
+    labels = [label.replace(" → ", "\n→ ") for label in LABELS]
     for column, steps in enumerate(STEPS):
         lines = _lines(report, steps)
         for panel, key, scale in ((panels[column], "snr", 1), (panels[2 + column], "seen", 100)):
@@ -165,13 +149,7 @@ def draw(report: Report, path: Path) -> None:
     plots.save(made, path)
 
 
+SETTINGS: Final = {"cfg": GUIDED, "recipe": FAST.to_dict(), "predictor": PREDICTOR.to_dict()}
 EXPERIMENT: Final = Experiment(
-    "prompts",
-    Scale(evaluations=8_000, images=64),
-    VARIANTS,
-    {"cfg": GUIDED, "recipe": FAST.to_dict(), "predictor": PREDICTOR.to_dict()},
-    measure,
-    draw,
-    table,
-    {"baseline": baseline},
+    "prompts", Scale(8000, images=64), VARIANTS, SETTINGS, measure, draw, table, {"baseline": baseline}
 )

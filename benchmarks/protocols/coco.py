@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -22,15 +21,16 @@ from ...deepinv_core.adapters.base_model import BaseModel
 from ...deepinv_core.errors import DeepInvError
 from ...deepinv_core.images import to_image, to_tensor
 from ...deepinv_core.inversion import latent_snr
-from ...deepinv_core.lpips import Lpips, load_lpips
-from ...deepinv_core.metrics import PSNR_CAP, perceptual, psnr, ssim
+from ...deepinv_core.lpips import load_lpips
+from ...deepinv_core.methods import Method
 from ...deepinv_core.photo_file import open_photo, shown_size
-from ...deepinv_core.solver import Solver
+from ..entries import Entry
 from ..measure import there_and_back
+from ..quality import against_photo
 from ..store import Row
 from ..tables import cell
 from . import common
-from .common import CEILING, Choice
+from .common import CEILING
 
 SIDE: Final = 1024
 
@@ -82,77 +82,44 @@ def load_square(path: Path, side: int) -> Tensor:
     return to_tensor(open_photo(path).image.resize((side, side), Image.Resampling.BICUBIC))
 
 
-@dataclass(frozen=True)
-class RoundTrip:
-    """There and back on one model, measured.
-
-    Attributes:
-        model: the base model.
-        solver: for methods that need one.
-        names: of :data:`METRICS`.
-        network: LPIPS, where it is among them.
-        steps: N.
-        seed: RF-Inversion's.
-    """
-
-    model: BaseModel
-    solver: Solver | None
-    names: Sequence[str]
-    network: Lpips | None
-    steps: int
-    seed: int
-
-    def __call__(self, choice: Choice, photo: Tensor, path: Path) -> Row:
-        """Cost, latent SNR and the metrics of one photo; the ceiling has neither cost nor SNR."""
-        latent = common.encoded(self.model, photo)
-        row: Row = {"kept": "", "nfe_inversion": 0, "nfe_reconstruction": 0}
-        row |= {"seconds_inversion": 0.0, "seconds_reconstruction": 0.0, "latent_snr_db": None}
-        back = latent
-        if choice.name != CEILING:
-            velocity, grid = self.model.velocity(""), self.model.grid(self.steps, latent)
-            trip = there_and_back(velocity, latent, grid, choice.method(self.solver, self.seed))
-            back, (up, down) = trip.back.latent, trip.seconds
-            row = {
-                "kept": trip.inversion.kept,
-                "nfe_inversion": trip.inversion.nfe,
-                "nfe_reconstruction": trip.back.nfe,
-            }
-            row |= {"seconds_inversion": round(up, 3), "seconds_reconstruction": round(down, 3)}
-            row["latent_snr_db"] = float(latent_snr(back, latent))
-        image = to_tensor(to_image(self.model.decode(back)[0]))  # as a saved image would be
-        return row | {name: self._value(name, image, photo) for name in self.names}
-
-    def _value(self, name: str, image: Tensor, photo: Tensor) -> float:
-        if name == "psnr":
-            return min(float(psnr(image, photo)), PSNR_CAP)
-        if name == "ssim":
-            return float(ssim(image, photo))
-        if name == "mse":
-            return float((image.double() - photo.double()).square().mean())
-        distance = perceptual(image, photo, network=self.network)
-        assert distance is not None
-        return float(distance)
-
-
 def run(args: argparse.Namespace) -> None:
     """The whole protocol; ``args`` has the options of ``deepinv bench`` by their names."""
     names = common.words(args.metrics, tuple(METRICS), "--metrics has")
     asked = None if args.methods is None else common.choices(args.methods)
     paths = {path.name: path for path in find_images(args.coco, args.limit)}
     network = load_lpips(args.lpips) if "lpips" in names else None
-    model, solver = common.opened_model(args, ())
-    asked = asked or [Choice("euler"), Choice("easyinv"), Choice(common.default_method(solver))]
-    side, steps, output = args.side or model.image_size or SIDE, args.steps or 50, args.output or Path("coco")
-    about = {"model": model.name, "fingerprint": model.info.fingerprint, "side": side, "steps": steps}
-    about |= {"seed": args.seed, "metrics": names, "lpips": str(args.lpips or "cache") if network else ""}
-    about["solver"] = str(args.solver or model.solver_path or "")
+    base = common.opened_base(args, (), SIDE)
+    model, network, output = base.model, network and network.to(base.model.device), args.output or Path("coco")
+    lpips = str(args.lpips or "cache") if network else ""
+    about = base.about | {"seed": args.seed, "metrics": names, "lpips": lpips}
     store = common.opened_results(output, about)
-    trip = RoundTrip(model, solver, names, network.to(model.device) if network else None, steps, args.seed)
-    rows = {choice.label: partial(trip, choice) for choice in (Choice(CEILING), *asked)}
-    common.measure_all("COCO", paths, lambda path: load_square(path, side), rows, store)
+
+    def measured(entry: Entry, photo: Tensor, path: Path) -> Row:
+        latent = common.encoded(model, photo)
+        method = None if entry.method == CEILING else entry.method_of(base.solver, args.seed)
+        back, row = round_trip(model, latent, base.steps, method)
+        image = to_tensor(to_image(model.decode(back)[0]))  # as a saved image would be
+        values = against_photo(image, photo, network, names)
+        return row | {name: float(values[name]) for name in names}
+
+    asked = asked or [Entry("euler"), Entry("easyinv"), base.default]
+    rows = {entry.label: partial(measured, entry) for entry in (Entry(CEILING), *asked)}
+    common.measure_all("COCO", paths, lambda path: load_square(path, base.side), rows, store)
     lines = [line for line in store.rows if line["image"] in paths]
     (output / "summary.md").write_text(page(lines, list(rows), names, about, len(paths)), "utf-8")
     sys.stdout.write(f"wrote {output}: summary.md, results.jsonl, settings.json\n")
+
+
+def round_trip(model: BaseModel, latent: Tensor, steps: int, method: Method | None) -> tuple[Tensor, Row]:
+    """The latent after a round trip, its cost and latent SNR; without a method the latent itself, at no cost."""
+    if method is None:
+        costs = {"nfe_inversion": 0, "nfe_reconstruction": 0, "seconds_inversion": 0.0, "seconds_reconstruction": 0.0}
+        return latent, {"kept": "", **costs, "latent_snr_db": None}
+    trip = there_and_back(model.velocity(""), latent, model.grid(steps, latent), method)
+    row = {"kept": trip.inversion.kept, "nfe_inversion": trip.inversion.nfe, "nfe_reconstruction": trip.back.nfe}
+    up, down = (round(seconds, 3) for seconds in trip.seconds)
+    snr = float(latent_snr(trip.back.latent, latent))
+    return trip.back.latent, row | {"seconds_inversion": up, "seconds_reconstruction": down, "latent_snr_db": snr}
 
 
 def page(lines: Sequence[Row], rows: Sequence[str], names: Sequence[str], about: dict[str, Any], count: int) -> str:

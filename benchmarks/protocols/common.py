@@ -20,11 +20,11 @@ from ...deepinv_core.adapters.base_model import BaseModel
 from ...deepinv_core.adapters.by_name import load_model
 from ...deepinv_core.atomic import replacing
 from ...deepinv_core.errors import DeepInvError
-from ...deepinv_core.methods import BEST_TRAINING_FREE, Method, Options, describe, make_method
+from ...deepinv_core.methods import BEST_TRAINING_FREE, describe
 from ...deepinv_core.methods.registry import resolve_refine
 from ...deepinv_core.runs import bound_solver
 from ...deepinv_core.solver import Solver
-from ..entries import method_label
+from ..entries import Entry
 from ..store import Row, Store, require_same, versions
 from ..tables import table
 
@@ -36,54 +36,27 @@ FLOWEDIT: Final = "flowedit"
 T = TypeVar("T")
 
 
-@dataclass(frozen=True)
-class Choice:
-    """A method asked for as ``METHOD`` or ``METHOD:K``; ``flowedit`` and the ceiling are named the same way.
-
-    Attributes:
-        name: a method's id, :data:`FLOWEDIT` or :data:`CEILING`.
-        refine: K, None for the method's default.
-    """
-
-    name: str
-    refine: int | None = None
-
-    @property
-    def label(self) -> str:
-        """Name in tables and results."""
-        return method_label(self.name, self.refine)
-
-    @property
-    def folder(self) -> str:
-        """Name of its folder of images."""
-        return self.name if self.refine is None else f"{self.name}_k{self.refine}"
-
-    def method(self, solver: Solver | None, seed: int = 0) -> Method:
-        """The method itself; the seed is RF-Inversion's."""
-        return make_method(self.name, Options(refine=self.refine, seed=seed), solver=solver)
-
-
-def choices(text: str, *, flowedit: bool = False) -> list[Choice]:
-    """Methods separated by commas; each checked, none twice.
+def choices(text: str, *, flowedit: bool = False) -> list[Entry]:
+    """Methods separated by commas, ``METHOD`` or ``METHOD:K``; each checked, none twice.
 
     Raises:
         DeepInvError: an unknown method, a K that it does not take.
 
     Example:
-        >>> [choice.label for choice in choices("easyinv,anderson:2")]
+        >>> [entry.label for entry in choices("easyinv,anderson:2")]
         ['easyinv', 'anderson K=2']
     """
     found = []
     for word in dict.fromkeys(part.strip() for part in text.split(",") if part.strip()):
         name, _, k = word.partition(":")
         if flowedit and word == FLOWEDIT:
-            found.append(Choice(FLOWEDIT))
+            found.append(Entry(FLOWEDIT))
             continue
         describe(name)
         if k and not k.isdecimal():
             raise DeepInvError(f"{word!r}: K is {k!r}, a whole number is needed, as in anderson:2")
         resolve_refine(name, int(k) if k else None)
-        found.append(Choice(name, int(k) if k else None))
+        found.append(Entry(name, int(k) if k else None))
     return found
 
 
@@ -100,15 +73,35 @@ def words(text: str | None, known: Sequence[str], what: str) -> tuple[str, ...]:
     return tuple(one for one in known if one in asked)
 
 
-def opened_model(args: argparse.Namespace, prompts: Sequence[str]) -> tuple[BaseModel, Solver | None]:
-    """The base model with its prompts encoded, and the solver at hand."""
+@dataclass(frozen=True)
+class Base:
+    """The base model with its prompts encoded, and the solver at hand.
+
+    Attributes:
+        side: that the model works at, in pixels.
+        steps: of every method.
+        about: all of this, for the settings of the results.
+    """
+
+    model: BaseModel
+    solver: Solver | None
+    side: int
+    steps: int
+    about: Row
+
+    @property
+    def default(self) -> Entry:
+        """What is measured where nobody chose."""
+        return Entry(BEST_TRAINING_FREE if self.solver is None else "deepinv")
+
+
+def opened_base(args: argparse.Namespace, prompts: Sequence[str], side: int) -> Base:
+    """What the options name; ``side`` where neither they nor the model have one."""
     model = load_model(args.model or "demo", tuple(dict.fromkeys(prompts)))
-    return model, bound_solver(model, args.solver)
-
-
-def default_method(solver: Solver | None) -> str:
-    """What is measured where nobody chose."""
-    return BEST_TRAINING_FREE if solver is None else "deepinv"
+    side, steps = args.side or model.image_size or side, args.steps or 50
+    about = {"model": model.name, "fingerprint": model.info.fingerprint, "side": side, "steps": steps}
+    about["solver"] = str(args.solver or model.solver_path or "")
+    return Base(model, bound_solver(model, args.solver), side, steps, about)
 
 
 def encoded(model: BaseModel, photo: Tensor) -> Tensor:
@@ -124,11 +117,7 @@ def _warmed(model: BaseModel, shape: torch.Size) -> None:
 
 
 def opened_results(folder: Path, settings: Mapping[str, Any]) -> Store:
-    """``results.jsonl``, a line an image and row, and ``settings.json``, which is written.
-
-    Args:
-        folder: of both files.
-        settings: what the numbers depend on.
+    """``results.jsonl``, a line an image and row; what the numbers depend on is written to ``settings.json``.
 
     Raises:
         DeepInvError: the folder holds results of other settings, or can't be read or written.
@@ -157,15 +146,7 @@ def measure_all(
     rows: Mapping[str, Callable[[Tensor, T], Row]],
     store: Store,
 ) -> None:
-    """Measure what the store lacks, image by image.
-
-    Args:
-        title: of the progress bar.
-        items: by the name that results have for them.
-        load: reads an item's photo.
-        rows: by label, what makes the values of a photo.
-        store: of :func:`opened_results`.
-    """
+    """Measure what the store lacks, image by image: ``rows`` makes the values of an item's photo, by label."""
     for name, item in tqdm(items.items(), desc=title, file=sys.stderr):
         todo = [label for label in rows if (label, name) not in store]
         photo = load(item) if todo else None

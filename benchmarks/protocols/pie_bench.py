@@ -9,103 +9,84 @@ import argparse
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from ...deepinv_core.adapters.base_model import BaseModel
 from ...deepinv_core.editing import Hold, flow_edit
 from ...deepinv_core.errors import DeepInvError
 from ...deepinv_core.images import save_png, to_image, to_tensor
-from ...deepinv_core.solver import Solver
+from ..entries import Entry
 from ..measure import there_and_back
 from ..store import Row
 from ..tables import cell
 from . import common
-from .common import CEILING, FLOWEDIT, Choice
+from .common import CEILING, FLOWEDIT
 from .pie_data import CATEGORIES, SIDE, Item, decode_mask, image_file, load_image, read_items
 from .pie_metrics import METRICS, NEEDS, PieMetrics
 
+SETTINGS: Final = (
+    "cfg",
+    "strength",
+    "anchor",
+    "edit_mask",
+    "source_prompt",
+    "source_cfg",
+    "target_cfg",
+    "skip",
+    "seed",
+)
+"""Options by which edits are made."""
+
 
 @dataclass(frozen=True)
-class Settings:
-    """How edits are made; the command line's options by the same names."""
-
-    steps: int
-    cfg: float
-    strength: float
-    anchor: float
-    edit_mask: bool
-    source_prompt: bool
-    source_cfg: float
-    target_cfg: float
-    skip: float
-    seed: int
-
-    @property
-    def trajectory(self) -> bool:
-        """Whether an edit reads the inversion's trajectory."""
-        return self.strength < 1 or self.anchor > 0 or self.edit_mask
-
-
 class Editor:
-    """Makes one edit: image and item in, image and its cost out."""
+    """Makes one edit on a base model, by the command line's options of :data:`SETTINGS`."""
 
-    def __init__(self, model: BaseModel, solver: Solver | None, settings: Settings, side: int) -> None:
-        self._model, self._solver, self._settings, self._side = model, solver, settings, side
+    base: common.Base
+    options: argparse.Namespace
 
-    def __call__(self, choice: Choice, photo: Tensor, item: Item) -> tuple[Tensor, Row]:
-        """Edit.
-
-        Args:
-            choice: the method, FlowEdit, or the ceiling.
-            photo: ``[1, 3, 512, 512]`` in [0, 1]; scaled to the model's side and back where that is another.
-            item: prompts and mask.
-        """
-        latent = common.encoded(self._model, _scaled(photo, self._side))
+    def __call__(self, entry: Entry, photo: Tensor, item: Item) -> tuple[Tensor, Row]:
+        """A photo ``[1, 3, 512, 512]`` in [0, 1], scaled to the model's side and back, edited; and what it cost."""
+        latent = common.encoded(self.base.model, _scaled(photo, self.base.side))
         began = time.perf_counter()
-        if choice.name == CEILING:
+        if entry.method == CEILING:
             result, row = latent, {"kept": "", "nfe": 0, "seconds": 0.0}
         else:
-            result, row = (self._flow_edit if choice.name == FLOWEDIT else partial(self._edit, choice))(latent, item)
+            result, row = (self._flow_edit if entry.method == FLOWEDIT else partial(self._edit, entry))(latent, item)
             row["seconds"] = round(time.perf_counter() - began, 3)
-        return _scaled(self._model.decode(result), photo.shape[-1]), row
+        return _scaled(self.base.model.decode(result), photo.shape[-1]), row
 
-    def _edit(self, choice: Choice, latent: Tensor, item: Item) -> tuple[Tensor, Row]:
-        s = self._settings
+    def _edit(self, entry: Entry, latent: Tensor, item: Item) -> tuple[Tensor, Row]:
+        o, model = self.options, self.base.model
+        held = o.strength < 1 or o.anchor > 0 or o.edit_mask  # an edit that reads the trajectory
         trip = there_and_back(
-            self._model.velocity(item.source if s.source_prompt else ""),
+            model.velocity(item.source if o.source_prompt else ""),
             latent,
-            self._model.grid(s.steps, latent),
-            choice.method(self._solver, s.seed),
-            down=self._model.velocity(item.target, cfg=s.cfg),
-            hold=Hold(s.strength, s.anchor, mask=self._mask(latent, item)) if s.trajectory else None,
+            model.grid(self.base.steps, latent),
+            entry.method_of(self.base.solver, o.seed),
+            down=model.velocity(item.target, cfg=o.cfg),
+            hold=Hold(o.strength, o.anchor, mask=self._mask(latent, item)) if held else None,
         )
-        kept = "trajectory" if s.trajectory else trip.inversion.kept
+        kept = "trajectory" if held else trip.inversion.kept
         return trip.back.latent, {"kept": kept, "nfe": trip.inversion.nfe + trip.back.nfe}
 
     def _flow_edit(self, latent: Tensor, item: Item) -> tuple[Tensor, Row]:
-        s = self._settings
-        back = flow_edit(
-            self._model.velocity(item.source, cfg=s.source_cfg),
-            self._model.velocity(item.target, cfg=s.target_cfg),
-            latent,
-            self._model.grid(s.steps, latent),
-            skip=s.skip,
-            seed=s.seed,
-            mask=self._mask(latent, item),
-        )
+        o, model = self.options, self.base.model
+        source, target = model.velocity(item.source, cfg=o.source_cfg), model.velocity(item.target, cfg=o.target_cfg)
+        grid = model.grid(self.base.steps, latent)
+        back = flow_edit(source, target, latent, grid, skip=o.skip, seed=o.seed, mask=self._mask(latent, item))
         return back.latent, {"kept": "z_0", "nfe": back.nfe}
 
     def _mask(self, latent: Tensor, item: Item) -> Tensor | None:
         """The benchmark's mask in the latent's size, without the border: 1 wherever a pixel is edited."""
-        if not self._settings.edit_mask:
+        if not self.options.edit_mask:
             return None
         mask = decode_mask(item.mask, border=False)[None, None]
         return F.adaptive_max_pool2d(mask, tuple(latent.shape[-2:])).to(latent)
@@ -129,23 +110,12 @@ def given(edited: Sequence[str]) -> dict[str, Path]:
     return folders
 
 
-def stored_image(folder: Path, item: Item) -> Tensor:
-    """An edit another program stored under the image's own path, or that path as a PNG."""
-    for path in (folder / item.path, folder / item.path.with_suffix(".png")):
-        if path.is_file():
-            return load_image(path)
-    raise DeepInvError(f"{str(folder / item.path)!r} does not exist: that program's edits are not complete")
-
-
 def run(args: argparse.Namespace) -> None:
     """The whole benchmark; ``args`` has the options of ``deepinv bench`` by their names."""
     names = common.words(args.metrics, tuple(METRICS), "--metrics has")
     categories = common.words(args.categories, tuple(CATEGORIES), "--categories has")
     items = {item.key: item for item in read_items(args.pie_bench, categories)[: args.limit]}
-    settings = Settings(
-        **{field.name: getattr(args, field.name) for field in fields(Settings)} | {"steps": args.steps or 50}
-    )
-    Hold(settings.strength, settings.anchor)  # refuse before loading anything
+    Hold(args.strength, args.anchor)  # refuse before loading anything
     folders = given(args.edited)
     asked = None if args.edit is None else common.choices(args.edit, flowedit=True)
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -155,13 +125,11 @@ def run(args: argparse.Namespace) -> None:
     about: dict[str, Any] = {}
     if asked is not None or not folders:
         prompts = [prompt for item in items.values() for prompt in (item.source, item.target)]
-        model, solver = common.opened_model(args, prompts)
-        asked = asked if asked is not None else [Choice(common.default_method(solver)), Choice(FLOWEDIT)]
-        side = args.side or model.image_size or SIDE
-        about = {"model": model.name, "fingerprint": model.info.fingerprint, "side": side, **vars(settings)}
-        about["solver"] = str(args.solver or model.solver_path or "")
-        edit = partial(_made, Editor(model, solver, settings, side), measure, output / "images")
-        rows = {choice.label: partial(edit, choice) for choice in (Choice(CEILING), *asked)}
+        base = common.opened_base(args, prompts, SIDE)
+        about = base.about | {name: getattr(args, name) for name in SETTINGS}
+        edit = partial(_made, Editor(base, args), measure, output / "images")
+        asked = [base.default, Entry(FLOWEDIT)] if asked is None else asked
+        rows = {entry.label: partial(edit, entry) for entry in (Entry(CEILING), *asked)}
     if set(folders) & set(rows):
         raise DeepInvError(f"--edited names {sorted(folders)}, which must differ from the rows that are made")
     rows |= {name: partial(_given, folder, measure) for name, folder in folders.items()}
@@ -173,16 +141,21 @@ def run(args: argparse.Namespace) -> None:
     sys.stdout.write(f"wrote {output}: summary.md, results.jsonl, settings.json, images/\n")
 
 
-def _made(editor: Editor, measure: PieMetrics, images: Path, choice: Choice, photo: Tensor, item: Item) -> Row:
-    edited, row = editor(choice, photo, item)
+def _made(editor: Editor, measure: PieMetrics, images: Path, entry: Entry, photo: Tensor, item: Item) -> Row:
+    edited, row = editor(entry, photo, item)
     stored = to_image(edited[0])
-    save_png(stored, images / choice.folder / item.path.with_suffix(".png"))
+    folder = entry.method if entry.refine is None else f"{entry.method}_k{entry.refine}"
+    save_png(stored, images / folder / item.path.with_suffix(".png"))
     return {"category": item.category, **row, **measure(photo, to_tensor(stored), item)}
 
 
 def _given(folder: Path, measure: PieMetrics, photo: Tensor, item: Item) -> Row:
+    """An edit that another program stored under the image's own path, or that path as a PNG."""
+    found = [path for path in (folder / item.path, folder / item.path.with_suffix(".png")) if path.is_file()]
+    if not found:
+        raise DeepInvError(f"{str(folder / item.path)!r} does not exist: that program's edits are not complete")
     row: Row = {"category": item.category, "kept": "given", "nfe": None, "seconds": None}
-    return row | measure(photo, stored_image(folder, item), item)
+    return row | measure(photo, load_image(found[0]), item)
 
 
 def page(
@@ -194,7 +167,9 @@ def page(
         "NFE": lambda some: "–" if some[0]["nfe"] is None else f"{sum(line['nfe'] for line in some) / len(some):g}",
         "seconds": lambda some: cell([line["seconds"] for line in some]),
     }
-    columns |= {METRICS[name][0]: partial(_metric, name) for name in names}
+    for name in names:
+        title, factor = METRICS[name]
+        columns[title] = lambda some, n=name, f=factor: cell([line[n] for line in some], f)  # type: ignore[misc]
     keys = {item.key for item in items}
     there = [line for line in lines if line["image"] in keys]
     explained = (
@@ -209,7 +184,3 @@ def page(
             count = len({line["image"] for line in some})
             out += ["", f"## {number}: {title} ({count} images)", "", *common.summary(some, rows, columns)]
     return "\n".join(out) + "\n"
-
-
-def _metric(name: str, lines: Sequence[Row]) -> str:
-    return cell([line[name] for line in lines], METRICS[name][1])

@@ -197,9 +197,9 @@ def test_marks_are_told_once_each_and_the_same_seed_gives_the_same_solver(setup:
     recipe, seen = small(curriculum.ONE_ROUND), []
 
     def weights(seed: int, **options: Any) -> tuple[float, ...]:
-        done = common.train(setup, recipe, 100, seed, config=NETWORK, **options)
-        assert done.costs["evaluations"] >= 100
-        return tuple(float(value.double().sum()) for value in done.network.state_dict().values())
+        network, costs = common.train(setup, recipe, 100, seed, config=NETWORK, **options)
+        assert costs["evaluations"] >= 100
+        return tuple(float(value.double().sum()) for value in network.state_dict().values())
 
     first = weights(0, watch=lambda network, evaluations: seen.append(evaluations), marks=(20, 60))
     assert len(seen) == 2 and 20 <= seen[0] <= seen[1]

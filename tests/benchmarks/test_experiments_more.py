@@ -239,7 +239,7 @@ def test_full_size_counts_are_what_is_known(name: str, tera: float) -> None:
     assert base.flops() / full_size.TERA == pytest.approx(tera, rel=0.02)
     if name == "SD3-medium":
         config = base.solver("paper", "paper")
-        assert base.solver_flops(config) / full_size.TERA == pytest.approx(6.76, rel=0.02)
+        assert full_size.solver_flops(config, **base.sizes) / full_size.TERA == pytest.approx(6.76, rel=0.02)
         rows = {row["what"]: row for row in full_size.counted(base)}
         released = rows[full_size.solver_name("paper", "paper", cfg=True)]
         alone = rows[full_size.solver_name("paper", "paper")]
@@ -254,7 +254,6 @@ def tiny() -> full_size.FullSize:
 def test_full_size_page_of_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(full_size, "BASES", (tiny(),))
     monkeypatch.setattr(full_size, "SOLVERS", (("paper", "tiny"), ("fast", "tiny")))
-    monkeypatch.setattr(full_size, "RELEASED", "tiny")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     store = full_size.run(tmp_path)
     assert Store(tmp_path / "full_size" / "results.jsonl").rows == store.rows

@@ -472,12 +472,12 @@ def test_coco_wants_lpips_or_its_absence_said(
 
 
 def test_choices() -> None:
-    assert [(c.name, c.refine) for c in choices("euler, anderson:2,anderson,euler")] == [
+    assert [(c.method, c.refine) for c in choices("euler, anderson:2,anderson,euler")] == [
         ("euler", None),
         ("anderson", 2),
         ("anderson", None),
     ]
-    assert choices("anderson:2")[0].method(None).options.refine == 2
+    assert choices("anderson:2")[0].method_of().options.refine == 2
     with pytest.raises(DeepInvError, match="unknown method 'flowedit'"):
         choices("flowedit")
 
