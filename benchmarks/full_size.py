@@ -20,9 +20,9 @@ from torch import nn
 from ..deepinv_core.adapters.transformer import FAMILIES
 from ..deepinv_core.solver import Config
 from ..deepinv_core.solver.cost import FLUX1, SD3_MEDIUM, SD35_MEDIUM, TEXT_TOKENS, solver_flops, transformer_flops
+from ..tools.measure_gpu import measure
 from ..training.recipes import FastRecipe, PaperRecipe
 from ..training.setup import geometry
-from .full_size_measure import measure
 from .store import Row, Store
 from .tables import fill, listed
 

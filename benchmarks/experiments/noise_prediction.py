@@ -1,6 +1,6 @@
 """Experiment 6: beyond rectified flow. The same methods and solver on a model that predicts noise.
 
-    python -m comfyui_deepinv.benchmarks.experiments.noise_model cifar10_jpeg.zip runs/noise --steps 6000
+    python -m comfyui_deepinv.tools.embedded.noise_model cifar10_jpeg.zip runs/noise --steps 6000
 
 makes the weights that this experiment is given. Two base models of one architecture, on the same latents: the embedded
 SD3 model, which predicts a velocity, and the one of ``noise_model``, which predicts noise under Stable Diffusion 1.5's
@@ -20,6 +20,7 @@ from typing import Any, Final
 import torch
 
 from ...deepinv_core.errors import DeepInvError
+from ...tools.embedded.noise_model import load_noise_base
 from .. import plots
 from ..entries import Entry
 from ..store import Row
@@ -27,7 +28,6 @@ from ..tables import by_variant, spread
 from ..tables import table as markdown
 from .common import FAST, PREDICTOR, Setup, of_steps, round_trips, train
 from .experiment import Experiment, Report, Scale
-from .noise_model import load_noise_base
 
 STEPS: Final = (2, 4, 8, 16, 50)
 RIVALS: Final = (Entry("uni_inv", 1), Entry("uni_inv_2", 1), Entry("fireflow"))

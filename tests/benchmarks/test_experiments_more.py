@@ -14,12 +14,11 @@ from diffusers import SD3Transformer2DModel
 from PIL import Image
 from safetensors.torch import save_file
 
-from comfyui_deepinv.benchmarks import full_size, full_size_measure
+from comfyui_deepinv.benchmarks import full_size
 from comfyui_deepinv.benchmarks.experiments import (
     architecture,
     common,
     headline,
-    noise_model,
     noise_prediction,
     prompts,
     single_stream,
@@ -30,6 +29,8 @@ from comfyui_deepinv.benchmarks.experiments.experiment import run as run_experim
 from comfyui_deepinv.benchmarks.store import Store
 from comfyui_deepinv.deepinv_core import checkpoint
 from comfyui_deepinv.deepinv_core.embedded.spec import CLASSES, SD3_CONFIG
+from comfyui_deepinv.tools import measure_gpu
+from comfyui_deepinv.tools.embedded import noise_model
 from comfyui_deepinv.tools.embedded.classifier import Classifier
 from comfyui_deepinv.tools.embedded.flow_model import base_parser, fit, make_prompts
 from comfyui_deepinv.tools.embedded.run_folder import RunFolder
@@ -265,8 +266,8 @@ def test_full_size_page_of_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert by_name["base alone"]["tflop_step"] < fast["tflop_step"]
 
 
-def test_full_size_measurements_run_wherever_torch_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(full_size_measure, "REPEATS", 2)
+def test_measure_gpuments_run_wherever_torch_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measure_gpu, "REPEATS", 2)
     solvers = (("paper", "tiny"), ("fast", "tiny"))
     rows = full_size.measured(tiny(), solvers, torch.device("cpu"))
     by_name = {row["what"]: row for row in rows}
@@ -284,7 +285,7 @@ def test_full_size_measurements_run_wherever_torch_does(tmp_path: Path, monkeypa
 def test_the_steps_an_image_is_trained_on() -> None:
     """By hand: the paper's, and ours as drawn by the recipe itself."""
     assert full_size.training_step("paper")[:2] == (4, 3)
-    objective = full_size_measure.make_objective(
+    objective = measure_gpu.make_objective(
         FAST, common.Base(None, lambda names: None, lambda n, z: torch.linspace(0, 1, n + 1), None), 0, None, None
     )
     clean, (stage, *_) = torch.zeros(1, 1), FAST.stages()

@@ -1,6 +1,6 @@
 """A noise-prediction model of the embedded SD3 model's size, on the same photographs and latents.
 
-    python -m comfyui_deepinv.benchmarks.experiments.noise_model cifar10_jpeg.zip runs/noise --steps 6000
+    python -m comfyui_deepinv.tools.embedded.noise_model cifar10_jpeg.zip runs/noise --steps 6000
 
 The same network and loop as ``tools.embedded.flow_model``, but the network predicts the noise of
 ``x_t = sqrt(a_t)*z_0 + sqrt(1 - a_t)*e`` under Stable Diffusion 1.5's schedule (betas scaled-linear from 0.00085
@@ -23,8 +23,8 @@ from ...deepinv_core.adapters.transformer import Conditioning, TransformerVeloci
 from ...deepinv_core.embedded.model import load_embedded
 from ...deepinv_core.embedded.spec import SD3_CONFIG
 from ...deepinv_core.solver import BaseInfo, fingerprint
-from ...tools.embedded.flow_model import base_parser, fit
-from ...tools.embedded.run_folder import begin
+from .flow_model import base_parser, fit
+from .run_folder import begin
 
 TIMESTEPS = 1000
 

@@ -23,10 +23,9 @@ from ..training.recipes import Stage
 from ..training.setup import recipe_for
 from ..training.trainee import SolverTrainee
 from ..training.workers import Workers
-from .store import Row
 
 if TYPE_CHECKING:
-    from .full_size import FullSize
+    from ..benchmarks.full_size import FullSize
 
 REPEATS: Final = 10
 WARM_UP: Final = 2
@@ -36,7 +35,9 @@ TRAINING_WALK: Final = 4
 DTYPE: Final = torch.bfloat16
 
 
-def measure(base: FullSize, solvers: Mapping[str, tuple[str, str]], guided: str, device: torch.device) -> list[Row]:
+def measure(
+    base: FullSize, solvers: Mapping[str, tuple[str, str]], guided: str, device: torch.device
+) -> list[dict[str, Any]]:
     """A row for the base, the first solver under CFG, and each solver, timed in turn; then each one's training.
 
     Args:
