@@ -48,7 +48,7 @@ CURVE_STEPS: Final = (4, 8, 16)
 CURVE_IMAGES: Final = 16
 POINTS: Final = 10
 REPEATS: Final = 2
-LONG_RUNS: Final = Path(__file__).absolute().parents[2] / "docs" / "training"
+LONG_RUNS: Final = Path(__file__).absolute().parents[2] / "docs" / "solvers"
 """Reports of the trainings of the shipped solvers, where the documentation is at hand."""
 
 
@@ -98,7 +98,7 @@ def long_runs(folder: Path) -> dict[str, list[Row]]:
             for line in read_rows(folder / file)
             if (check := line.get("validation")) and check["method"] == "deepinv" and check["refine"] == 0
         ]
-        for name, file in (("paper", "paper_sd3.jsonl"), ("fast", "solver_sd3.jsonl"))
+        for name, file in (("paper", "paper_sd3.jsonl"), ("fast", "sd3.jsonl"))
     }
 
 

@@ -92,7 +92,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         labels = torch.arange(len(CLASSES)).repeat_interleave(args.samples)
         images = torch.cat([sample(model, c, args.samples, seed=1000) for c in range(len(CLASSES))])
         rows = images.view(len(CLASSES), args.samples, 3, 64, 64)[:, :12]
-        save_png(contact_sheet(list(rows), [""] * 12, cell=64), args.docs / f"samples_{kind}.png")
+        save_png(contact_sheet(list(rows), [""] * 12, cell=64), args.docs / "embedded_model" / f"samples_{kind}.png")
         numbers[kind] = {
             "parameters": sum(p.numel() for p in model.transformer.parameters()),
             "file_bytes": weights_path(kind).stat().st_size,
@@ -123,7 +123,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=100, help="samples a class")
     args = parser.parse_args()
     numbers = measure(args)
-    (args.docs / "embedded_model.json").write_text(json.dumps(numbers, indent=2) + "\n", encoding="utf-8")
+    (args.docs / "embedded_model" / "measured.json").write_text(json.dumps(numbers, indent=2) + "\n", encoding="utf-8")
     log.info("%s", json.dumps(numbers, indent=2))
 
 
