@@ -14,7 +14,7 @@ from ..deepinv_core.errors import DeepInvError
 from ..deepinv_core.images import contact_sheet, to_tensor
 from ..deepinv_core.inversion import Inversion
 from . import adapter
-from .types import ADVANCED, CATEGORY, InversionType, schema_extras, seed_input
+from .types import ADVANCED, CATEGORY, InversionType, cfg_input, schema_extras, seed_input, share_input
 
 
 def latent_mask(mask: torch.Tensor, latent: torch.Tensor) -> torch.Tensor:
@@ -92,24 +92,19 @@ def _more_inputs() -> list[io.Input]:
             + "; ".join(f"{name} {one.strength:g}, {one.cfg:g}, {one.anchor:g}" for name, one in PRESETS.items())
             + ". custom takes the values above.",
         ),
-        io.Float.Input(
+        share_input(
             "variation",
-            default=0.0,
-            min=0.0,
-            max=1.0,
-            step=0.01,
+            0.0,
             optional=True,
             tooltip="How much of the photo's noise is exchanged for a fresh one, inside the mask where there is one: "
             "0 none, 0.1 a slight variation, 1 all.",
             **ADVANCED,
         ),
         seed_input("Of the fresh noise: another seed gives another variation.", name="variation_seed", **ADVANCED),
-        io.Float.Input(
+        share_input(
             "ladder_to",
-            default=-1.0,
-            min=-1.0,
-            max=1.0,
-            step=0.01,
+            -1.0,
+            least=-1.0,
             optional=True,
             tooltip="Make several results in one run, from strength to this one, to find the right one. -1: only one.",
             **ADVANCED,
@@ -127,6 +122,65 @@ def _more_inputs() -> list[io.Input]:
     ]
 
 
+def _inputs() -> list[io.Input]:
+    return [
+        io.Model.Input("model", tooltip="The model the photo was inverted with. Not changed."),
+        InversionType.Input("inversion", tooltip="From DeepInv Invert or DeepInv Load Inversion."),
+        io.Conditioning.Input("positive", tooltip="What the photo is to become."),
+        io.Conditioning.Input(
+            "negative",
+            optional=True,
+            tooltip="What to move away from; the empty prompt is usual. Without it, the prompt that the photo "
+            "was inverted under. Not needed at cfg 1.",
+        ),
+        cfg_input(
+            "cfg",
+            6.0,
+            tooltip="Higher follows the prompt more and keeps less of the photo. Other than 1 it costs twice. "
+            "FLUX.1 dev and schnell: 1, guidance comes with the conditioning.",
+        ),
+        share_input(
+            "strength",
+            0.8,
+            tooltip="How much may change: 1 starts from the noise and may change everything, 0.5 keeps the "
+            "layout, 0 gives the photo back. Lower is also faster.",
+        ),
+        share_input(
+            "anchor",
+            0.1,
+            tooltip="Pulls each step back towards the photo's own path: 0 not at all, 0.5 as the paper's "
+            "assisted reconstruction does, 1 gives the photo where it acts.",
+        ),
+    ]
+
+
+def _optional_inputs() -> list[io.Input]:
+    return [
+        io.Mask.Input(
+            "mask",
+            optional=True,
+            tooltip="White is edited, black comes back exactly as it was in the latent; grey blends.",
+        ),
+        share_input(
+            "anchor_share",
+            0.5,
+            optional=True,
+            tooltip="On which share of the way back the anchor acts, from the noise: early steps decide the "
+            "layout, late ones the detail.",
+            **ADVANCED,
+        ),
+        share_input(
+            "eta",
+            -1.0,
+            least=-1.0,
+            optional=True,
+            tooltip="Only for inversions by rf_inversion: its pull towards the photo, 0.9 in its paper; "
+            "lower edits more. -1 takes the inversion's own.",
+            **ADVANCED,
+        ),
+    ]
+
+
 class DeepInvEdit(io.ComfyNode):
     """The node."""
 
@@ -139,72 +193,7 @@ class DeepInvEdit(io.ComfyNode):
             category=CATEGORY,
             description="Edits an inverted photo by prompt: the whole way back in one node, held to the photo as much "
             "as you like.",
-            inputs=[
-                io.Model.Input("model", tooltip="The model the photo was inverted with. Not changed."),
-                InversionType.Input("inversion", tooltip="From DeepInv Invert or DeepInv Load Inversion."),
-                io.Conditioning.Input("positive", tooltip="What the photo is to become."),
-                io.Conditioning.Input(
-                    "negative",
-                    optional=True,
-                    tooltip="What to move away from; the empty prompt is usual. Without it, the prompt that the photo "
-                    "was inverted under. Not needed at cfg 1.",
-                ),
-                io.Float.Input(
-                    "cfg",
-                    default=6.0,
-                    min=0.0,
-                    max=30.0,
-                    step=0.1,
-                    tooltip="Higher follows the prompt more and keeps less of the photo. Other than 1 it costs twice. "
-                    "FLUX.1 dev and schnell: 1, guidance comes with the conditioning.",
-                ),
-                io.Float.Input(
-                    "strength",
-                    default=0.8,
-                    min=0.0,
-                    max=1.0,
-                    step=0.01,
-                    tooltip="How much may change: 1 starts from the noise and may change everything, 0.5 keeps the "
-                    "layout, 0 gives the photo back. Lower is also faster.",
-                ),
-                io.Float.Input(
-                    "anchor",
-                    default=0.1,
-                    min=0.0,
-                    max=1.0,
-                    step=0.01,
-                    tooltip="Pulls each step back towards the photo's own path: 0 not at all, 0.5 as the paper's "
-                    "assisted reconstruction does, 1 gives the photo where it acts.",
-                ),
-                io.Mask.Input(
-                    "mask",
-                    optional=True,
-                    tooltip="White is edited, black comes back exactly as it was in the latent; grey blends.",
-                ),
-                io.Float.Input(
-                    "anchor_share",
-                    default=0.5,
-                    min=0.0,
-                    max=1.0,
-                    step=0.01,
-                    optional=True,
-                    tooltip="On which share of the way back the anchor acts, from the noise: early steps decide the "
-                    "layout, late ones the detail.",
-                    **ADVANCED,
-                ),
-                io.Float.Input(
-                    "eta",
-                    default=-1.0,
-                    min=-1.0,
-                    max=1.0,
-                    step=0.01,
-                    optional=True,
-                    tooltip="Only for inversions by rf_inversion: its pull towards the photo, 0.9 in its paper; "
-                    "lower edits more. -1 takes the inversion's own.",
-                    **ADVANCED,
-                ),
-                *_more_inputs(),
-            ],
+            inputs=[*_inputs(), *_optional_inputs(), *_more_inputs()],
             outputs=[
                 *edit_outputs(),
                 io.Image.Output(

@@ -8,7 +8,62 @@ from comfy_api.latest import io
 
 from . import adapter
 from .edit import edit_outputs, latent_mask
-from .types import ADVANCED, CATEGORY, scheduler_input, schema_extras, seed_input
+from .types import ADVANCED, CATEGORY, cfg_input, scheduler_input, schema_extras, seed_input, share_input
+
+
+def _inputs() -> list[io.Input]:
+    return [
+        io.Model.Input("model", tooltip="Any image model ComfyUI has loaded; LoRAs and patches count. Not changed."),
+        io.Latent.Input("latent", tooltip="The photo, encoded by the VAE that belongs to the model."),
+        io.Conditioning.Input("source", tooltip="What the photo shows now."),
+        io.Conditioning.Input("target", tooltip="What it is to become."),
+        io.Int.Input(
+            "steps",
+            default=28,
+            min=1,
+            max=1000,
+            tooltip="More steps change the photo more smoothly and take longer; 28 (FLUX) to 50 (SD3) in the "
+            "paper. Not used where sigmas is connected.",
+        ),
+        share_input(
+            "skip",
+            0.33,
+            most=0.99,
+            tooltip="Share of the steps left out at the noise: more keeps more of the photo. The paper has a "
+            "third on SD3 and a seventh on FLUX.",
+        ),
+        cfg_input(
+            "source_cfg",
+            3.5,
+            tooltip="Guidance towards what the photo shows. 3.5 on SD3; 1 where guidance is in the "
+            "conditioning (FLUX). Other than 1 it costs twice.",
+        ),
+        cfg_input(
+            "target_cfg",
+            13.5,
+            tooltip="Guidance towards the target: higher changes more. 13.5 on SD3; 1 on FLUX.",
+        ),
+    ]
+
+
+def _optional_inputs() -> list[io.Input]:
+    return [
+        io.Conditioning.Input(
+            "negative", optional=True, tooltip="Usually the empty prompt. Not needed where both cfg are 1."
+        ),
+        io.Sigmas.Input("sigmas", optional=True, tooltip="Your own noise levels instead of steps."),
+        io.Int.Input(
+            "refine_steps",
+            default=0,
+            min=0,
+            max=1000,
+            optional=True,
+            tooltip="Last steps that are sampled plainly: may look cleaner, keeps less of the photo.",
+            **ADVANCED,
+        ),
+        seed_input("Of the noises it draws: another seed gives another variant."),
+        scheduler_input(),
+    ]
 
 
 class DeepInvFlowEdit(io.ComfyNode):
@@ -22,63 +77,7 @@ class DeepInvFlowEdit(io.ComfyNode):
             display_name="DeepInv FlowEdit",
             category=CATEGORY,
             description="Edits a photo by prompt without inverting it (FlowEdit, arXiv 2412.08629), to compare with.",
-            inputs=[
-                io.Model.Input(
-                    "model", tooltip="Any image model ComfyUI has loaded; LoRAs and patches count. Not changed."
-                ),
-                io.Latent.Input("latent", tooltip="The photo, encoded by the VAE that belongs to the model."),
-                io.Conditioning.Input("source", tooltip="What the photo shows now."),
-                io.Conditioning.Input("target", tooltip="What it is to become."),
-                io.Int.Input(
-                    "steps",
-                    default=28,
-                    min=1,
-                    max=1000,
-                    tooltip="More steps change the photo more smoothly and take longer; 28 (FLUX) to 50 (SD3) in the "
-                    "paper. Not used where sigmas is connected.",
-                ),
-                io.Float.Input(
-                    "skip",
-                    default=0.33,
-                    min=0.0,
-                    max=0.99,
-                    step=0.01,
-                    tooltip="Share of the steps left out at the noise: more keeps more of the photo. The paper has a "
-                    "third on SD3 and a seventh on FLUX.",
-                ),
-                io.Float.Input(
-                    "source_cfg",
-                    default=3.5,
-                    min=0.0,
-                    max=30.0,
-                    step=0.1,
-                    tooltip="Guidance towards what the photo shows. 3.5 on SD3; 1 where guidance is in the "
-                    "conditioning (FLUX). Other than 1 it costs twice.",
-                ),
-                io.Float.Input(
-                    "target_cfg",
-                    default=13.5,
-                    min=0.0,
-                    max=30.0,
-                    step=0.1,
-                    tooltip="Guidance towards the target: higher changes more. 13.5 on SD3; 1 on FLUX.",
-                ),
-                io.Conditioning.Input(
-                    "negative", optional=True, tooltip="Usually the empty prompt. Not needed where both cfg are 1."
-                ),
-                io.Sigmas.Input("sigmas", optional=True, tooltip="Your own noise levels instead of steps."),
-                io.Int.Input(
-                    "refine_steps",
-                    default=0,
-                    min=0,
-                    max=1000,
-                    optional=True,
-                    tooltip="Last steps that are sampled plainly: may look cleaner, keeps less of the photo.",
-                    **ADVANCED,
-                ),
-                seed_input("Of the noises it draws: another seed gives another variant."),
-                scheduler_input(),
-            ],
+            inputs=[*_inputs(), *_optional_inputs()],
             outputs=edit_outputs(),
             **schema_extras(search_aliases=["inversion-free edit", "flow edit"]),
         )

@@ -12,7 +12,7 @@ from ..deepinv_core import verdict
 from ..deepinv_core.inversion import Inversion
 from ..deepinv_core.methods import BEST_TRAINING_FREE, METHODS, Method, Options, make_method
 from . import adapter
-from .types import ADVANCED, CATEGORY, InversionType, Solver, scheduler_input, schema_extras, seed_input
+from .types import ADVANCED, CATEGORY, InversionType, Solver, cfg_input, scheduler_input, schema_extras, seed_input
 
 AUTO = "auto"
 
@@ -60,6 +60,93 @@ def choose(
     return Choice(method, settings, used, build)
 
 
+def _inputs() -> list[io.Input]:
+    return [
+        io.Model.Input("model", tooltip="Any image model ComfyUI has loaded; LoRAs and patches count. Not changed."),
+        io.Latent.Input("latent", tooltip="The photo, encoded by the VAE that belongs to the model."),
+        io.Conditioning.Input(
+            "conditioning",
+            tooltip="The prompt to invert under. Leave its text empty: the noise then carries the whole photo.",
+        ),
+        io.Int.Input(
+            "steps",
+            default=16,
+            min=1,
+            max=1000,
+            tooltip="More steps give the photo back more exactly and take longer. "
+            "16 is good with auto; with a solver 4 to 8 already work. Not used where sigmas is connected.",
+        ),
+        io.Combo.Input(
+            "method",
+            options=[AUTO, *METHODS],
+            default=AUTO,
+            tooltip="How each step's noise is found. Cost for N steps with K refine steps, and what the way "
+            "back needs besides the noise:\n" + method_menu(),
+        ),
+        Solver.Input("solver", optional=True, tooltip="A solver trained for this model; auto and deepinv use it."),
+        io.Sigmas.Input(
+            "sigmas",
+            optional=True,
+            tooltip="Your own noise levels instead of steps and scheduler, in either direction. "
+            "Ending below the highest one keeps more of the photo when you edit.",
+        ),
+        io.Conditioning.Input(
+            "negative", optional=True, tooltip="Only read where cfg is not 1: what guidance moves away from."
+        ),
+    ]
+
+
+def _optional_inputs() -> list[io.Input]:
+    return [
+        scheduler_input(),
+        cfg_input(
+            "cfg",
+            1.0,
+            optional=True,
+            tooltip="Guidance while inverting. 1 inverts best and costs half; guide on the way back instead.",
+            **ADVANCED,
+        ),
+        io.Int.Input(
+            "refine",
+            default=-1,
+            min=-1,
+            max=50,
+            optional=True,
+            tooltip="K, evaluations a step that improve the first guess: each makes the photo come back more "
+            "exactly and costs another N evaluations. -1 takes the method's own number.",
+            **ADVANCED,
+        ),
+        io.Float.Input(
+            "tolerance",
+            default=0.0,
+            min=0.0,
+            max=1.0,
+            step=0.0001,
+            round=False,
+            optional=True,
+            tooltip="Stop refining a step once its relative residual is this small, saving time on easy steps. "
+            "0 always does all K.",
+            **ADVANCED,
+        ),
+        seed_input("Only for rf_inversion: which noise it pulls towards.", **ADVANCED),
+        io.Boolean.Input(
+            "keep_trajectory",
+            default=True,
+            optional=True,
+            tooltip="Keep every intermediate latent in the inversion: DeepInv Edit needs them for strength, "
+            "anchor and mask. Off takes N times less memory and disk.",
+            **ADVANCED,
+        ),
+        io.Boolean.Input(
+            "measure_residual",
+            default=False,
+            optional=True,
+            tooltip="Spend N more evaluations to measure how exactly each step can be undone; see the report.",
+            **ADVANCED,
+        ),
+    ]
+
+
 class DeepInvInvert(io.ComfyNode):
     """The node."""
 
@@ -72,92 +159,7 @@ class DeepInvInvert(io.ComfyNode):
             category=CATEGORY,
             description="Finds the noise that this model would have turned into your photo. "
             "Connect noise, sigmas and sampler to SamplerCustomAdvanced and the photo comes back, or an edit of it.",
-            inputs=[
-                io.Model.Input(
-                    "model", tooltip="Any image model ComfyUI has loaded; LoRAs and patches count. Not changed."
-                ),
-                io.Latent.Input("latent", tooltip="The photo, encoded by the VAE that belongs to the model."),
-                io.Conditioning.Input(
-                    "conditioning",
-                    tooltip="The prompt to invert under. Leave its text empty: the noise then carries the whole photo.",
-                ),
-                io.Int.Input(
-                    "steps",
-                    default=16,
-                    min=1,
-                    max=1000,
-                    tooltip="More steps give the photo back more exactly and take longer. "
-                    "16 is good with auto; with a solver 4 to 8 already work. Not used where sigmas is connected.",
-                ),
-                io.Combo.Input(
-                    "method",
-                    options=[AUTO, *METHODS],
-                    default=AUTO,
-                    tooltip="How each step's noise is found. Cost for N steps with K refine steps, and what the way "
-                    "back needs besides the noise:\n" + method_menu(),
-                ),
-                Solver.Input(
-                    "solver", optional=True, tooltip="A solver trained for this model; auto and deepinv use it."
-                ),
-                io.Sigmas.Input(
-                    "sigmas",
-                    optional=True,
-                    tooltip="Your own noise levels instead of steps and scheduler, in either direction. "
-                    "Ending below the highest one keeps more of the photo when you edit.",
-                ),
-                io.Conditioning.Input(
-                    "negative", optional=True, tooltip="Only read where cfg is not 1: what guidance moves away from."
-                ),
-                scheduler_input(),
-                io.Float.Input(
-                    "cfg",
-                    default=1.0,
-                    min=0.0,
-                    max=30.0,
-                    step=0.1,
-                    optional=True,
-                    tooltip="Guidance while inverting. 1 inverts best and costs half; guide on the way back instead.",
-                    **ADVANCED,
-                ),
-                io.Int.Input(
-                    "refine",
-                    default=-1,
-                    min=-1,
-                    max=50,
-                    optional=True,
-                    tooltip="K, evaluations a step that improve the first guess: each makes the photo come back more "
-                    "exactly and costs another N evaluations. -1 takes the method's own number.",
-                    **ADVANCED,
-                ),
-                io.Float.Input(
-                    "tolerance",
-                    default=0.0,
-                    min=0.0,
-                    max=1.0,
-                    step=0.0001,
-                    round=False,
-                    optional=True,
-                    tooltip="Stop refining a step once its relative residual is this small, saving time on easy steps. "
-                    "0 always does all K.",
-                    **ADVANCED,
-                ),
-                seed_input("Only for rf_inversion: which noise it pulls towards.", **ADVANCED),
-                io.Boolean.Input(
-                    "keep_trajectory",
-                    default=True,
-                    optional=True,
-                    tooltip="Keep every intermediate latent in the inversion: DeepInv Edit needs them for strength, "
-                    "anchor and mask. Off takes N times less memory and disk.",
-                    **ADVANCED,
-                ),
-                io.Boolean.Input(
-                    "measure_residual",
-                    default=False,
-                    optional=True,
-                    tooltip="Spend N more evaluations to measure how exactly each step can be undone; see the report.",
-                    **ADVANCED,
-                ),
-            ],
+            inputs=[*_inputs(), *_optional_inputs()],
             outputs=[
                 io.Noise.Output(display_name="noise", tooltip="For SamplerCustomAdvanced's noise input."),
                 io.Sigmas.Output(display_name="sigmas", tooltip="The same noise levels, for the way back."),

@@ -34,6 +34,16 @@ def seed_input(tooltip: str, name: str = "seed", **more: Any) -> io.Input:
     return io.Int.Input(name, optional=True, tooltip=tooltip, **settings)
 
 
+def share_input(name: str, default: float, *, least: float = 0.0, most: float = 1.0, **more: Any) -> io.Input:
+    """A number between 0 and 1, unless it says otherwise, in hundredths."""
+    return io.Float.Input(name, default=default, min=least, max=most, step=0.01, **more)
+
+
+def cfg_input(name: str, default: float, **more: Any) -> io.Input:
+    """The scale of classifier-free guidance."""
+    return io.Float.Input(name, default=default, min=0.0, max=30.0, step=0.1, **more)
+
+
 def scheduler_input() -> io.Input:
     """Spacing of the noise levels."""
     return io.Combo.Input(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -18,9 +19,11 @@ from diffusers.models.normalization import AdaLayerNormContinuous
 from torch import Tensor, nn
 
 from ..errors import DeepInvError
-from .corrector import CorrectorConfig
 from .grids import area_matrix, token_positions, unpatchify
 from .kind import Network
+
+if TYPE_CHECKING:
+    from .corrector import CorrectorConfig
 
 TIMESTEPS = 1000.0
 """The timestep of the embedding is σ times this."""
@@ -108,14 +111,14 @@ class CorrectorNetwork(Network):
         """
         self._check(velocity, latent, latent_clean)
         batch, frames = velocity.shape[0], velocity.shape[2] if velocity.ndim == 5 else 1
-        sigma = self._spread("sigma", sigma.reshape(-1), (), batch, frames, torch.float32)
+        sigma = _spread("sigma", sigma.reshape(-1), (), batch, frames, torch.float32)
         if self.config.pooled_width == 0:
             pooled = velocity.new_zeros(1, 1)
-        pooled = self._spread("pooled", pooled, (max(self.config.pooled_width, 1),), batch, frames, self.dtype)
+        pooled = _spread("pooled", pooled, (max(self.config.pooled_width, 1),), batch, frames, self.dtype)
         if self.config.context_width == 0:
             tokens = self.null_context.expand(batch * frames, -1, -1)
         else:
-            context = self._spread("context", context, (None, self.config.context_width), batch, frames, self.dtype)
+            context = _spread("context", context, (None, self.config.context_width), batch, frames, self.dtype)
             tokens = self.context_embedder(context)
         e, z, z_0 = (self._fold(x) for x in (velocity, latent, latent_clean))
         correction = self._correction(e, z, z_0, sigma * TIMESTEPS, tokens, pooled)
@@ -180,26 +183,6 @@ class CorrectorNetwork(Network):
                     f"the velocity's shape, {list(velocity.shape)}, is accepted."
                 )
 
-    @staticmethod
-    def _spread(
-        name: str, x: Tensor | None, inner: tuple[int | None, ...], batch: int, frames: int, dtype: torch.dtype
-    ) -> Tensor:
-        """Checks ``x`` against ``[batch or 1, *inner]`` (None: any), repeats it to ``[batch·frames, *inner]``."""
-        shape = None if x is None else tuple(x.shape)
-        fits = shape is not None and len(shape) == 1 + len(inner) and shape[0] in (1, batch)
-        if (
-            x is None
-            or not fits
-            or any(want not in (None, side) for want, side in zip(inner, x.shape[1:], strict=True))
-        ):
-            wanted = [batch, *("any" if side is None else side for side in inner)]
-            raise DeepInvError(
-                f"The solver got {name} of shape {None if shape is None else list(shape)}: it takes {wanted} "
-                "or the same with batch 1; use the prompt and the solver of this base model."
-            )
-        x = x.to(dtype).expand(batch, *x.shape[1:])
-        return x if frames == 1 else x.repeat_interleave(frames, dim=0)
-
     def grow(self, *, right: int = 1, left: int = 0) -> list[nn.Parameter]:
         """Adds blocks without changing what the network computes (the paper's last training round; Table 4: right).
 
@@ -243,3 +226,19 @@ class CorrectorNetwork(Network):
             nn.init.zeros_(linear.weight)
             nn.init.zeros_(linear.bias)
         return block
+
+
+def _spread(
+    name: str, x: Tensor | None, inner: tuple[int | None, ...], batch: int, frames: int, dtype: torch.dtype
+) -> Tensor:
+    """Checks ``x`` against ``[batch or 1, *inner]`` (None: any), repeats it to ``[batch·frames, *inner]``."""
+    shape = None if x is None else tuple(x.shape)
+    fits = shape is not None and len(shape) == 1 + len(inner) and shape[0] in (1, batch)
+    if x is None or not fits or any(want not in (None, side) for want, side in zip(inner, x.shape[1:], strict=True)):
+        wanted = [batch, *("any" if side is None else side for side in inner)]
+        raise DeepInvError(
+            f"The solver got {name} of shape {None if shape is None else list(shape)}: it takes {wanted} "
+            "or the same with batch 1; use the prompt and the solver of this base model."
+        )
+    x = x.to(dtype).expand(batch, *x.shape[1:])
+    return x if frames == 1 else x.repeat_interleave(frames, dim=0)

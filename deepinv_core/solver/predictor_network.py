@@ -8,6 +8,8 @@ extrapolation, by a learned gate a, plus a correction that scales with the step,
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 import torch.nn.functional as F
 from diffusers.models.attention import FeedForward
@@ -20,7 +22,9 @@ from ..errors import DeepInvError
 from ..flow import per_sample
 from .grids import token_positions, unpatchify
 from .kind import Network
-from .predictor import PredictorConfig
+
+if TYPE_CHECKING:
+    from .predictor import PredictorConfig
 
 TIMES = 3
 """Scalars the network is conditioned on: σ_{i+1}, h and σ_{i+1} − σ_last."""

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import re
-import sys
 from collections.abc import Callable
 from dataclasses import replace
+from types import FrameType
 from typing import Any
 
 import comfy.model_management
@@ -114,6 +115,16 @@ def refuse_stochastic(sampler: Any) -> None:
         )
 
 
+def _sampler_of(noise_frame: FrameType | None) -> Any:
+    """The SAMPLER beside which a NOISE is asked, None where it can't be told.
+
+    ComfyUI passes a NOISE the latent alone and a SAMPLER no word of its NOISE, so it is read where
+    SamplerCustomAdvanced, and the samplers of other packs after it, keep it: in a variable of that name.
+    """
+    caller = None if noise_frame is None else noise_frame.f_back
+    return None if caller is None else caller.f_locals.get("sampler")
+
+
 class InvertedNoise:
     """ComfyUI's NOISE made of an inverted latent.
 
@@ -134,7 +145,7 @@ class InvertedNoise:
         Raises:
             DeepInvError: a latent of another shape or of several streams, or a stochastic sampler.
         """
-        refuse_stochastic(sys._getframe(1).f_locals.get("sampler"))  # a NOISE isn't told it, but whoever calls has it
+        refuse_stochastic(_sampler_of(inspect.currentframe()))
         require_one_stream(input_latent["samples"])
         z, latent = self._inversion.noise, input_latent["samples"].float().cpu()
         if latent.shape != z.shape:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -135,3 +137,88 @@ def test_files_stay_readable() -> None:
     """A guide, not a law: no file above 400 lines."""
     long = {p.name: n for f in WITH_TOOLS for p in sources(f) if (n := len(p.read_text().splitlines())) > 400}
     assert not long
+
+
+# --- the whole package -----------------------------------------------------------------------------------------------
+
+WHOLE = (*WITH_TOOLS, "headless")
+FROM_TESTS = ("audit.py", "hashes.py", "matrix.py", "fuzz", "kill", "load", "numbers", "workflows")
+"""In tools/: what tests/ held before, which no count of the code had in it."""
+
+LINES = {WHOLE: 18_500, ("benchmarks",): 4_800}
+"""Budgets of lines, by folders."""
+
+LONGEST_FUNCTION, LONGEST_CLASS = 60, 200
+
+OVER = {
+    ("training/loop.py", "Training"),
+    ("deepinv_core/runs.py", "run"),
+    ("tools/workflows/subgraphs.py", "wrapped"),
+    "lines of the whole",
+    "lines of benchmarks",
+}
+"""What is known to be over a limit, and is on its way below it."""
+
+
+def modules() -> list[Path]:
+    return [path for folder in WHOLE for path in sources(folder)]
+
+
+def executed(tree: ast.AST) -> Iterator[ast.AST]:
+    """Every node but those that only a type checker reads."""
+    for node in ast.iter_child_nodes(tree):
+        if not (isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING")):
+            yield node
+            yield from executed(node)
+
+
+def relative_imports(path: Path) -> Iterator[Path]:
+    """The files of the package that one imports, at its top or in a function."""
+    for node in executed(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            base = path.parents[node.level - 1].joinpath(*(node.module or "").split("."))
+            for alias in node.names:
+                places = [base / f"{alias.name}.py", base / alias.name / "__init__.py"]
+                places += [base.with_suffix(".py"), base / "__init__.py"]
+                found = next((place for place in places if place.is_file()), None)
+                assert found, f"{path.relative_to(ROOT)}:{node.lineno}: there is no {node.module or ''}.{alias.name}"
+                if found != path:
+                    yield found
+
+
+def test_no_module_imports_itself_in_a_circle() -> None:
+    """Imports inside functions count, those for the type checker alone don't; each leads to a file that is there."""
+    graph = {path: set(relative_imports(path)) for path in modules()}
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        pytest.fail(" <- ".join(str(path.relative_to(ROOT)) for path in error.args[1]))
+
+
+def too_long() -> set[object]:
+    """Functions and classes over the limit."""
+    limits = {ast.FunctionDef: LONGEST_FUNCTION, ast.AsyncFunctionDef: LONGEST_FUNCTION, ast.ClassDef: LONGEST_CLASS}
+    return {
+        (path.relative_to(ROOT).as_posix(), node.name)
+        for path in modules()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, tuple(limits)) and node.end_lineno - node.lineno + 1 > limits[type(node)]
+    }
+
+
+def too_many_lines() -> set[object]:
+    counts = {
+        path: len(path.read_text(encoding="utf-8").splitlines())
+        for path in modules()
+        if path.relative_to(ROOT).parts[:1] != ("tools",) or path.relative_to(ROOT).parts[1] not in FROM_TESTS
+    }
+    found: set[object] = set()
+    for folders, most in LINES.items():
+        total = sum(count for path, count in counts.items() if path.relative_to(ROOT).parts[0] in folders)
+        if total > most:
+            found.add(f"lines of {'the whole' if folders == WHOLE else folders[0]}")
+    return found
+
+
+def test_functions_classes_and_the_whole_stay_small() -> None:
+    assert (too_long() | too_many_lines()) - OVER == set()

@@ -10,7 +10,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from ...deepinv_core.embedded.model import weights_path
-from .server import ComfyServer
+from ...tests.comfyui.server import ComfyServer
 
 LAYOUTS = ("SD3", "FLUX")
 LOW = {"fp16": torch.finfo(torch.float16).eps, "bf16": torch.finfo(torch.bfloat16).eps}
