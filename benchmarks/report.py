@@ -116,7 +116,7 @@ def _verdicts(results: Results) -> Iterator[str]:
                 there = not entry.solver or entry.solver in results.about["solvers"][model]
                 found = everything if entry.solver else untrained
                 cells.append(_verdict(entry.label, found) if there else "no solver of this recipe")
-            lines.append([f"`{entry.label}`", METHODS[entry.method].cost, *cells])
+            lines.append([f"`{entry.label}`", METHODS[entry.method].price, *cells])
     yield from [*table(["method", "cost up", *(TITLES[model] for model in results.models)], lines), ""]
     for model, (everything, _) in fronts.items():
         best = [

@@ -92,7 +92,7 @@ def _inversion(name: str, metadata: dict[str, Any], tensors: dict[str, Any]) -> 
     method = str(metadata.get("method"))
     return {
         "method": method,
-        "title": describe(method).title,
+        "title": describe(method).name,
         "options": metadata.get("options"),
         "steps": tensors["sigmas"]["shape"][0] - 1,
         "nfe": metadata.get("nfe"),

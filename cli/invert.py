@@ -11,7 +11,7 @@ from ..deepinv_core.embedded.spec import IMAGE_SIZE
 from ..deepinv_core.errors import DeepInvError
 from ..deepinv_core.images import load_photo, save_png, to_image
 from ..deepinv_core.inversion import save_inversion
-from ..deepinv_core.methods import BEST_TRAINING_FREE, METHODS, Options, describe
+from ..deepinv_core.methods import BEST_TRAINING_FREE, METHODS, Options, describe, known_options
 from ..deepinv_core.runs import bound_solver, choose_method
 from ..deepinv_core.runs import run as run_measured
 from ..deepinv_core.schedule import uniform_grid
@@ -28,10 +28,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     model_option(parser)
     add("--method", help=f"see below (default: deepinv if a solver is at hand, else {BEST_TRAINING_FREE})")
     add("--steps", type=int, default=16, help="steps N (default 16)")
-    add("--refine", type=int, help="K, evaluations a step after the guess (defaults below)")
-    add("--tolerance", type=float, default=0.0, help="stop iterating at this relative residual (default: never)")
     add("--solver", type=Path, help="a trained solver's .safetensors (default: the one shipped for the model)")
-    add("--seed", type=int, default=0, help="RF-Inversion's noise (default 0)")
+    for name, option in known_options().items():
+        default = "defaults below" if name == "refine" else f"default {option.default}"
+        add(f"--{name.replace('_', '-')}", type=type(option.default), help=f"{option.help} ({default})")
     add("--keep-trajectory", action="store_true", help="store every latent in inversion.safetensors")
     add("--output", type=Path, required=True, help="folder to write")
     add("--json", action="store_true", help="print the report as JSON")
@@ -39,9 +39,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _method_help() -> str:
     lines = ["methods (base evaluations for N steps; K is --refine; kept: what the way back needs beside the noise):"]
-    for name, info in METHODS.items():
-        k = "" if info.refine is None else f", K = {info.refine} by default"
-        lines.append(f"  {name:<22}{info.title}: {info.cost}{k}; {info.kept}")
+    for method in METHODS.values():
+        k = "" if method.refine is None else f", K = {method.refine} by default"
+        lines.append(f"  {method.id:<22}{method.name}: {method.price}{k}; {method.kept}")
     return "\n".join(lines)
 
 
@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> None:
     if args.solver is not None and not wants_solver:
         raise DeepInvError(f"method '{args.method}' uses no solver: leave --solver out, or choose --method deepinv")
     solver = bound_solver(model, args.solver) if wants_solver else None
-    options = Options(refine=args.refine, tolerance=args.tolerance, seed=args.seed)
+    options: Options = {name: getattr(args, name) for name in known_options()}
     method = choose_method(args.method, options, solver)
     grid = model.grid(args.steps, photo[:, :, ::8, ::8])
     result = run_measured(model, photo, method, grid, keep_trajectory=args.keep_trajectory, progress=progress_bar)

@@ -13,8 +13,8 @@ from .integrator import Callback, Rule, integrate
 from .inversion import Inversion, Reconstruction
 from .memory import rows_of
 from .methods.flowedit import FlowEdit
-from .methods.held import Anchored, Masked
 from .methods.registry import way_back
+from .methods.trajectory import Anchored, Masked
 from .schedule import custom_grid
 
 
@@ -25,11 +25,12 @@ class Hold:
     Attributes:
         strength: how early the edit starts, as a share of the steps from the image: 1 begins at the noise and may
             change everything, 0.5 half way and keeps the layout. At 0 nothing is walked: the photo.
-        anchor: weight of the inversion's trajectory after each step, in [0, 1] (:class:`~.methods.held.Anchored`).
+        anchor: weight of the inversion's trajectory after each step, in [0, 1] (:class:`.methods.trajectory.Anchored`).
         anchor_share: share of the whole way back, from the noise, on which it acts.
         mask: 1 where the photo is edited and 0 where it is kept, ``[B or 1, 1, ...]`` in the latent's size; None for
             all of it. Values between blend.
         eta: RF-Inversion's pull towards the photo; None for the inversion's own.
+        eta_share: share of the way back on which it acts, from the noise; None for the inversion's own.
         variation: how much of the inverted noise is exchanged for ``fresh``, in [0, 1]: 0 none, 1 all of it. A
             spherical mix, so that a noise stays one; where there is a mask, only inside it.
         fresh: white noise in the latent's shape; needed for a variation.
@@ -40,6 +41,7 @@ class Hold:
     anchor_share: float = 0.5
     mask: torch.Tensor | None = None
     eta: float | None = None
+    eta_share: float | None = None
     variation: float = 0.0
     fresh: torch.Tensor | None = None
 
@@ -115,8 +117,8 @@ def _varied(z: torch.Tensor, clean: torch.Tensor, sigma: float, hold: Hold) -> t
 
 
 def _held(inversion: Inversion, hold: Hold, trajectory: torch.Tensor | None) -> Rule:
-    options = inversion.options if hold.eta is None else replace(inversion.options, eta=hold.eta)
-    rule = way_back(inversion.method, options)
+    changed = {name: value for name, value in (("eta", hold.eta), ("eta_share", hold.eta_share)) if value is not None}
+    rule = way_back(inversion.method, {**inversion.options, **changed})
     if trajectory is not None and hold.anchor > 0:
         rule = Anchored(rule, trajectory, hold.anchor, hold.anchor_share)
     if trajectory is not None and hold.mask is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,7 +13,7 @@ from . import checkpoint
 from .errors import DeepInvError
 from .flow import CountedVelocity, Velocity, relative_error
 from .integrator import Callback, Integration, integrate
-from .methods.registry import METHODS, Method, Options, describe, options_from, way_back
+from .methods.registry import Method, Options, describe, method_values, way_back
 from .schedule import custom_grid
 
 
@@ -25,7 +25,7 @@ class Inversion:
         noise: ``z_N`` in model space, ``[B, C, ...]``, float32 or float64.
         sigmas: the grid walked, ascending float64 ``[N + 1]``, on the CPU.
         method: method id.
-        options: the method's settings, K resolved.
+        options: the values of the method's options.
         nfe: base evaluations of the inversion.
         carried: what the way back reads besides the noise: ``latent_clean`` (z_0), ``previous`` (z_{N-1}),
             ``trajectory`` (``[N + 1, B, C, ...]``, image first); each present only if needed or kept.
@@ -51,6 +51,11 @@ class Inversion:
     def kept(self) -> str:
         """What its way back needs: pure, +z_0, +pair or exact."""
         return describe(self.method).kept
+
+    @property
+    def refine(self) -> int:
+        """Refine steps K; 0 for a method without iterations."""
+        return int(self.options.get("refine") or 0)
 
     @property
     def steps(self) -> int:
@@ -228,7 +233,7 @@ def save_inversion(path: str | Path, inversion: Inversion) -> None:
         tensors["residual"] = inversion.residual
     metadata = checkpoint.header("inversion") | {
         "method": inversion.method,
-        "options": asdict(inversion.options),
+        "options": inversion.options,
         "nfe": inversion.nfe,
         "nfe_residual": inversion.nfe_residual,
         "model": inversion.model,
@@ -249,7 +254,7 @@ def load_inversion(path: str | Path) -> Inversion:
             noise=tensors.pop("noise"),
             sigmas=custom_grid(tensors.pop("sigmas")),
             method=metadata["method"],
-            options=options_from(metadata["options"]),
+            options=_own_options(metadata["method"], metadata["options"]),
             nfe=metadata["nfe"],
             nfe_residual=metadata["nfe_residual"],
             model=metadata["model"],
@@ -267,15 +272,23 @@ def load_inversion(path: str | Path) -> Inversion:
     return inversion
 
 
+def _own_options(method: object, stored: object) -> Options:
+    """The options of a file's method; files of version 0.1.0 have those of all methods."""
+    if not isinstance(method, str) or not isinstance(stored, dict):
+        raise DeepInvError(
+            f"its method is {ascii(method)[:60]} and its options a {type(stored).__name__}: a text and an object of "
+            "settings are accepted"
+        )
+    return method_values(method, stored)
+
+
 def _problem(inversion: Inversion, names: set[str]) -> str:
     """What keeps an inversion that was read from being used; empty when nothing does."""
     for what, count in (("nfe", inversion.nfe), ("nfe_residual", inversion.nfe_residual)):
         if not isinstance(count, int) or isinstance(count, bool) or not 0 <= count < 2**53:
             return f"its {what} is {ascii(count)[:60]}, not a count"
-    if not isinstance(inversion.method, str) or not isinstance(inversion.model, str):
-        return "its method and its model aren't both texts"
-    if inversion.method not in METHODS:
-        return f"unknown method {ascii(inversion.method)[:60]}"
+    if not isinstance(inversion.model, str):
+        return f"its model is {ascii(inversion.model)[:60]}, not a text"
     noise, steps = inversion.noise, inversion.steps
     shape = tuple(noise.shape)
     if noise.ndim < 3 or not noise.numel() or not noise.is_floating_point():

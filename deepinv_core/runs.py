@@ -122,7 +122,7 @@ def run(
     report = {
         "method": inversion.method,
         "steps": inversion.steps,
-        "refine": inversion.options.refine,
+        "refine": inversion.refine,
         "kept": inversion.kept,
         "nfe_inversion": inversion.nfe,
         "nfe_reconstruction": back.nfe,

@@ -49,12 +49,12 @@ def of_inversion(inversion: Inversion, *, cfg: float = 1.0) -> str:
         return "Good: the photo comes back exactly, because the way back reads more than the noise."
     if inversion.kept == "+z_0":
         return "Fair: this method is made for edits, the photo comes back changed. For a reconstruction take auto."
-    more = f"More steps (now {steps}), or `refine` {max(1, (inversion.options.refine or 0) + 1)}."
+    more = f"More steps (now {steps}), or `refine` {inversion.refine + 1}."
     guided = " Guidance while inverting makes it harder: `cfg` 1 inverts best." if cfg != 1 else ""
     residuals = inversion.residuals()
     if residuals:
         mean = sum(residuals) / len(residuals)
-        diverged = (inversion.options.refine or 0) > 1 and max(residuals) > DIVERGED
+        diverged = inversion.refine > 1 and max(residuals) > DIVERGED
         grade = 0 if diverged else (mean <= FAIR_RESIDUAL) + (mean <= GOOD_RESIDUAL)
         why = f"the steps undo to {100 * mean:.0f} % on average"
         if diverged:

@@ -21,7 +21,7 @@ def method_menu(names: Iterable[str] = METHODS) -> str:
     """The method list with its costs, for the tooltip."""
     lines = [f"auto: deepinv where a solver is connected, else {BEST_TRAINING_FREE}."]
     lines += [
-        f"{name}: {METHODS[name].title}, {METHODS[name].cost} evaluations, {METHODS[name].kept}" for name in names
+        f"{name}: {METHODS[name].name}, {METHODS[name].price} evaluations, {METHODS[name].kept}" for name in names
     ]
     return "\n".join(lines)
 
@@ -226,11 +226,11 @@ class DeepInvInvert(io.ComfyNode):
 
 def describe(inversion: Inversion, seconds: float, cfg: float, *, chosen_by_us: bool) -> str:
     """The report: the verdict, method, cost, what the way back needs, residual, and how noise-like the noise is."""
-    info = METHODS[inversion.method]
-    k = f", K = {inversion.options.refine}" if info.refine is not None else ""
+    method = METHODS[inversion.method]
+    k = f", K = {inversion.refine}" if method.refine is not None else ""
     lines = [
         verdict.of_inversion(inversion, cfg=cfg),
-        f"{inversion.method} ({info.title}{k}), {inversion.steps} steps, {inversion.nfe} base evaluations, "
+        f"{inversion.method} ({method.name}{k}), {inversion.steps} steps, {inversion.nfe} base evaluations, "
         f"{seconds:.1f} s",
     ]
     if chosen_by_us and inversion.method == BEST_TRAINING_FREE:

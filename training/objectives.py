@@ -14,7 +14,8 @@ from torch import Tensor
 from ..deepinv_core.errors import DeepInvError
 from ..deepinv_core.flow import CountedVelocity, Velocity
 from ..deepinv_core.integrator import Step
-from ..deepinv_core.methods.implicit import Anderson, Known, Point, first_known
+from ..deepinv_core.methods.anderson import Anderson
+from ..deepinv_core.methods.implicit import Known, Point, first_known
 from ..deepinv_core.solver import Predictor
 from .latent_order import derived_seed
 from .latents import Batch, LatentCache

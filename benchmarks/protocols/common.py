@@ -20,8 +20,7 @@ from ...deepinv_core.adapters.base_model import BaseModel
 from ...deepinv_core.adapters.by_name import load_model
 from ...deepinv_core.atomic import replacing
 from ...deepinv_core.errors import DeepInvError
-from ...deepinv_core.methods import BEST_TRAINING_FREE, describe
-from ...deepinv_core.methods.registry import resolve_refine
+from ...deepinv_core.methods import BEST_TRAINING_FREE, describe, method_values
 from ...deepinv_core.runs import bound_solver
 from ...deepinv_core.solver import Solver
 from ..entries import Entry
@@ -55,7 +54,7 @@ def choices(text: str, *, flowedit: bool = False) -> list[Entry]:
         describe(name)
         if k and not k.isdecimal():
             raise DeepInvError(f"{word!r}: K is {k!r}, a whole number is needed, as in anderson:2")
-        resolve_refine(name, int(k) if k else None)
+        method_values(name, {"refine": int(k) if k else None})
         found.append(Entry(name, int(k) if k else None))
     return found
 

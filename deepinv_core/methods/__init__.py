@@ -1,5 +1,32 @@
-"""Inversion methods, a file each; :mod:`.registry` names them."""
+"""Inversion methods, a file each; :mod:`.registry` lists them."""
 
-from .registry import BEST_TRAINING_FREE, METHODS, Method, Options, describe, make_method, way_back
+from .entry import Cost, Entry, Option, option
+from .registry import (
+    BEST_TRAINING_FREE,
+    METHODS,
+    Method,
+    Options,
+    describe,
+    known_options,
+    make_method,
+    method_table,
+    method_values,
+    way_back,
+)
 
-__all__ = ["BEST_TRAINING_FREE", "METHODS", "Method", "Options", "describe", "make_method", "way_back"]
+__all__ = [
+    "BEST_TRAINING_FREE",
+    "METHODS",
+    "Cost",
+    "Entry",
+    "Method",
+    "Option",
+    "Options",
+    "describe",
+    "known_options",
+    "make_method",
+    "method_table",
+    "method_values",
+    "option",
+    "way_back",
+]

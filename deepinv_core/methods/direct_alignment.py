@@ -9,6 +9,8 @@ import torch
 
 from ..flow import CountedVelocity
 from ..integrator import Advance, Step
+from .entry import Entry
+from .implicit import Implicit, TargetEuler
 
 
 @dataclass(frozen=True)
@@ -27,3 +29,8 @@ class Aligned:
     def step(self, v: CountedVelocity, z: torch.Tensor, step: Step, state: torch.Tensor) -> Advance:
         """One evaluation, at the latent moved by its offset."""
         return Advance(z + step.h * v(z + state[step.index], step.sigma), state)
+
+
+DIRECT_ALIGNMENT = Entry(
+    "direct_alignment", "Direct alignment", Implicit(TargetEuler()), Aligned(), source="2605.02417", kept="exact"
+)

@@ -10,6 +10,8 @@ import torch
 
 from ..flow import CountedVelocity
 from ..integrator import Advance, Rule, Step
+from .entry import Entry
+from .implicit import Implicit, TargetEuler
 
 
 def mix(
@@ -41,3 +43,6 @@ class Mixed:
         """The inner rule's step, then the mix inside the window."""
         advance = self.rule.step(v, z, step, state)
         return advance._replace(z=mix(z, advance.z, step))
+
+
+EASYINV = Entry("easyinv", "EasyInv", Mixed(Implicit(TargetEuler())), source="2408.05159")

@@ -14,7 +14,7 @@ from ..integrator import Advance, Step
 
 @dataclass(frozen=True)
 class Euler:
-    """``z <- z + h * v(z, sigma)``: downwards it is Euler sampling, upwards inversion at the source sigma. NFE N."""
+    """``z <- z + h * v(z, sigma)``: downwards it is Euler sampling, upwards inversion at the source sigma."""
 
     def start(self, z: torch.Tensor, grid: Sequence[float], carried: Mapping[str, torch.Tensor]) -> None:
         """Nothing to remember."""

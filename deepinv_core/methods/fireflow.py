@@ -9,6 +9,7 @@ import torch
 
 from ..flow import CountedVelocity
 from ..integrator import Advance, Step
+from .entry import Cost, Entry
 
 
 @dataclass(frozen=True)
@@ -25,3 +26,14 @@ class ReusedMidpoint:
         velocity = v(z, step.sigma) if state is None else state
         middle = v(z + half * velocity, step.sigma + half)
         return Advance(z + step.h * middle, middle)
+
+
+FIREFLOW = Entry(
+    "fireflow",
+    "FireFlow",
+    ReusedMidpoint(),
+    ReusedMidpoint(),
+    cost=Cost(once=1),
+    cost_back=Cost(once=1),
+    source="2412.07517",
+)

@@ -1,22 +1,9 @@
 """The implicit-step family: everything that is sampled back with Euler.
 
 The exact inverse of an Euler sampling step is the fixed point ``eps = v(z_i + h*eps, sigma_{i+1})``.
-Methods differ in two choices only, and any guess goes with any iteration:
-
-====================  =======================  =====================================
-method                guess                    iteration
-====================  =======================  =====================================
-Euler, target sigma   :class:`TargetEuler`     none
-fixed point / AIDI    :class:`TargetEuler`     :class:`Picard` K
-Anderson              :class:`TargetEuler`     :class:`Anderson` K
-ReNoise               :class:`TargetEuler`     :class:`Averaged` K = 9, evaluations 8-10
-FTEdit                :class:`TargetEuler`     :class:`Averaged` K = 3, the three iterates
-Uni-Inv               :class:`LastVelocity`    :class:`Picard` 1
-extrapolated Uni-Inv  :class:`Extrapolated`    :class:`Picard` 1
-Anderson, ours        :class:`Extrapolated`    :class:`Anderson` K
-DeepInv, the paper    a trained corrector      :class:`Anderson` K (K = 0 is the paper)
-DeepInv, ours         a trained predictor      :class:`Anderson` K + 1
-====================  =======================  =====================================
+Methods differ in two choices only, and any guess goes with any iteration: the guess of ``eps``
+(:class:`TargetEuler`, those of :mod:`.uni_inv` and :mod:`.anderson`, a solver's) and what follows it (nothing,
+:class:`.fixed_point.Picard`, :class:`.renoise.Averaged`, :class:`.anderson.Anderson`).
 """
 
 from __future__ import annotations
@@ -27,7 +14,7 @@ from typing import Final, NamedTuple, Protocol
 
 import torch
 
-from ..flow import CountedVelocity, norm, per_sample, relative_error
+from ..flow import CountedVelocity, per_sample
 from ..integrator import Advance, Step
 
 
@@ -83,29 +70,6 @@ class TargetEuler:
         return v(point.z, point.step.sigma_next)
 
 
-@dataclass(frozen=True)
-class LastVelocity:
-    """The velocity the last step ended with (Uni-Inv, UniEdit-Flow, arXiv 2504.13109). Free."""
-
-    uses_history: bool = True
-
-    def __call__(self, v: CountedVelocity, point: Point) -> torch.Tensor:
-        """Guess without an evaluation."""
-        return point.history[-1].velocity
-
-
-@dataclass(frozen=True)
-class Extrapolated:
-    """Linear extrapolation in sigma of the last two velocities (ours); ``2*v_i - v_{i-1}`` on a uniform grid. Free."""
-
-    uses_history: bool = True
-
-    def __call__(self, v: CountedVelocity, point: Point) -> torch.Tensor:
-        """Guess without an evaluation; in the first step there is one velocity only, and it is taken as it is."""
-        last, slope = point.history[-1], point.slope()
-        return last.velocity if slope is None else last.velocity + (point.step.sigma_next - last.sigma) * slope
-
-
 FIRST_SIGMA: Final = 0.2
 """Where a walk that needs one evaluation to start from makes it: at z_0 and the first target's sigma, but no further.
 
@@ -122,20 +86,6 @@ def first_known(v: CountedVelocity, z: torch.Tensor, step: Step) -> Known:
     return Known(sigma, v(z, sigma))
 
 
-@dataclass(frozen=True)
-class ExtrapolatedFromFirst:
-    """The same (ours), but the walk's first velocity is that of :func:`first_known`. Free after it.
-
-    Better than :class:`Extrapolated` where iterations follow; without them it is not.
-    """
-
-    uses_history: bool = False
-
-    def __call__(self, v: CountedVelocity, point: Point) -> torch.Tensor:
-        """Guess; one evaluation in the first step."""
-        return Extrapolated()(v, point) if point.history else first_known(v, point.z, point.step).velocity
-
-
 FixedPointMap = Callable[[torch.Tensor], torch.Tensor]
 """``eps -> v(z_i + h*eps, sigma_{i+1})``, one evaluation a call."""
 
@@ -148,90 +98,7 @@ class Iteration(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class Picard:
-    """Plain fixed-point iteration, ``count`` evaluations (AIDI, arXiv 2309.04907).
-
-    With a ``tolerance`` above 0 a sample whose relative residual reaches it is left alone, and the iteration
-    ends when all have; that test copies one number to the host each time, so it is off by default.
-    """
-
-    count: int
-    tolerance: float = 0.0
-
-    def __call__(self, fixed_point: FixedPointMap, eps: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Iterate."""
-        residual, done = None, _Done(self.tolerance)
-        for _ in range(self.count):
-            new = fixed_point(eps)
-            latest = relative_error(new, eps)
-            eps, residual = done.keep(eps, new), done.keep(residual, latest)
-            if done.update(latest):
-                break
-        return eps, residual
-
-
-@dataclass(frozen=True)
-class Averaged:
-    """Fixed-point iteration whose result is the mean of a window of its velocities.
-
-    ReNoise (arXiv 2403.14602): ``count`` 9, evaluations 8 to 10 (1 = the guess's own); FTEdit: 3, 2 to 4.
-    """
-
-    count: int
-    first: int
-    last: int
-
-    def __call__(self, fixed_point: FixedPointMap, eps: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Iterate and average."""
-        window = [eps] if self.first <= 1 else []
-        residual = None
-        for number in range(2, self.count + 2):
-            new = fixed_point(eps)
-            residual, eps = relative_error(new, eps), new
-            if self.first <= number <= self.last:
-                window.append(eps)
-        return torch.stack(window).mean(0), residual
-
-
-@dataclass(frozen=True)
-class Anderson:
-    """Fixed-point iteration accelerated by the last two iterates (Anderson, m = 1), ``count`` evaluations.
-
-    With residuals ``f = g(eps) - eps``, the next point is ``g - gamma*(g - g_last)``, gamma the least-squares
-    weight of each sample, regularised by ``ridge * |f|^2``; where a residual grew, the plain step is taken.
-    """
-
-    count: int
-    tolerance: float = 0.0
-    ridge: float = 1e-6
-
-    def __call__(self, fixed_point: FixedPointMap, eps: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Iterate."""
-        residual, done = None, _Done(self.tolerance)
-        last: tuple[torch.Tensor, torch.Tensor] | None = None
-        for _ in range(self.count):
-            g = fixed_point(eps)
-            f = g - eps
-            latest = relative_error(g, eps)
-            mixed = g if last is None else self._mix(g, f, *last)
-            last = (g, f)
-            eps, residual = done.keep(eps, mixed), done.keep(residual, latest)
-            if done.update(latest):
-                break
-        return eps, residual
-
-    def _mix(self, g: torch.Tensor, f: torch.Tensor, g_last: torch.Tensor, f_last: torch.Tensor) -> torch.Tensor:
-        df = f - f_last
-        size = norm(f)
-        gamma = (f * df).flatten(1).sum(1) / (
-            norm(df).square() + self.ridge * size.square() + torch.finfo(f.dtype).tiny
-        )
-        gamma = torch.where(size > norm(f_last), 0, gamma)
-        return g - per_sample(gamma, g) * (g - g_last)
-
-
-class _Done:
+class Done:
     """Which samples of a batch have reached the tolerance; they keep what they have."""
 
     def __init__(self, tolerance: float) -> None:
@@ -239,11 +106,13 @@ class _Done:
         self._mask: torch.Tensor | None = None
 
     def keep(self, old: torch.Tensor | None, new: torch.Tensor) -> torch.Tensor:
+        """``new`` where a sample goes on, else ``old``."""
         if self._mask is None or old is None:
             return new
         return torch.where(per_sample(self._mask, new), old, new)
 
     def update(self, residual: torch.Tensor) -> bool:
+        """Whether all have reached it, given the last residuals ``[B]``."""
         if self._tolerance <= 0:
             return False
         reached = residual <= self._tolerance

@@ -10,6 +10,7 @@ import torch
 
 from ..flow import CountedVelocity
 from ..integrator import Advance, Step
+from .entry import Cost, Entry
 
 
 class _Pair(NamedTuple):
@@ -52,3 +53,8 @@ class LeapfrogBack:
         if isinstance(state, torch.Tensor):
             return Advance(state, here)
         return Advance(state.z + (step.sigma_next - state.sigma) * v(z, step.sigma), here)
+
+
+LEAPFROG = Entry(
+    "leapfrog", "Leapfrog (BDIA / BELM)", Leapfrog(), LeapfrogBack(), cost_back=Cost(once=-1), kept="+pair"
+)

@@ -1,181 +1,68 @@
-"""Every inversion method by its id: the rule up, the matching rule back, and what the way back needs."""
+"""Every inversion method by its id. A new one is a file with an :class:`.entry.Entry`, and its line in the list."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Final
 
 from ..errors import DeepInvError
 from ..integrator import Rule
-from .direct_alignment import Aligned
-from .easyinv import Mixed
-from .explicit import Euler
-from .fireflow import ReusedMidpoint
-from .implicit import (
-    Anderson,
-    Averaged,
-    Extrapolated,
-    ExtrapolatedFromFirst,
-    Implicit,
-    LastVelocity,
-    Picard,
-    TargetEuler,
-)
-from .leapfrog import Leapfrog, LeapfrogBack
-from .rf_inversion import TowardsImage, TowardsNoise
-from .rf_solver import Midpoint
+from .anderson import ANDERSON, ANDERSON_EXTRAPOLATED
+from .deepinv import DEEPINV, DEEPINV_MIXED
+from .direct_alignment import DIRECT_ALIGNMENT
+from .easyinv import EASYINV
+from .entry import Entry, Kept, Option, with_values
+from .euler import EULER, EULER_SOURCE
+from .fireflow import FIREFLOW
+from .fixed_point import FIXED_POINT
+from .leapfrog import LEAPFROG
+from .renoise import FTEDIT, RENOISE
+from .rf_inversion import RF_INVERSION
+from .rf_solver import RF_SOLVER
+from .uni_inv import UNI_INV, UNI_INV_2
 
 if TYPE_CHECKING:
     from ..solver.kind import Solver
 
-Kept = Literal["pure", "+z_0", "+pair", "exact"]
-"""What the way back reads besides the noise: nothing, the clean latent, the last two latents, the trajectory."""
-
-
-@dataclass(frozen=True)
-class Options:
-    """The settings a method may read; each says which ones do in :class:`Info`.
-
-    Attributes:
-        refine: K, evaluations a step after the guess; None takes the method's default.
-        tolerance: relative fixed-point residual at which iterating stops (0 = never, no host sync).
-        gamma: RF-Inversion's pull towards its noise on the way up.
-        eta: RF-Inversion's pull towards z_0 on the way back.
-        eta_share: share of the way back, from the noise end, on which eta acts.
-        seed: RF-Inversion's noise.
-    """
-
-    refine: int | None = None
-    tolerance: float = 0.0
-    gamma: float = 0.5
-    eta: float = 0.9
-    eta_share: float = 0.25
-    seed: int = 0
-
-
-@dataclass(frozen=True)
-class Info:
-    """A method in the catalogue.
-
-    Attributes:
-        title: name for people, with its source.
-        cost: base evaluations of an inversion of N steps, for people; the integrator counts the real ones.
-        kept: what its way back needs.
-        up: ``(options, K, solver) -> Rule``.
-        back: ``options -> Rule``.
-        refine: default K, or None where the method has no iterations.
-        uses_solver: whether it needs a trained solver.
-    """
-
-    title: str
-    cost: str
-    kept: Kept
-    up: Callable[[Options, int, Solver | None], Rule]
-    back: Callable[[Options], Rule] = field(default=lambda options: Euler())
-    refine: int | None = None
-    uses_solver: bool = False
-
-
-def _averaged(k: int, first: int) -> Averaged:
-    return Averaged(k, max(1, first), k + 1)
-
-
-def _deepinv(options: Options, k: int, solver: Solver | None) -> Rule:
-    if solver is None:
-        raise DeepInvError(
-            "method 'deepinv' needs a trained solver and none was given: load one trained for this model, "
-            "or take 'anderson_extrapolated', the most accurate method that needs no training"
-        )
-    return solver.rule(k, options.tolerance)
-
-
-SOLVER_COST = "N(K+1)+1 (paper's recipe: N(K+1)), + N solver"
-"""The fast recipe's guess starts from the velocity at the photo: one evaluation more for the whole walk."""
-
-METHODS: dict[str, Info] = {
-    "euler": Info("Euler at the target sigma (DDIM inversion)", "N", "pure", lambda o, k, s: Implicit(TargetEuler())),
-    "euler_source": Info("Euler at the source sigma", "N", "pure", lambda o, k, s: Euler()),
-    "easyinv": Info("EasyInv (2408.05159)", "N", "pure", lambda o, k, s: Mixed(Implicit(TargetEuler()))),
-    "fixed_point": Info(
-        "Fixed point / AIDI",
-        "N(K+1)",
-        "pure",
-        lambda o, k, s: Implicit(TargetEuler(), Picard(k, o.tolerance)),
-        refine=3,
-    ),
-    "anderson": Info(
-        "Anderson-accelerated fixed point",
-        "N(K+1)",
-        "pure",
-        lambda o, k, s: Implicit(TargetEuler(), Anderson(k, o.tolerance)),
-        refine=3,
-    ),
-    "renoise": Info(
-        "ReNoise (2403.14602)", "N(K+1)", "pure", lambda o, k, s: Implicit(TargetEuler(), _averaged(k, k - 1)), refine=9
-    ),
-    "ftedit": Info(
-        "FTEdit averaging", "N(K+1)", "pure", lambda o, k, s: Implicit(TargetEuler(), _averaged(k, 2)), refine=3
-    ),
-    "rf_inversion": Info(
-        "RF-Inversion (2410.10792)",
-        "N",
-        "+z_0",
-        lambda o, k, s: TowardsNoise(o.gamma, o.seed),
-        lambda o: TowardsImage(o.eta, o.eta_share),
-    ),
-    "rf_solver": Info(
-        "RF-Solver, midpoint (2411.04746)", "2N", "pure", lambda o, k, s: Midpoint(), lambda o: Midpoint()
-    ),
-    "fireflow": Info(
-        "FireFlow (2412.07517)", "N+1", "pure", lambda o, k, s: ReusedMidpoint(), lambda o: ReusedMidpoint()
-    ),
-    "uni_inv": Info(
-        "Uni-Inv (UniEdit-Flow)",
-        "KN+1",
-        "pure",
-        lambda o, k, s: Implicit(LastVelocity(), Picard(k, o.tolerance)),
-        refine=1,
-    ),
-    "uni_inv_2": Info(
-        "Uni-Inv, extrapolated guess",
-        "KN+1",
-        "pure",
-        lambda o, k, s: Implicit(Extrapolated(), Picard(k, o.tolerance)),
-        refine=1,
-    ),
-    "anderson_extrapolated": Info(
-        "Anderson from an extrapolated guess",
-        "KN+1",
-        "pure",
-        lambda o, k, s: Implicit(ExtrapolatedFromFirst(), Anderson(k, o.tolerance)),
-        refine=3,
-    ),
-    "leapfrog": Info("Leapfrog (BDIA / BELM)", "N", "+pair", lambda o, k, s: Leapfrog(), lambda o: LeapfrogBack()),
-    "direct_alignment": Info(
-        "Direct alignment (2605.02417)", "N", "exact", lambda o, k, s: Implicit(TargetEuler()), lambda o: Aligned()
-    ),
-    "deepinv": Info("DeepInv (2601.01487)", SOLVER_COST, "pure", _deepinv, refine=0, uses_solver=True),
-    "deepinv_mixed": Info(
-        "DeepInv with EasyInv's mixing (released code)",
-        SOLVER_COST,
-        "pure",
-        lambda o, k, s: Mixed(_deepinv(o, k, s)),
-        refine=0,
-        uses_solver=True,
-    ),
+METHODS: Final[dict[str, Entry]] = {
+    entry.id: entry
+    for entry in (
+        EULER,
+        EULER_SOURCE,
+        EASYINV,
+        FIXED_POINT,
+        ANDERSON,
+        RENOISE,
+        FTEDIT,
+        RF_INVERSION,
+        RF_SOLVER,
+        FIREFLOW,
+        UNI_INV,
+        UNI_INV_2,
+        ANDERSON_EXTRAPOLATED,
+        LEAPFROG,
+        DIRECT_ALIGNMENT,
+        DEEPINV,
+        DEEPINV_MIXED,
+    )
 }
 
-
-BEST_TRAINING_FREE = "anderson_extrapolated"
+BEST_TRAINING_FREE: Final = "anderson_extrapolated"
 """What is used where nobody chose and there is no solver: of the methods whose noise alone gives the photo back,
 the most accurate at few steps and many on the embedded models."""
+
+NO_REFINE: Final = Option(0, 0, 0, "")
+"""K of a method without iterations."""
+
+Options = dict[str, float | None]
+"""Values by an option's name, as in ``Options(refine=2, tolerance=1e-3)``; None is a method's own default."""
 
 
 @dataclass(frozen=True)
 class Method:
-    """A chosen method: its id, options with K resolved, and both rules."""
+    """A chosen method: its id, the values of its options, what its way back needs, and both rules."""
 
     id: str
     options: Options
@@ -184,8 +71,8 @@ class Method:
     back: Rule
 
 
-def describe(method: str) -> Info:
-    """The catalogue entry of a method id.
+def describe(method: str) -> Entry:
+    """The entry of a method id.
 
     Raises:
         DeepInvError: unknown id; the nearest one is named.
@@ -193,8 +80,51 @@ def describe(method: str) -> Info:
     if method not in METHODS:
         near = difflib.get_close_matches(method, METHODS, n=1, cutoff=0.4)
         hint = f"did you mean '{near[0]}'? " if near else ""
-        raise DeepInvError(f"unknown method '{method}': {hint}Known are {', '.join(METHODS)}")
+        raise DeepInvError(f"unknown method {ascii(method)[:60]}: {hint}Known are {', '.join(METHODS)}")
     return METHODS[method]
+
+
+def known_options() -> dict[str, Option]:
+    """Every option by name, as the first method with it declares it; where there is no other, its help says so."""
+    found: dict[str, Option] = {}
+    for entry in METHODS.values():
+        for name, one in entry.options.items():
+            if name not in found:
+                text = one.help
+                alone = not any(name in other.options for other in METHODS.values() if other is not entry)
+                found[name] = replace(one, help=f"Only for {entry.id}: {text[0].lower()}{text[1:]}") if alone else one
+    return found
+
+
+def method_values(method: str, given: Mapping[str, Any]) -> Options:
+    """The values of a method's options: those given, the others by default; ``refine`` is 0 without iterations.
+
+    Other methods' options are checked and left out.
+
+    Raises:
+        DeepInvError: unknown method, an option that no method has, a value that isn't accepted, or refine steps for a
+            method without iterations.
+    """
+    entry, known = describe(method), known_options()
+    if unknown := [name for name in given if name not in known]:
+        raise DeepInvError(
+            f"unknown method option {ascii(unknown[0])[:60]}: {', '.join(known)} are known; a newer version of this "
+            "pack may have more, update it"
+        )
+    own = {"refine": NO_REFINE, **entry.options}
+    if given.get("refine") and own["refine"] is NO_REFINE:
+        takers = ", ".join(other.id for other in METHODS.values() if other.refine is not None)
+        raise DeepInvError(
+            f"method '{method}' has no iterations, so it takes no refine steps: leave them out, or use {takers}"
+        )
+    for name, one in {**known, **own}.items():
+        value = given.get(name)
+        if value is not None and not one.accepts(value):
+            raise DeepInvError(
+                f"{name} is {ascii(value)[:60]}: '{method}' needs at least {one.low} and at most {one.high}, "
+                f"{one.kind}; its default is {one.default}"
+            )
+    return {name: one.default if given.get(name) is None else given[name] for name, one in own.items()}
 
 
 def make_method(method: str, options: Options | None = None, *, solver: Solver | None = None) -> Method:
@@ -202,59 +132,28 @@ def make_method(method: str, options: Options | None = None, *, solver: Solver |
 
     Args:
         method: an id of :data:`METHODS`.
-        options: settings; K stays with the method's default when None, and must be None where there are no iterations.
-        solver: the bound network, for ``deepinv`` only.
+        options: values by name; what is left out or None stays with the method's default.
+        solver: under its prompt, for the methods that use one.
 
     Raises:
-        DeepInvError: unknown id, K out of range, tolerance negative, or no solver for ``deepinv``.
+        DeepInvError: unknown id, an option's value that isn't accepted, or no solver where one is needed.
     """
-    info = describe(method)
-    options = options or Options()
-    k = resolve_refine(method, options.refine)
-    if not options.tolerance >= 0:
-        raise DeepInvError(f"tolerance is {options.tolerance}: 0 (never stop early) or a positive number is needed")
-    return Method(method, replace(options, refine=k), info.kept, info.up(options, k, solver), info.back(options))
-
-
-def resolve_refine(method: str, refine: int | None) -> int:
-    """K for a method: the given one checked, or its default (0 where it has no iterations)."""
-    default = describe(method).refine
-    if refine is None:
-        return default or 0
-    if default is None:
-        takers = ", ".join(name for name, info in METHODS.items() if info.refine is not None)
+    entry, values = describe(method), method_values(method, options or {})
+    if entry.uses_solver and solver is None:
         raise DeepInvError(
-            f"method '{method}' has no iterations, so it takes no refine steps: leave them out, or use {takers}"
+            f"method '{method}' needs a trained solver and none was given: load one trained for this model, "
+            f"or take '{BEST_TRAINING_FREE}', the most accurate method that needs no training"
         )
-    least = 0 if METHODS[method].uses_solver else 1
-    if refine < least:
-        raise DeepInvError(f"refine is {refine}: '{method}' needs at least {least}; its default is {default}")
-    return refine
+    up = with_values(entry.up, {**values, "solver": solver})
+    return Method(method, values, entry.kept, up, with_values(entry.back, values))
 
 
-def way_back(method: str, options: Options) -> Rule:
+def way_back(method: str, options: Mapping[str, Any]) -> Rule:
     """The rule that samples back what ``method`` inverted; needs no solver."""
-    return describe(method).back(options)
+    return with_values(describe(method).back, method_values(method, options))
 
 
-def options_from(values: dict[str, Any]) -> Options:
-    """Options from a file's JSON, refusing unknown names and values that can't be.
-
-    Raises:
-        DeepInvError: a name this version does not know, or a value that no method takes.
-    """
-    if not isinstance(values, dict):
-        raise DeepInvError(f"the method's options are a {type(values).__name__}: an object of settings is accepted")
-    unknown = set(values) - set(Options.__dataclass_fields__)
-    if unknown:
-        raise DeepInvError(
-            f"unknown method option {sorted(unknown)[0][:60]!a}: the file is from a newer version; update this pack"
-        )
-    for name, value in values.items():
-        whole = name in ("refine", "seed")
-        number = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
-        limit = 2**64 if name == "seed" else 1 if name == "eta_share" else 2**31
-        if (value is not None or name != "refine") and not (number and 0 <= value <= limit - (name == "seed")):
-            kind = "an integer" if whole else "a number"
-            raise DeepInvError(f"method option {name} is {ascii(value)[:60]}: {kind} from 0 to {limit} is accepted")
-    return Options(**values)
+def method_table() -> list[list[str]]:
+    """The list for people: a heading, and for each method its id, name, cost in NFE, what is kept, and K."""
+    rows = [[e.id, e.name, e.price, e.kept, "" if e.refine is None else str(e.refine)] for e in METHODS.values()]
+    return [["id", "method", "cost in NFE", "kept", "K"], *rows]

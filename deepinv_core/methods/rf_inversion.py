@@ -9,6 +9,7 @@ import torch
 
 from ..flow import CountedVelocity
 from ..integrator import Advance, Step
+from .entry import Entry, option
 
 
 @dataclass(frozen=True)
@@ -18,8 +19,10 @@ class TowardsNoise:
     ``gamma`` 0 is source-sigma Euler, 1 a straight line to ``n`` whatever the model says.
     """
 
-    gamma: float = 0.5
-    seed: int = 0
+    gamma: float = option(
+        0.5, 0, 1, "How strongly the way up is pulled towards one random noise: 0 leaves it to the model. Paper: 0.5."
+    )
+    seed: int = option(0, 0, 2**64 - 1, "Which noise it pulls towards.")
 
     def start(self, z: torch.Tensor, grid: Sequence[float], carried: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Draw n from the seed, on the CPU so that every device gets the same."""
@@ -35,13 +38,15 @@ class TowardsNoise:
 
 @dataclass(frozen=True)
 class TowardsImage:
-    """The way back: ``v + eta*((z - z_0)/sigma - v)`` for the first ``share`` of the steps, Euler after. NFE N.
+    """The way back: ``v + eta*((z - z_0)/sigma - v)`` for the first ``eta_share`` of the steps, Euler after. NFE N.
 
     The straight line from z_0 through z has velocity ``(z - z_0)/sigma``, so ``eta`` 1 pulls back to the photo.
     """
 
-    eta: float = 0.9
-    share: float = 0.25
+    eta: float = option(
+        0.9, 0, 1, "How strongly the way back is pulled towards the photo: more keeps more of it. Paper: 0.9."
+    )
+    eta_share: float = option(0.25, 0, 1, "On which share of the way back eta acts, from the noise. Paper: a quarter.")
 
     def start(self, z: torch.Tensor, grid: Sequence[float], carried: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """The clean latent that the inversion kept."""
@@ -50,6 +55,9 @@ class TowardsImage:
     def step(self, v: CountedVelocity, z: torch.Tensor, step: Step, state: torch.Tensor) -> Advance:
         """Euler step of the controlled velocity."""
         velocity = v(z, step.sigma)
-        if step.count - 1 - step.index < self.share * step.count:
+        if step.count - 1 - step.index < self.eta_share * step.count:
             velocity = torch.lerp(velocity, (z - state) / step.sigma, self.eta)
         return Advance(z + step.h * velocity, state)
+
+
+RF_INVERSION = Entry("rf_inversion", "RF-Inversion", TowardsNoise(), TowardsImage(), source="2410.10792", kept="+z_0")

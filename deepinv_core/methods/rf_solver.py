@@ -10,6 +10,7 @@ import torch
 
 from ..flow import CountedVelocity
 from ..integrator import Advance, Step
+from .entry import Cost, Entry
 
 
 @dataclass(frozen=True)
@@ -24,3 +25,8 @@ class Midpoint:
         half = step.h / 2
         middle = z + half * v(z, step.sigma)
         return Advance(z + step.h * v(middle, step.sigma + half))
+
+
+RF_SOLVER = Entry(
+    "rf_solver", "RF-Solver, midpoint", Midpoint(), Midpoint(), cost=Cost(2), cost_back=Cost(2), source="2411.04746"
+)

@@ -12,7 +12,9 @@ from torch import Tensor
 from ..errors import DeepInvError
 from ..flow import CountedVelocity
 from ..integrator import Rule
-from ..methods.implicit import Anderson, Implicit, Point, TargetEuler
+from ..methods.anderson import Anderson
+from ..methods.entry import Cost
+from ..methods.implicit import Implicit, Point, TargetEuler
 from .config import TransformerConfig, size
 from .kind import Solver
 
@@ -103,9 +105,10 @@ class CorrectorConfig(TransformerConfig):
 
 @dataclass(frozen=True)
 class Corrector(Solver):
-    """``eps* = e + g_phi(e, z_i, z_0, sigma_{i+1}, c)`` with ``e = v(z_i, sigma_{i+1}, c)``; N(K+1) evaluations."""
+    """``eps* = e + g_phi(e, z_i, z_0, sigma_{i+1}, c)`` with ``e = v(z_i, sigma_{i+1}, c)``."""
 
     config_type: ClassVar[type[CorrectorConfig]] = CorrectorConfig
+    cost: ClassVar[Cost] = Cost(1, refine=1)
     reads_prompt: ClassVar[bool] = True
     uses_history: ClassVar[bool] = False
 

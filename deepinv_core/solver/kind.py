@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ..errors import DeepInvError
 from ..integrator import Rule
+from ..methods.entry import Cost
 from .config import Config
 
 
@@ -57,6 +58,7 @@ class Solver(ABC):
 
     Attributes:
         config_type: the kind's settings, which name its role in files.
+        cost: base evaluations of an inversion.
         reads_prompt: whether it needs ``context`` and ``pooled``.
         network: the :class:`Network`, or what wraps it for distributed training.
         context: prompt tokens ``[1, T, W]`` or one row a sample; None for a kind or a base model without them.
@@ -64,6 +66,7 @@ class Solver(ABC):
     """
 
     config_type: ClassVar[type[Config]]
+    cost: ClassVar[Cost]
     reads_prompt: ClassVar[bool] = False
 
     network: Callable[..., Tensor]

@@ -11,7 +11,9 @@ from torch import Tensor
 
 from ..flow import CountedVelocity
 from ..integrator import Rule
-from ..methods.implicit import Anderson, Implicit, Point, first_known
+from ..methods.anderson import Anderson
+from ..methods.entry import Cost
+from ..methods.implicit import Implicit, Point, first_known
 from .config import TransformerConfig, size
 from .kind import Solver
 
@@ -49,13 +51,14 @@ class PredictorConfig(TransformerConfig):
 
 @dataclass(frozen=True)
 class Predictor(Solver):
-    """The guess from the last velocities, then one evaluation at the point it predicts; N(K+1)+1 evaluations.
+    """The guess from the last velocities, then one evaluation at the point it predicts.
 
     In the first step the velocity known is that of :func:`..methods.implicit.first_known`: one evaluation for the
     whole walk.
     """
 
     config_type: ClassVar[type[PredictorConfig]] = PredictorConfig
+    cost: ClassVar[Cost] = Cost(1, refine=1, once=1)
     uses_history: ClassVar[bool] = False
 
     def rule(self, refine: int, tolerance: float = 0.0) -> Rule:

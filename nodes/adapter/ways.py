@@ -133,7 +133,7 @@ class InvertedNoise:
     """
 
     def __init__(self, model: Any, inversion: Inversion, sigma_start: float) -> None:
-        self.seed = inversion.options.seed
+        self.seed = int(inversion.options.get("seed") or 0)
         self._inversion = inversion
         self._sigma = sigma_start
         self._sampling = model.get_model_object("model_sampling")

@@ -477,7 +477,7 @@ def test_choices() -> None:
         ("anderson", 2),
         ("anderson", None),
     ]
-    assert choices("anderson:2")[0].method_of().options.refine == 2
+    assert choices("anderson:2")[0].method_of().options["refine"] == 2
     with pytest.raises(DeepInvError, match="unknown method 'flowedit'"):
         choices("flowedit")
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import torch
 
-from comfyui_deepinv.deepinv_core.solver import Corrector
+from comfyui_deepinv.deepinv_core.solver import Corrector, Predictor
 
 ZERO = Corrector(lambda *, velocity, **inputs: velocity, None, None)
 """A solver that corrects nothing."""
+
+FLAT = Predictor(lambda *, last, **inputs: last)
+"""A solver that guesses that nothing changes."""
 
 
 class GaussianMixture:

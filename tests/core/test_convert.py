@@ -376,7 +376,7 @@ def test_inspect_an_inversion(
     about = json.loads(capsys.readouterr().out)
     assert (about["kind"], about["method"], about["steps"], about["kept"]) == ("inversion", method, 5, kept)
     assert (about["nfe"], about["nfe_residual"], about["model"]) == (inversion.nfe, inversion.nfe_residual, "abc")
-    assert about["options"]["refine"] == inversion.options.refine
+    assert about["options"]["refine"] == inversion.options["refine"]
     assert {name.removeprefix("carried.") for name in about["tensors"]} >= {"noise", "sigmas", *carried}
     assert about["tensors"]["noise"]["shape"] == list(inversion.noise.shape)
     assert cli.main(["inspect", str(path)]) == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from itertools import pairwise
 
 import pytest
@@ -13,19 +14,16 @@ from hypothesis import strategies as st
 from comfyui_deepinv.deepinv_core.errors import DeepInvError
 from comfyui_deepinv.deepinv_core.integrator import integrate
 from comfyui_deepinv.deepinv_core.inversion import Inversion, invert, latent_snr, reconstruct, with_residual
-from comfyui_deepinv.deepinv_core.methods import METHODS, Method, Options, make_method
+from comfyui_deepinv.deepinv_core.methods import METHODS, Cost, Method, Options, make_method
+from comfyui_deepinv.deepinv_core.methods.anderson import Anderson
 from comfyui_deepinv.deepinv_core.methods.explicit import Euler
-from comfyui_deepinv.deepinv_core.methods.implicit import (
-    Anderson,
-    Implicit,
-    LastVelocity,
-    Picard,
-    TargetEuler,
-)
+from comfyui_deepinv.deepinv_core.methods.fixed_point import Picard
+from comfyui_deepinv.deepinv_core.methods.implicit import Implicit, TargetEuler
+from comfyui_deepinv.deepinv_core.methods.uni_inv import LastVelocity
 from comfyui_deepinv.deepinv_core.schedule import custom_grid, uniform_grid
 from comfyui_deepinv.deepinv_core.solver import Corrector, Predictor
 
-from .problems import ZERO, GaussianMixture
+from .problems import FLAT, ZERO, GaussianMixture
 
 
 def method_for(name: str, **options) -> Method:
@@ -88,6 +86,42 @@ def test_refine_adds_n_evaluations_each(name: str, k: int) -> None:
     flow = GaussianMixture()
     base = NFE[name][0] - 10 * (METHODS[name].refine or 0)
     assert round_trip(flow, flow.sample(1), 10, name, refine=k)[0].nfe == base + 10 * k
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_nfe_is_what_the_method_says_it_costs(name: str) -> None:
+    """One function of N and K for each way, which the tables print."""
+    entry, flow = METHODS[name], GaussianMixture()
+    latent = flow.sample(1)
+    for steps, k in ((1, 1), (7, 2), (12, 5)):
+        k = k if entry.refine is not None else 0
+        for solver in (ZERO, FLAT) if entry.uses_solver else (None,):
+            method = make_method(name, Options(refine=k), solver=solver)
+            inversion = invert(flow, latent, uniform_grid(steps), method)
+            assert inversion.nfe == (solver or entry).cost(steps, k)
+            assert reconstruct(flow, inversion).nfe == entry.cost_back(steps, k)
+    if entry.uses_solver:
+        assert entry.cost == FLAT.cost and str(ZERO.cost) in entry.note
+
+
+@pytest.mark.parametrize(
+    ("cost", "text"),
+    [
+        (Cost(), "N"),
+        (Cost(2), "2N"),
+        (Cost(once=1), "N+1"),
+        (Cost(once=-1), "N-1"),
+        (Cost(1, refine=1), "N(K+1)"),
+        (Cost(1, refine=1, once=1), "N(K+1)+1"),
+        (Cost(0, refine=1, once=1), "KN+1"),
+        (Cost(3, refine=2), "N(2K+3)"),
+    ],
+)
+def test_a_cost_reads_as_it_counts(cost: Cost, text: str) -> None:
+    assert str(cost) == text
+    formula = re.sub(r"(\d|K)(?=[NK])|N(?=\()", r"\g<0>*", text)
+    for steps, k in ((1, 0), (5, 3)):
+        assert eval(formula, {"N": steps, "K": k}) == cost(steps, k)  # noqa: S307
 
 
 def test_cfg_counts_two() -> None:

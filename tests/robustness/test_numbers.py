@@ -22,7 +22,7 @@ KINDS = ("sd3", "flux")
 
 def test_every_method_is_measured() -> None:
     assert {name for name, _, _ in cases.CASES.values()} == set(METHODS)
-    refined = {(role, options.refine) for name, options, role in cases.CASES.values() if name == "deepinv"}
+    refined = {(role, options.get("refine")) for name, options, role in cases.CASES.values() if name == "deepinv"}
     assert refined == {(role, k) for role in cases.SOLVERS for k in (0, 1)}
 
 

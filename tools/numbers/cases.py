@@ -22,7 +22,7 @@ from ...deepinv_core.images import load_photo
 from ...deepinv_core.inversion import Inversion, invert, reconstruct
 from ...deepinv_core.methods import METHODS, Options, make_method
 from ...deepinv_core.schedule import resolution_grid, shifted_grid, uniform_grid
-from ...deepinv_core.solver import Solver, bind, load_solver
+from ...deepinv_core.solver import KINDS, Solver, bind, load_solver
 from ...tests.core.tiny_training import CORRECTOR, solver
 
 PROMPTS = ("", "cat", "ship")
@@ -54,17 +54,6 @@ GRIDS: dict[str, Callable[[int], torch.Tensor]] = {
     "FLUX at 256 px": lambda steps: resolution_grid(steps, 256),
     "FLUX at 2048x1088 px": lambda steps: resolution_grid(steps, 128 * 68),
 }
-
-UP: dict[str, Callable[[int, int], int]] = {
-    "N": lambda n, k: n,
-    "N+1": lambda n, k: n + 1,
-    "2N": lambda n, k: 2 * n,
-    "N(K+1)": lambda n, k: n * (k + 1),
-    "KN+1": lambda n, k: k * n + 1,
-}
-"""What each cost in the table of methods says."""
-SOLVER_UP = {"predictor": lambda n, k: n * (k + 1) + 1, "corrector": UP["N(K+1)"]}
-BACK = {"rf_solver": UP["2N"], "fireflow": UP["N+1"], "leapfrog": lambda n, k: n - 1}
 
 
 @cache
@@ -163,9 +152,9 @@ def wrong_counts(steps: int) -> list[str]:
         name, _, role = case
         guess = _counted(role)
         up, back, nfe = there_and_back(Line(), z, uniform_grid(steps), case, guess)
-        k = up.options.refine or 0
-        cost = SOLVER_UP[role] if role else UP[METHODS[name].cost]
-        expected = cost(steps, k), BACK.get(name, UP["N"])(steps, k)
+        k = up.refine
+        cost = KINDS[role].cost if role else METHODS[name].cost
+        expected = cost(steps, k), METHODS[name].cost_back(steps, k)
         if (up.nfe, nfe) != expected or not bool(torch.isfinite(back).all()):
             wrong.append(f"{label} at N = {steps}: {up.nfe} up and {nfe} back, not {expected}")
     return wrong
