@@ -24,19 +24,18 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from ..deepinv_core.adapters.base_model import BaseModel
 from ..deepinv_core.editing import Hold, edit, flow_edit
-from ..deepinv_core.embedded.model import KINDS, load_embedded
-from ..deepinv_core.embedded.spec import CLASSES
 from ..deepinv_core.inversion import Inversion, Reconstruction, invert
 from ..deepinv_core.methods import BEST_TRAINING_FREE, METHODS, make_method
 from ..deepinv_core.metrics import psnr
+from ..deepinv_core.models.base_model import BaseModel
+from ..deepinv_core.models.embedded import LAYOUTS, load_embedded
 from ..deepinv_core.runs import bound_solver
 from ..deepinv_core.schedule import uniform_grid
 from ..tools.embedded.classifier import accuracy, load_classifier
 from . import frontier, plots
 from .measure import prompted
-from .photos import held_out
+from .photos import CLASSES, held_out
 from .store import Row, Store
 from .tables import fill, folded, listed
 
@@ -196,7 +195,7 @@ def main() -> None:
     """Command line; see the module's docstring."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("kind", choices=tuple(KINDS))
+    parser.add_argument("kind", choices=LAYOUTS)
     parser.add_argument("data", type=Path)
     parser.add_argument("docs", type=Path)
     parser.add_argument("--classifier", type=Path, required=True)

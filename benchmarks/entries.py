@@ -7,9 +7,9 @@ from importlib import resources
 from pathlib import Path
 from typing import Final, Literal
 
-from ..deepinv_core.embedded.model import solver_file
 from ..deepinv_core.methods import METHODS, Method, Options, make_method
 from ..deepinv_core.methods.entry import Kept
+from ..deepinv_core.models.embedded import solver_file
 from ..deepinv_core.solver import Solver
 
 Group = Kept | Literal["assisted"]

@@ -17,7 +17,7 @@ from typing import Any, Final
 import torch
 from torch import nn
 
-from ..deepinv_core.adapters.transformer import FAMILIES
+from ..deepinv_core.models.transformer import FAMILIES
 from ..deepinv_core.solver import Config
 from ..deepinv_core.solver.cost import FLUX1, SD3_MEDIUM, SD35_MEDIUM, TEXT_TOKENS, solver_flops, transformer_flops
 from ..tools.measure_gpu import measure
@@ -66,9 +66,8 @@ class FullSize:
         """The network without weights, on the meta device."""
         import diffusers  # takes seconds
 
-        kind = next(name for name, family in FAMILIES.items() if family == self.family)
         with torch.device("meta"):
-            return getattr(diffusers, kind)(**self.config)
+            return getattr(diffusers, FAMILIES[self.family].CLASS)(**self.config)
 
     def solver(self, recipe: str, preset: str) -> Config:
         """The geometry that a recipe trains: a predictor for ``fast``, a corrector for ``paper``."""

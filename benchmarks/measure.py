@@ -13,23 +13,22 @@ from typing import Final
 import torch
 from torch import Tensor, nn
 
-from ..deepinv_core.adapters.base_model import BaseModel
-from ..deepinv_core.adapters.transformer import Conditioning, TransformerVelocity
 from ..deepinv_core.editing import Hold, edit
-from ..deepinv_core.embedded.model import KINDS, load_embedded, weights_path
-from ..deepinv_core.embedded.spec import CLASSES, CONTEXT_TOKENS
 from ..deepinv_core.errors import DeepInvError
 from ..deepinv_core.flow import Velocity
 from ..deepinv_core.inversion import Inversion, Reconstruction, invert, latent_snr, reconstruct, with_residual
 from ..deepinv_core.lpips import Lpips, load_lpips, lpips_available
 from ..deepinv_core.methods import Method
 from ..deepinv_core.methods.explicit import Euler
+from ..deepinv_core.models.base_model import BaseModel
+from ..deepinv_core.models.embedded import describe_part, load_embedded, load_prompts, weights_path
+from ..deepinv_core.models.transformer import Conditioning, TransformerVelocity
 from ..deepinv_core.schedule import uniform_grid
 from ..deepinv_core.solver import Config, LoadedSolver, bind, load_solver
 from ..deepinv_core.solver.cost import solver_flops, transformer_flops
 from .entries import CONVERGED, Entry, solver_files
 from .networks.fid import fid
-from .photos import Images
+from .photos import CLASSES, Images
 from .quality import against_photo, losses, summary, whiteness
 from .store import Row
 
@@ -171,8 +170,8 @@ class Suite:
 
 @cache
 def _share(config: Config, kind: str, height: int, width: int) -> float:
-    sizes = {"height": height, "width": width, "context_tokens": CONTEXT_TOKENS}
-    return solver_flops(config, **sizes) / transformer_flops(kind, KINDS[kind], **sizes)
+    sizes = {"height": height, "width": width, "context_tokens": load_prompts()("").context.shape[1]}
+    return solver_flops(config, **sizes) / transformer_flops(kind, describe_part(kind)["config"], **sizes)
 
 
 def open_suite(kind: str, *, lpips: Path | None = None, backbone: nn.Module | None = None) -> Suite:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import Final
 
@@ -11,9 +10,12 @@ import torch
 from torch import Tensor
 
 from ..deepinv_core.demo import PHOTOS
-from ..deepinv_core.embedded.spec import CLASSES, IMAGE_SIZE
 from ..deepinv_core.images import load_photo
+from ..deepinv_core.models.embedded import PHOTOS_FOLDER, image_size, load_prompts
 from ..tools.embedded.data import load_split, upsample
+
+CLASSES: Final = load_prompts().words
+IMAGE_SIZE: Final = image_size()
 
 CHOICE: Final = 3
 """Seed of the choice from the test split."""
@@ -40,8 +42,7 @@ def held_out(archive: Path, count: int) -> Images:
 
 def photographs(height: int = IMAGE_SIZE, width: int = IMAGE_SIZE) -> Images:
     """scikit-image's four photographs, scaled and cut to a shape; they are of no class the models know."""
-    folder = Path(str(resources.files(__package__))).parent / "deepinv_core" / "embedded" / "photos"
     side = max(height, width)
-    pixels = torch.cat([load_photo(folder / f"{name}.png", side=side)[0] for name in PHOTOS])
+    pixels = torch.cat([load_photo(PHOTOS_FOLDER / f"{name}.png", side=side)[0] for name in PHOTOS])
     top, left = (side - height) // 2, (side - width) // 2
     return Images("photos", pixels[:, :, top : top + height, left : left + width])

@@ -11,12 +11,11 @@ from typing import Final
 
 import torch
 
-from ..deepinv_core.embedded.spec import IMAGE_SIZE
 from ..deepinv_core.errors import DeepInvError
 from ..deepinv_core.inversion import latent_snr
 from .entries import Entry
 from .measure import Suite, open_suite
-from .photos import Images, photographs
+from .photos import IMAGE_SIZE, Images, photographs
 
 STEPS: Final = (2, 4, 8)
 

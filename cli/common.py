@@ -12,7 +12,7 @@ from ..deepinv_core.atomic import replacing
 
 
 def model_option(parser: argparse.ArgumentParser, default: str | None = "demo") -> None:
-    """Add ``--model``, what :func:`..deepinv_core.adapters.by_name.load_model` takes."""
+    """Add ``--model``, what :func:`..deepinv_core.models.by_name.load_model` takes."""
     parser.add_argument(
         "--model",
         default=default,

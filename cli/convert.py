@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from ..deepinv_core.adapters.transformer import describe_geometry
+from ..deepinv_core.models.base_info import describe_geometry
 from ..deepinv_core.solver.convert import convert
 from .inspect import describe_file
 

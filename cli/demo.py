@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ..deepinv_core.adapters.by_name import DEMO_MODELS
 from ..deepinv_core.demo import run_demo
+from ..deepinv_core.models.by_name import DEMO_MODELS
 from .common import write_json
 from .progress import progress_bar
 

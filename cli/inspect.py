@@ -13,7 +13,7 @@ from safetensors import safe_open
 from ..deepinv_core import checkpoint
 from ..deepinv_core.errors import DeepInvError
 from ..deepinv_core.methods import describe
-from ..deepinv_core.solver import BaseInfo
+from ..deepinv_core.models.base_info import BaseInfo
 from ..deepinv_core.solver.file import known_role
 from .common import say
 

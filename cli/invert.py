@@ -6,12 +6,12 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from ..deepinv_core.adapters.by_name import DEMO_MODELS, load_model
-from ..deepinv_core.embedded.spec import IMAGE_SIZE
 from ..deepinv_core.errors import DeepInvError
 from ..deepinv_core.images import load_photo, save_png, to_image
 from ..deepinv_core.inversion import save_inversion
 from ..deepinv_core.methods import BEST_TRAINING_FREE, METHODS, Options, describe, known_options
+from ..deepinv_core.models.by_name import DEMO_MODELS, load_model
+from ..deepinv_core.models.embedded import image_size
 from ..deepinv_core.runs import bound_solver, choose_method
 from ..deepinv_core.runs import run as run_measured
 from ..deepinv_core.schedule import uniform_grid
@@ -50,7 +50,7 @@ def run(args: argparse.Namespace) -> None:
     uniform_grid(args.steps)  # refuse before loading anything
     if args.method is not None:
         describe(args.method)
-    photo, preparation = load_photo(args.image, side=IMAGE_SIZE if args.model in DEMO_MODELS else None)
+    photo, preparation = load_photo(args.image, side=image_size() if args.model in DEMO_MODELS else None)
     model = load_model(args.model)
     wants_solver = args.method is None or METHODS[args.method].uses_solver
     if args.solver is not None and not wants_solver:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from ..deepinv_core.adapters.base_model import BaseModel
-from ..deepinv_core.adapters.by_name import DEMO_MODELS, load_model
 from ..deepinv_core.errors import DeepInvError
 from ..deepinv_core.images import save_png, to_image
 from ..deepinv_core.inversion import load_inversion
+from ..deepinv_core.models.base_model import BaseModel
+from ..deepinv_core.models.by_name import DEMO_MODELS, load_model
 from ..deepinv_core.runs import run_back
 from .common import model_option, say
 from .progress import progress_bar

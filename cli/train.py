@@ -18,9 +18,9 @@ from typing import Any, Final
 
 import torch
 
-from ..deepinv_core.adapters.base_model import BaseModel
-from ..deepinv_core.adapters.by_name import DEMO_MODELS, load_model
 from ..deepinv_core.errors import DeepInvError
+from ..deepinv_core.models.base_model import BaseModel
+from ..deepinv_core.models.by_name import DEMO_MODELS, load_model
 from ..deepinv_core.solver import CorrectorConfig, save_solver
 from ..training.encoding import latents_of_folder, require_images
 from ..training.lock import locked

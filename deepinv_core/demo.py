@@ -5,18 +5,17 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from .adapters.base_model import BaseModel
-from .embedded.model import load_embedded
 from .images import contact_sheet, difference_picture, load_photo, noise_picture, save_png
 from .integrator import Callback
 from .inversion import Inversion, reconstruct
 from .methods import METHODS, Options, make_method
+from .models.base_model import BaseModel
+from .models.embedded import PHOTOS_FOLDER, load_embedded
 from .runs import Run, bound_solver, choose_method, run
 from .schedule import uniform_grid
 
@@ -44,8 +43,7 @@ def run_demo(
     """
     began = time.perf_counter()
     model = load_embedded(kind)
-    folder = Path(str(resources.files(__package__))) / "embedded" / "photos"
-    photos = torch.cat([load_photo(folder / f"{name}.png", side=model.image_size)[0] for name in PHOTOS])
+    photos = torch.cat([load_photo(PHOTOS_FOLDER / f"{name}.png", side=model.image_size)[0] for name in PHOTOS])
     solver = bound_solver(model, None)
     grid = uniform_grid(steps)
     model.velocity("")(model.encode(photos), 1.0)  # the first call is slow (memory, kernels): keep it out of the table

@@ -10,13 +10,13 @@ from typing import Any
 
 import torch
 
-from .adapters.base_model import BaseModel
 from .flow import Velocity
 from .integrator import Callback
 from .inversion import Inversion, Reconstruction, invert, latent_snr, reconstruct, with_residual
 from .memory import in_parts
 from .methods import BEST_TRAINING_FREE, Method, Options, make_method
 from .metrics import compare
+from .models.base_model import BaseModel
 from .solver import Solver, bind, load_solver
 
 

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..deepinv_core import checkpoint
-from ..deepinv_core.embedded.model import load_prompts, solver_file, weights_path
-from ..deepinv_core.embedded.spec import CLASSES, FLUX_CONFIG, LATENT_GAIN, SD3_CONFIG
+from ..deepinv_core.models.embedded import load_part, load_prompts, solver_file
 from . import adapter
 from .types import CATEGORY, Solver, schema_extras
 
-LAYOUTS = {"SD3": ("sd3", SD3_CONFIG, 1.0), "FLUX": ("flux", FLUX_CONFIG, None)}
-"""Menu entry to file, configuration, and schedule shift: both were trained for 1, which is FLUX-schnell's own."""
+LAYOUTS = {"SD3": ("sd3", 1.0), "FLUX": ("flux", None)}
+"""Menu entry to file and schedule shift: both were trained for 1, which is FLUX-schnell's own."""
 
 EMPTY = "(empty)"
 
@@ -47,10 +45,11 @@ class DeepInvDemoModel(io.ComfyNode):
     @classmethod
     def execute(cls, layout: str) -> io.NodeOutput:
         """Load through ComfyUI's own loaders."""
-        name, config, shift = LAYOUTS[layout]
-        weights = checkpoint.load_weights(weights_path(name))
-        model = adapter.load_flow_model(weights, heads=config["num_attention_heads"], shift=shift)
-        vae = adapter.load_tiny_vae(checkpoint.load_weights(weights_path("vae")), model, LATENT_GAIN)
+        name, shift = LAYOUTS[layout]
+        weights, made = load_part(name)
+        model = adapter.load_flow_model(weights, heads=made["config"]["num_attention_heads"], shift=shift)
+        weights, made = load_part("vae")
+        vae = adapter.load_tiny_vae(weights, model, made["latent_gain"])
         shipped = solver_file(name)
         return io.NodeOutput(model, vae, adapter.load_solver_handle(shipped) if shipped else None)
 
@@ -69,7 +68,7 @@ class DeepInvDemoPrompt(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "prompt",
-                    options=[EMPTY, *CLASSES],
+                    options=[EMPTY, *load_prompts().words],
                     default=EMPTY,
                     tooltip="The empty prompt inverts and reconstructs; a class steers the picture towards it.",
                 )

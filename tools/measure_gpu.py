@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any, Final
 import torch
 from torch import Tensor, nn
 
-from ..deepinv_core.adapters.transformer import Conditioning, TransformerVelocity, base_info
 from ..deepinv_core.flow import CountedVelocity
 from ..deepinv_core.integrator import Step
+from ..deepinv_core.models.transformer import Conditioning, TransformerVelocity, base_info
 from ..deepinv_core.schedule import uniform_grid
 from ..deepinv_core.solver import Config, bind
 from ..training.loop import Base, make_objective

@@ -9,7 +9,7 @@ from typing import Final
 
 import torch
 
-from ..deepinv_core.adapters.base_model import BaseModel
+from ..deepinv_core.models.base_model import BaseModel
 from .buckets import buckets, find_images
 from .latents import LatentCache, encode_folder
 from .workers import Workers

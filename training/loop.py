@@ -17,7 +17,8 @@ from torch import Tensor
 from ..deepinv_core.errors import DeepInvError
 from ..deepinv_core.integrator import Progress
 from ..deepinv_core.memory import enough_memory
-from ..deepinv_core.solver import BaseInfo, bind, save_solver
+from ..deepinv_core.models.base_info import BaseInfo
+from ..deepinv_core.solver import bind, save_solver
 from .budget import Budget, Position, Schedule
 from .latents import LatentCache
 from .objectives import Bound, FastObjective, Grid, Objective, Walk

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
-from ..deepinv_core.adapters.base_model import BaseModel
 from ..deepinv_core.errors import DeepInvError
+from ..deepinv_core.models.base_model import BaseModel
 from ..deepinv_core.solver import Config, CorrectorConfig, PredictorConfig
 from .loop import Base
 from .objectives import Bound

@@ -14,8 +14,8 @@ from typing import Any, Final
 
 import torch
 
-from ...deepinv_core.embedded.spec import CONTEXT_TOKENS, SD3_CONFIG
 from ...deepinv_core.solver.cost import solver_flops, transformer_flops
+from ...tools.embedded.spec import CONTEXT_TOKENS, SD3_CONFIG
 from .. import plots
 from ..entries import Entry
 from ..store import Row

@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 
 from ...deepinv_core import checkpoint
-from ...deepinv_core.adapters.base_model import BaseModel
-from ...deepinv_core.embedded.model import load_embedded
-from ...deepinv_core.embedded.spec import CLASSES, CONTEXT_WIDTH, LATENT_CHANNELS, POOLED_WIDTH
 from ...deepinv_core.inversion import latent_snr
+from ...deepinv_core.models.base_model import BaseModel
+from ...deepinv_core.models.embedded import load_embedded
 from ...deepinv_core.solver import Config, CorrectorConfig, PredictorConfig, Solver, bind
 from ...tools.embedded.data import load_split, upsample
+from ...tools.embedded.spec import CLASSES, CONTEXT_WIDTH, LATENT_CHANNELS, POOLED_WIDTH
 from ...training.latents import from_tensors
 from ...training.loop import Base, Budget, Training
 from ...training.objectives import Bound

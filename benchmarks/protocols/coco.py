@@ -17,12 +17,12 @@ from typing import Any, Final
 from PIL import Image
 from torch import Tensor
 
-from ...deepinv_core.adapters.base_model import BaseModel
 from ...deepinv_core.errors import DeepInvError
 from ...deepinv_core.images import to_image, to_tensor
 from ...deepinv_core.inversion import latent_snr
 from ...deepinv_core.lpips import load_lpips
 from ...deepinv_core.methods import Method
+from ...deepinv_core.models.base_model import BaseModel
 from ...deepinv_core.photo_file import open_photo, shown_size
 from ..entries import Entry
 from ..measure import there_and_back

@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ...deepinv_core.adapters.base_model import BaseModel
-from ...deepinv_core.adapters.by_name import load_model
 from ...deepinv_core.atomic import replacing
 from ...deepinv_core.errors import DeepInvError
 from ...deepinv_core.methods import BEST_TRAINING_FREE, describe, method_values
+from ...deepinv_core.models.base_model import BaseModel
+from ...deepinv_core.models.by_name import load_model
 from ...deepinv_core.runs import bound_solver
 from ...deepinv_core.solver import Solver
 from ..entries import Entry

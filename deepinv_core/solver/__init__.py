@@ -5,7 +5,7 @@ The networks need ``diffusers``, which is imported when the first is built, not 
 
 from .config import Config
 from .corrector import Corrector, CorrectorConfig
-from .file import BaseInfo, LoadedSolver, fingerprint, load_solver, require_base, save_solver
+from .file import LoadedSolver, load_solver, require_base, save_solver
 from .kind import Network, Solver
 from .kinds import KINDS, bind
 from .predictor import Predictor, PredictorConfig
@@ -13,7 +13,6 @@ from .released import from_released
 
 __all__ = [
     "KINDS",
-    "BaseInfo",
     "Config",
     "Corrector",
     "CorrectorConfig",
@@ -23,7 +22,6 @@ __all__ = [
     "PredictorConfig",
     "Solver",
     "bind",
-    "fingerprint",
     "from_released",
     "load_solver",
     "require_base",

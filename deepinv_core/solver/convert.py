@@ -10,7 +10,8 @@ from torch import Tensor
 
 from .. import checkpoint
 from ..errors import DeepInvError
-from .file import BaseInfo, save_solver
+from ..models.base_info import BaseInfo
+from .file import save_solver
 from .pickled import RESAVE, Standin, read_pickled
 from .released import from_released
 

@@ -12,10 +12,10 @@ from typing import Any, Final
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..adapters.transformer import FAMILIES, predict
 from ..errors import DeepInvError
 from ..flow import CountedVelocity
 from ..integrator import Step
+from ..models.transformer import FAMILIES, predict
 from .config import Config
 from .kinds import bind
 
@@ -109,7 +109,7 @@ def transformer_flops(
     Args:
         family: ``sd3`` or ``flux``.
         config: arguments of diffusers' transformer: :data:`SD3_MEDIUM`, :data:`SD35_MEDIUM`, :data:`FLUX1`, or an
-            embedded model's (``embedded.spec``).
+            embedded model's (``transformer.config``).
         height: of the latent, in latent pixels, even.
         width: of the latent, even.
         batch: latents at once.
@@ -120,12 +120,11 @@ def transformer_flops(
     """
     import diffusers
 
-    classes = {short: name for name, short in FAMILIES.items()}
-    if family not in classes:
-        raise DeepInvError(f"the family is {family!r}: {' and '.join(classes)} are accepted")
+    if family not in FAMILIES:
+        raise DeepInvError(f"the family is {family!r}: {' and '.join(FAMILIES)} are accepted")
     tokens = TEXT_TOKENS[family] if context_tokens is None else context_tokens
     with torch.device("meta"):
-        transformer = getattr(diffusers, classes[family])(**config)
+        transformer = getattr(diffusers, FAMILIES[family].CLASS)(**config)
         transformer.to("meta")  # diffusers 0.31 leaves the positions on the CPU
         channels = config["in_channels"] // (4 if family == "flux" else 1)
         z, sigma = torch.empty(batch, channels, height, width), torch.empty(batch)

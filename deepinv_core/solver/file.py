@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -13,6 +12,7 @@ import torch
 
 from .. import checkpoint
 from ..errors import DeepInvError
+from ..models.base_info import BaseInfo
 from .config import Config
 from .kind import Network, Solver
 from .kinds import KINDS
@@ -20,29 +20,6 @@ from .released import refuse_differences
 
 KIND: Final = "solver"
 SIGMA_CONVENTION: Final = "0 = image, 1 = noise: z = (1 - sigma) * z_0 + sigma * noise; dz/dsigma = velocity"
-
-
-@dataclass(frozen=True)
-class BaseInfo:
-    """The base model a solver belongs to.
-
-    Attributes:
-        family: ``"sd3"``, ``"flux"``, ...
-        channels: Channels of its latent.
-        fingerprint: :func:`fingerprint` of its parameters.
-    """
-
-    family: str
-    channels: int
-    fingerprint: str
-
-    def __post_init__(self) -> None:
-        valid = isinstance(self.channels, int) and not isinstance(self.channels, bool) and self.channels > 0
-        if not valid or not all(isinstance(text, str) and text for text in (self.family, self.fingerprint)):
-            raise DeepInvError(
-                f"Base model {self.family!r:.60}, {self.channels!r:.60} channels, fingerprint {self.fingerprint!r:.60}"
-                ": give two texts and a positive number of channels."
-            )
 
 
 @dataclass(frozen=True)
@@ -68,19 +45,6 @@ class LoadedSolver:
     def role(self) -> str:
         """Its kind, one of :data:`.kinds.KINDS`."""
         return self.config.role
-
-
-def fingerprint(shapes: Mapping[str, Sequence[int]]) -> str:
-    """A short identity of a model's architecture: its parameters' names and shapes, not their values or dtypes.
-
-    Args:
-        shapes: Shape of each parameter by name; the order doesn't matter.
-
-    Returns:
-        16 hexadecimal digits (the start of a SHA-256).
-    """
-    lines = sorted(f"{name}:{'x'.join(str(int(side)) for side in shape)}" for name, shape in shapes.items())
-    return hashlib.sha256("\n".join(lines).encode("utf-8")).hexdigest()[:16]
 
 
 def save_solver(

@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
-from ...deepinv_core.adapters.transformer import require_fitting
 from ...deepinv_core.errors import DeepInvError
+from ...deepinv_core.models.transformer import require_fitting
 from .models import longest_side
 
 SHAPES = {1: "[B, {}, length]", 2: "[B, {}, H, W]", 3: "[B, {}, frames, H, W]"}

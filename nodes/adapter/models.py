@@ -13,11 +13,11 @@ import comfy.sd
 import folder_paths
 import torch
 
-from ...deepinv_core.adapters.transformer import describe_geometry
 from ...deepinv_core.errors import DeepInvError
 from ...deepinv_core.memory import rows_of
+from ...deepinv_core.models.base_info import BaseInfo, describe_geometry
 from ...deepinv_core.names import free_path
-from ...deepinv_core.solver import KINDS, BaseInfo, LoadedSolver, Solver, bind, load_solver, require_base
+from ...deepinv_core.solver import KINDS, LoadedSolver, Solver, bind, load_solver, require_base
 from .files import require_no_way_out
 
 SOLVER_FOLDER = "deepinv"

@@ -22,11 +22,11 @@ from comfyui_deepinv.benchmarks.photos import Images, photographs
 from comfyui_deepinv.benchmarks.quality import half_width, ms_ssim, student, summary, whiteness
 from comfyui_deepinv.benchmarks.store import add_rows, read_rows, write_rows
 from comfyui_deepinv.cli import main as cli
-from comfyui_deepinv.deepinv_core.embedded.spec import CLASSES
 from comfyui_deepinv.deepinv_core.errors import DeepInvError
 from comfyui_deepinv.deepinv_core.inversion import latent_snr
 from comfyui_deepinv.deepinv_core.methods import METHODS
 from comfyui_deepinv.deepinv_core.solver import PredictorConfig
+from comfyui_deepinv.tools.embedded.spec import CLASSES
 
 ROOT = Path(__file__).absolute().parents[2]
 SOME = tuple(

@@ -15,9 +15,9 @@ from PIL import Image
 
 from comfyui_deepinv.benchmarks import editing
 from comfyui_deepinv.benchmarks.store import Store, read_rows, write_rows
-from comfyui_deepinv.deepinv_core.embedded.model import load_embedded
-from comfyui_deepinv.deepinv_core.embedded.spec import CLASSES
 from comfyui_deepinv.deepinv_core.inversion import Reconstruction
+from comfyui_deepinv.deepinv_core.models.embedded import load_embedded
+from comfyui_deepinv.tools.embedded.spec import CLASSES
 
 
 def row(success: float, background: float, **more: Any) -> editing.Row:

@@ -28,12 +28,13 @@ from comfyui_deepinv.benchmarks.experiments.experiment import Experiment, Scale,
 from comfyui_deepinv.benchmarks.experiments.experiment import run as run_experiment
 from comfyui_deepinv.benchmarks.store import Store
 from comfyui_deepinv.deepinv_core import checkpoint
-from comfyui_deepinv.deepinv_core.embedded.spec import CLASSES, SD3_CONFIG
+from comfyui_deepinv.deepinv_core.models import sd3
 from comfyui_deepinv.tools import measure_gpu
 from comfyui_deepinv.tools.embedded import noise_model
 from comfyui_deepinv.tools.embedded.classifier import Classifier
 from comfyui_deepinv.tools.embedded.flow_model import base_parser, fit, make_prompts
 from comfyui_deepinv.tools.embedded.run_folder import RunFolder
+from comfyui_deepinv.tools.embedded.spec import CLASSES, SD3_CONFIG
 
 SMALL_BASE = {**SD3_CONFIG, "num_layers": 1, "attention_head_dim": 16, "caption_projection_dim": 48}
 SMALL_FAST = replace(FAST, batch=2, steps=(2, 3), warmup=2)
@@ -213,7 +214,7 @@ class Exact(torch.nn.Module):
 
 def test_a_noise_prediction_is_turned_into_the_velocity_of_the_convention(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of an exact prediction it is noise minus image, at every timestep."""
-    monkeypatch.setattr("comfyui_deepinv.deepinv_core.adapters.transformer.family_of", lambda transformer: "sd3")
+    monkeypatch.setattr("comfyui_deepinv.deepinv_core.models.transformer.family_of", lambda transformer: sd3)
     z0, noise = torch.randn(2, 16, 8, 8), torch.randn(2, 16, 8, 8)
     prompt = noise_model.Conditioning(*(one[:1].float() for one in make_prompts().values()))
     velocity = noise_model.NoiseVelocity(Exact(z0), prompt)

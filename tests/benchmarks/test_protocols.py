@@ -22,9 +22,9 @@ from comfyui_deepinv.benchmarks.protocols.pie_metrics import METRICS, PieMetrics
 from comfyui_deepinv.benchmarks.quality import half_width
 from comfyui_deepinv.benchmarks.tables import cell
 from comfyui_deepinv.cli import main as cli
-from comfyui_deepinv.deepinv_core.embedded.model import load_embedded
 from comfyui_deepinv.deepinv_core.errors import DeepInvError
 from comfyui_deepinv.deepinv_core.metrics import psnr, ssim
+from comfyui_deepinv.deepinv_core.models.embedded import load_embedded
 
 from .tiny_backbones import random_squeeze, save_clip, save_dino
 

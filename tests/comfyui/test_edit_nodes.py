@@ -12,12 +12,12 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from comfyui_deepinv.deepinv_core.adapters.transformer import Conditioning, TransformerVelocity
 from comfyui_deepinv.deepinv_core.editing import Hold, edit, flow_edit
 from comfyui_deepinv.deepinv_core.images import to_tensor
 from comfyui_deepinv.deepinv_core.inversion import invert, load_inversion
 from comfyui_deepinv.deepinv_core.methods import METHODS, make_method
 from comfyui_deepinv.deepinv_core.metrics import psnr, ssim
+from comfyui_deepinv.deepinv_core.models.transformer import Conditioning, TransformerVelocity
 
 from .client import Client
 from .server import ComfyServer

@@ -15,13 +15,13 @@ from diffusers import FluxTransformer2DModel, SD3Transformer2DModel
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from comfyui_deepinv.deepinv_core.adapters.transformer import Conditioning, TransformerVelocity
-from comfyui_deepinv.deepinv_core.embedded.model import load_embedded
-from comfyui_deepinv.deepinv_core.embedded.spec import SD3_CONFIG
 from comfyui_deepinv.deepinv_core.images import to_tensor
 from comfyui_deepinv.deepinv_core.inversion import invert, reconstruct
 from comfyui_deepinv.deepinv_core.methods import METHODS, Options, make_method
 from comfyui_deepinv.deepinv_core.metrics import psnr
+from comfyui_deepinv.deepinv_core.models.embedded import load_embedded
+from comfyui_deepinv.deepinv_core.models.transformer import Conditioning, TransformerVelocity
+from comfyui_deepinv.tools.embedded.spec import SD3_CONFIG
 
 from .client import Client
 from .environment import ROOT

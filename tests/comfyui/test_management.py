@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from comfyui_deepinv.deepinv_core.adapters.transformer import base_info
+from comfyui_deepinv.deepinv_core.models.transformer import base_info
 
 from .client import Client
 from .server import ComfyServer

@@ -16,7 +16,8 @@ from safetensors.torch import load_file, save_file
 
 from comfyui_deepinv.deepinv_core.inversion import load_inversion
 from comfyui_deepinv.deepinv_core.methods import METHODS
-from comfyui_deepinv.deepinv_core.solver import BaseInfo, save_solver
+from comfyui_deepinv.deepinv_core.models.base_info import BaseInfo
+from comfyui_deepinv.deepinv_core.solver import save_solver
 from comfyui_deepinv.tools.numbers import graphs
 from comfyui_deepinv.tools.numbers.cases import ROUNDINGS, WORSE
 

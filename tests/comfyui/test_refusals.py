@@ -10,7 +10,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from comfyui_deepinv.deepinv_core.adapters.transformer import base_info, describe_geometry
+from comfyui_deepinv.deepinv_core.models.base_info import describe_geometry
+from comfyui_deepinv.deepinv_core.models.transformer import base_info
 
 from .client import Client
 from .server import ComfyServer

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from comfyui_deepinv.deepinv_core.adapters.transformer import base_info, describe_geometry
-from comfyui_deepinv.deepinv_core.solver import BaseInfo, CorrectorConfig, bind, save_solver
+from comfyui_deepinv.deepinv_core.models.base_info import BaseInfo, describe_geometry
+from comfyui_deepinv.deepinv_core.models.transformer import base_info
+from comfyui_deepinv.deepinv_core.solver import CorrectorConfig, bind, save_solver
 from comfyui_deepinv.deepinv_core.solver.corrector_network import CorrectorNetwork
 
 from .client import Client

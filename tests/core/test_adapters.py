@@ -9,17 +9,13 @@ import pytest
 import torch
 from diffusers import FluxTransformer2DModel, SD3Transformer2DModel
 
-from comfyui_deepinv.deepinv_core.adapters.transformer import (
-    Conditioning,
-    TransformerVelocity,
-    base_info,
-    describe_geometry,
-)
-from comfyui_deepinv.deepinv_core.embedded.spec import FLUX_CONFIG, SD3_CONFIG
 from comfyui_deepinv.deepinv_core.errors import DeepInvError
 from comfyui_deepinv.deepinv_core.inversion import invert, reconstruct
 from comfyui_deepinv.deepinv_core.methods import Options, make_method
+from comfyui_deepinv.deepinv_core.models.base_info import describe_geometry
+from comfyui_deepinv.deepinv_core.models.transformer import Conditioning, TransformerVelocity, base_info
 from comfyui_deepinv.deepinv_core.schedule import uniform_grid
+from comfyui_deepinv.tools.embedded.spec import FLUX_CONFIG, SD3_CONFIG
 
 SMALL_SD3 = {**SD3_CONFIG, "num_layers": 2, "num_attention_heads": 2, "caption_projection_dim": 128}
 
@@ -141,7 +137,7 @@ def test_a_diffusers_folder_is_inverted_by_the_command_line(kind: str, tmp_path:
 
 
 def test_folder_grid_is_the_scheduler_s(tmp_path: Path) -> None:
-    from comfyui_deepinv.deepinv_core.adapters.folder import load_folder
+    from comfyui_deepinv.deepinv_core.models.folder import load_folder
     from comfyui_deepinv.deepinv_core.schedule import resolution_grid, shifted_grid
 
     z = torch.zeros(1, 16, 32, 32)

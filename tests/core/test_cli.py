@@ -13,10 +13,10 @@ from PIL import Image
 
 from comfyui_deepinv.cli import main as cli
 from comfyui_deepinv.deepinv_core import demo
-from comfyui_deepinv.deepinv_core.adapters.transformer import describe_geometry
-from comfyui_deepinv.deepinv_core.embedded.model import load_embedded
 from comfyui_deepinv.deepinv_core.images import load_photo
 from comfyui_deepinv.deepinv_core.inversion import load_inversion
+from comfyui_deepinv.deepinv_core.models.base_info import describe_geometry
+from comfyui_deepinv.deepinv_core.models.embedded import load_embedded
 from comfyui_deepinv.deepinv_core.solver import CorrectorConfig, save_solver
 from comfyui_deepinv.deepinv_core.solver.corrector_network import CorrectorNetwork
 

@@ -23,7 +23,8 @@ from comfyui_deepinv.cli import main as cli
 from comfyui_deepinv.deepinv_core import checkpoint
 from comfyui_deepinv.deepinv_core.errors import DeepInvError
 from comfyui_deepinv.deepinv_core.inversion import save_inversion
-from comfyui_deepinv.deepinv_core.solver import BaseInfo, CorrectorConfig, load_solver
+from comfyui_deepinv.deepinv_core.models.base_info import BaseInfo
+from comfyui_deepinv.deepinv_core.solver import CorrectorConfig, load_solver
 from comfyui_deepinv.deepinv_core.solver.convert import convert, read_released
 from comfyui_deepinv.deepinv_core.solver.corrector_network import CorrectorNetwork
 

@@ -6,9 +6,8 @@ import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from comfyui_deepinv.deepinv_core.embedded.model import load_embedded
-from comfyui_deepinv.deepinv_core.embedded.spec import FLUX_CONFIG, SD3_CONFIG
 from comfyui_deepinv.deepinv_core.errors import DeepInvError
+from comfyui_deepinv.deepinv_core.models.embedded import load_embedded
 from comfyui_deepinv.deepinv_core.solver import CorrectorConfig, PredictorConfig
 from comfyui_deepinv.deepinv_core.solver.cost import (
     FLUX1,
@@ -19,6 +18,7 @@ from comfyui_deepinv.deepinv_core.solver.cost import (
     solver_flops,
     transformer_flops,
 )
+from comfyui_deepinv.tools.embedded.spec import FLUX_CONFIG, SD3_CONFIG
 
 TERA = 1e12
 LATENT = {"height": 128, "width": 128}

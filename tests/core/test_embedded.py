@@ -11,14 +11,14 @@ import torch
 from PIL import Image
 
 from comfyui_deepinv.deepinv_core.demo import PHOTOS
-from comfyui_deepinv.deepinv_core.embedded import model as embedded
-from comfyui_deepinv.deepinv_core.embedded.spec import CLASSES, VAE_CONFIG
 from comfyui_deepinv.deepinv_core.errors import DeepInvError
 from comfyui_deepinv.deepinv_core.images import load_photo
 from comfyui_deepinv.deepinv_core.inversion import invert, latent_snr, reconstruct
 from comfyui_deepinv.deepinv_core.methods import Options, make_method
 from comfyui_deepinv.deepinv_core.metrics import psnr
+from comfyui_deepinv.deepinv_core.models import embedded
 from comfyui_deepinv.deepinv_core.schedule import uniform_grid
+from comfyui_deepinv.tools.embedded.spec import CLASSES, VAE_CONFIG
 
 KINDS = ("sd3", "flux")
 
@@ -30,8 +30,7 @@ def model(request: pytest.FixtureRequest):
 
 @pytest.fixture(scope="module")
 def photos() -> torch.Tensor:
-    folder = Path(embedded.__file__).parent / "photos"
-    return torch.cat([load_photo(folder / f"{name}.png", side=64)[0] for name in PHOTOS])
+    return torch.cat([load_photo(embedded.PHOTOS_FOLDER / f"{name}.png", side=64)[0] for name in PHOTOS])
 
 
 def test_they_stay_small() -> None:
@@ -92,6 +91,46 @@ def test_class_names_are_prompts(model) -> None:
         model.velocity("unicorn")
 
 
+def test_words_of_several_groups_make_a_prompt() -> None:
+    """As a model of garments and colours has them: in any order, either alone, with words between that say nothing."""
+    groups = [("garment", ["dress", "t-shirt"]), ("colour", ["red", "blue", "grey"])]
+    tensors = {f"{name}.context": torch.randn(len(words) + 1, 1, 8) for name, words in groups}
+    tensors |= {f"{name}.pooled": torch.randn(len(words) + 1, 8) for name, words in groups}
+    prompts = embedded.Prompts(tensors, groups, ["a", "the"])
+    assert prompts.words == ("dress", "t-shirt", "red", "blue", "grey")
+    for text, rows in {
+        "red dress": (0, 0),
+        "the DRESS a blue": (0, 1),
+        "t-shirt": (1, 3),
+        "grey": (2, 2),
+        "": (2, 3),
+    }.items():
+        found = prompts(text)
+        assert torch.equal(
+            found.context,
+            torch.stack([tensors["garment.context"][rows[0]], tensors["colour.context"][rows[1]]], 1)[0][None],
+        )
+        assert torch.allclose(
+            found.pooled[0] * 2**0.5, tensors["garment.pooled"][rows[0]] + tensors["colour.pooled"][rows[1]]
+        )
+    for text, word in {
+        "red hat": "knows no 'red hat': its prompts are dress",
+        "red blue dress": "has red and blue: give one",
+    }.items():
+        with pytest.raises(DeepInvError, match=word):
+            prompts(text)
+
+
+def test_the_files_say_what_they_are() -> None:
+    assert embedded.image_size() == embedded.load_embedded("flux").image_size == 64
+    for layout in KINDS:
+        made = embedded.describe_part(layout)
+        assert (
+            embedded.load_embedded(layout).transformer.config["num_attention_heads"]
+            == made["config"]["num_attention_heads"]
+        )
+
+
 def test_unknown_kind_is_refused() -> None:
     with pytest.raises(DeepInvError, match="choose sd3 or flux"):
         embedded.load_embedded("sdxl")
@@ -115,8 +154,8 @@ def test_training_scripts_run_and_their_files_fit_the_package(tmp_path: Path, mo
     from diffusers import AutoencoderTiny, SD3Transformer2DModel
     from safetensors.torch import load_file
 
-    from comfyui_deepinv.deepinv_core.embedded.spec import SD3_CONFIG
     from comfyui_deepinv.tools.embedded import flow_model, vae
+    from comfyui_deepinv.tools.embedded.spec import SD3_CONFIG
 
     archive = a_dataset(tmp_path)
     monkeypatch.setattr("sys.argv", ["vae", str(archive), str(tmp_path / "vae"), "--steps", "2", "--batch", "2"])
@@ -125,7 +164,7 @@ def test_training_scripts_run_and_their_files_fit_the_package(tmp_path: Path, mo
     shipped = load_file(embedded.weights_path("vae"))
     assert {k: v.shape for k, v in weights.items()} == {k: v.shape for k, v in shipped.items()}
     codec = AutoencoderTiny(**VAE_CONFIG)
-    codec.load_state_dict({k: v.float() for k, v in embedded._diffusers_names(weights).items()})
+    codec.load_state_dict({k: v.float() for k, v in embedded.diffusers_names(weights).items()})
 
     run = tmp_path / "flow"
     monkeypatch.setattr("sys.argv", ["flow", "sd3", str(archive), str(run), "--steps", "2", "--batch", "4"])
@@ -139,7 +178,7 @@ def test_training_scripts_run_and_their_files_fit_the_package(tmp_path: Path, mo
 def test_constructed_encoder_is_its_formula() -> None:
     from diffusers import AutoencoderTiny
 
-    from comfyui_deepinv.deepinv_core.embedded.spec import LATENT_GAIN
+    from comfyui_deepinv.tools.embedded.spec import LATENT_GAIN
     from comfyui_deepinv.tools.embedded.vae import construct_encoder, encode
 
     torch.manual_seed(0)

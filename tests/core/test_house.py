@@ -124,7 +124,7 @@ def test_only_the_command_line_converts_checkpoints() -> None:
 
 
 def test_importing_the_core_and_the_command_line_does_not_import_diffusers() -> None:
-    modules = ["inversion", "methods", "solver", "runs", "embedded.model", "adapters.by_name", "metrics"]
+    modules = ["inversion", "methods", "solver", "runs", "models.embedded", "models.by_name", "metrics"]
     code = "import sys\n" + "".join(f"import comfyui_deepinv.deepinv_core.{name}\n" for name in modules)
     code += "".join(f"import comfyui_deepinv.cli.{path.stem}\n" for path in sources("cli") if path.stem != "__init__")
     code += "heavy = {'diffusers', 'transformers', 'torchmetrics', 'matplotlib'} & set(sys.modules)\n"

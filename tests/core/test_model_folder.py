@@ -13,8 +13,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from comfyui_deepinv.deepinv_core.adapters.folder import load_folder
 from comfyui_deepinv.deepinv_core.errors import DeepInvError
+from comfyui_deepinv.deepinv_core.models.folder import load_folder
 
 from .tiny_pipelines import save_flux, save_sd3
 

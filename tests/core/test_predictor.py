@@ -9,9 +9,9 @@ from comfyui_deepinv.deepinv_core import checkpoint
 from comfyui_deepinv.deepinv_core.errors import DeepInvError
 from comfyui_deepinv.deepinv_core.inversion import invert
 from comfyui_deepinv.deepinv_core.methods import make_method
+from comfyui_deepinv.deepinv_core.models.base_info import BaseInfo
 from comfyui_deepinv.deepinv_core.schedule import uniform_grid
 from comfyui_deepinv.deepinv_core.solver import (
-    BaseInfo,
     Corrector,
     CorrectorConfig,
     Predictor,

@@ -17,10 +17,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from comfyui_deepinv.deepinv_core import checkpoint
 from comfyui_deepinv.deepinv_core.errors import DeepInvError
+from comfyui_deepinv.deepinv_core.models.base_info import BaseInfo, fingerprint
 from comfyui_deepinv.deepinv_core.solver import (
-    BaseInfo,
     CorrectorConfig,
-    fingerprint,
     from_released,
     load_solver,
     save_solver,

@@ -161,7 +161,7 @@ def test_every_process_ends_and_says_so_when_one_is_told(folder: Path) -> None:
 ENCODE = """
 import sys
 from pathlib import Path
-from comfyui_deepinv.deepinv_core.embedded.model import load_embedded
+from comfyui_deepinv.deepinv_core.models.embedded import load_embedded
 from comfyui_deepinv.training.encoding import latents_of_folder
 from comfyui_deepinv.training.workers import join
 def stop(done, total):

@@ -18,8 +18,8 @@ from PIL import Image
 
 from comfyui_deepinv.cli import main as cli
 from comfyui_deepinv.deepinv_core import checkpoint
-from comfyui_deepinv.deepinv_core.embedded.model import load_embedded
 from comfyui_deepinv.deepinv_core.inversion import load_inversion
+from comfyui_deepinv.deepinv_core.models.embedded import load_embedded
 from comfyui_deepinv.deepinv_core.solver import PredictorConfig, load_solver
 
 SMALL = ("--batch", 4, "--validation-steps", 2, "--validation-images", 2)

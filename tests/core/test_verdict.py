@@ -6,13 +6,13 @@ import pytest
 import torch
 
 from comfyui_deepinv.deepinv_core import verdict
-from comfyui_deepinv.deepinv_core.adapters.base_model import BaseModel
 from comfyui_deepinv.deepinv_core.drift import Drift, drift
-from comfyui_deepinv.deepinv_core.embedded.model import load_embedded
 from comfyui_deepinv.deepinv_core.images import load_photo
 from comfyui_deepinv.deepinv_core.inversion import invert, reconstruct
 from comfyui_deepinv.deepinv_core.methods import Options, make_method
 from comfyui_deepinv.deepinv_core.metrics import compare
+from comfyui_deepinv.deepinv_core.models.base_model import BaseModel
+from comfyui_deepinv.deepinv_core.models.embedded import load_embedded
 from comfyui_deepinv.deepinv_core.schedule import uniform_grid
 
 from .test_drift import PHOTOS, moved

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from comfyui_deepinv.deepinv_core.embedded.model import load_embedded
+from comfyui_deepinv.deepinv_core.models.embedded import load_embedded
 from comfyui_deepinv.deepinv_core.solver import CorrectorConfig, PredictorConfig
 from comfyui_deepinv.training.latents import from_tensors
 from comfyui_deepinv.training.loop import Budget, Event, Training

@@ -33,9 +33,9 @@ def writers() -> dict[str, Callable[[Path, int], object]]:
     import torch
     from PIL import Image
 
-    from comfyui_deepinv.deepinv_core.embedded.model import load_embedded
     from comfyui_deepinv.deepinv_core.inversion import invert, save_inversion
     from comfyui_deepinv.deepinv_core.methods import make_method
+    from comfyui_deepinv.deepinv_core.models.embedded import load_embedded
     from comfyui_deepinv.deepinv_core.solver import PredictorConfig, save_solver
     from comfyui_deepinv.training.latents import encode_folder
     from comfyui_deepinv.training.plot import plot

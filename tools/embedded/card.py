@@ -16,19 +16,19 @@ from typing import Any
 
 import torch
 
-from ...deepinv_core.adapters.base_model import BaseModel
 from ...deepinv_core.demo import PHOTOS
-from ...deepinv_core.embedded.model import load_embedded, weights_path
-from ...deepinv_core.embedded.spec import CLASSES
 from ...deepinv_core.images import contact_sheet, load_photo, save_png
 from ...deepinv_core.integrator import integrate
 from ...deepinv_core.inversion import invert, latent_snr, reconstruct
 from ...deepinv_core.methods import Options, make_method
 from ...deepinv_core.methods.explicit import Euler
 from ...deepinv_core.metrics import psnr
+from ...deepinv_core.models.base_model import BaseModel
+from ...deepinv_core.models.embedded import load_embedded, weights_path
 from ...deepinv_core.schedule import uniform_grid
 from .classifier import accuracy, load_classifier, split_accuracy
 from .data import load_split, upsample
+from .spec import CLASSES
 
 log = logging.getLogger(__name__)
 

@@ -15,9 +15,9 @@ import torch.nn as nn
 import torch.nn.functional as F
 from safetensors.torch import load_file
 
-from ...deepinv_core.embedded.spec import CLASSES
 from .data import Split, load_split, upsample
 from .run_folder import begin, run_parser
+from .spec import CLASSES
 
 
 class _Residual(nn.Module):

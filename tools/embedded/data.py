@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from ...deepinv_core.embedded.spec import CLASSES, IMAGE_SIZE
+from .spec import CLASSES, IMAGE_SIZE
 
 
 class Split(NamedTuple):

@@ -23,9 +23,11 @@ import torch.nn.functional as F
 from diffusers import FluxTransformer2DModel, SD3Transformer2DModel
 from safetensors.torch import load_file, save_file
 
-from ...deepinv_core.adapters.transformer import predict
 from ...deepinv_core.atomic import replacing
-from ...deepinv_core.embedded.spec import (
+from ...deepinv_core.models.transformer import predict
+from .data import Split, load_split, upsample
+from .run_folder import RunFolder, Trainee, begin, run_parser
+from .spec import (
     CLASSES,
     CONTEXT_TOKENS,
     CONTEXT_WIDTH,
@@ -33,8 +35,6 @@ from ...deepinv_core.embedded.spec import (
     POOLED_WIDTH,
     SD3_CONFIG,
 )
-from .data import Split, load_split, upsample
-from .run_folder import RunFolder, Trainee, begin, run_parser
 from .vae import encode, patch_transform
 
 log = logging.getLogger(__name__)

@@ -18,13 +18,13 @@ import torch.nn.functional as F
 from diffusers import SD3Transformer2DModel
 
 from ...deepinv_core import checkpoint
-from ...deepinv_core.adapters.base_model import BaseModel
-from ...deepinv_core.adapters.transformer import Conditioning, TransformerVelocity, predict
-from ...deepinv_core.embedded.model import load_embedded
-from ...deepinv_core.embedded.spec import SD3_CONFIG
-from ...deepinv_core.solver import BaseInfo, fingerprint
+from ...deepinv_core.models.base_info import BaseInfo, fingerprint
+from ...deepinv_core.models.base_model import BaseModel
+from ...deepinv_core.models.embedded import load_embedded
+from ...deepinv_core.models.transformer import Conditioning, TransformerVelocity, predict
 from .flow_model import base_parser, fit
 from .run_folder import begin
+from .spec import SD3_CONFIG
 
 TIMESTEPS = 1000
 

@@ -17,8 +17,7 @@ from typing import Any
 
 import torch
 
-from ...deepinv_core.embedded.model import load_embedded
-from ...deepinv_core.embedded.spec import CONTEXT_WIDTH, LATENT_CHANNELS, POOLED_WIDTH
+from ...deepinv_core.models.embedded import load_embedded
 from ...deepinv_core.solver import CorrectorConfig, PredictorConfig
 from ...training.latents import from_tensors
 from ...training.loop import Base, Budget, Training
@@ -28,6 +27,7 @@ from ...training.state import load_state
 from ...training.validation import Checks
 from .flow_model import cached_latents
 from .run_folder import begin, run_parser
+from .spec import CONTEXT_WIDTH, LATENT_CHANNELS, POOLED_WIDTH
 
 log = logging.getLogger(__name__)
 

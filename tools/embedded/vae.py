@@ -19,10 +19,10 @@ import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderTiny
 
-from ...deepinv_core.embedded.spec import LATENT_CHANNELS, LATENT_GAIN, VAE_CONFIG
 from ...deepinv_core.metrics import psnr
 from .data import Split, load_split, upsample
 from .run_folder import Trainee, begin, run_parser
+from .spec import LATENT_CHANNELS, LATENT_GAIN, VAE_CONFIG
 
 
 def principal_components(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

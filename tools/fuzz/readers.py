@@ -13,8 +13,9 @@ import torch
 from ...deepinv_core.images import load_photo
 from ...deepinv_core.inversion import Inversion, invert, load_inversion, reconstruct, save_inversion
 from ...deepinv_core.methods import Options, make_method
+from ...deepinv_core.models.base_info import BaseInfo
 from ...deepinv_core.schedule import shifted_grid
-from ...deepinv_core.solver import BaseInfo, LoadedSolver, load_solver, save_solver
+from ...deepinv_core.solver import LoadedSolver, load_solver, save_solver
 from ...deepinv_core.solver.convert import convert
 from ...tests.core import released
 from ...tests.core import tiny_training as tiny

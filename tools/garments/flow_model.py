@@ -24,7 +24,7 @@ from diffusers import FluxTransformer2DModel, SD3Transformer2DModel
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ...deepinv_core.adapters.transformer import predict
+from ...deepinv_core.models.transformer import predict
 from ..embedded.run_folder import RunFolder, Trainee, begin, run_parser
 from .photos import COLOURS, GARMENTS
 from .vae import CHANNELS

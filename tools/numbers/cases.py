@@ -11,16 +11,16 @@ from typing import Any
 
 import torch
 
-from ...deepinv_core.adapters.base_model import BaseModel
-from ...deepinv_core.adapters.transformer import Conditioning, predict
 from ...deepinv_core.demo import PHOTOS
 from ...deepinv_core.editing import Hold, edit, flow_edit
-from ...deepinv_core.embedded.model import load_embedded, weights_path
 from ...deepinv_core.errors import DeepInvError
 from ...deepinv_core.flow import Velocity
 from ...deepinv_core.images import load_photo
 from ...deepinv_core.inversion import Inversion, invert, reconstruct
 from ...deepinv_core.methods import METHODS, Options, make_method
+from ...deepinv_core.models.base_model import BaseModel
+from ...deepinv_core.models.embedded import PHOTOS_FOLDER, load_embedded
+from ...deepinv_core.models.transformer import Conditioning, predict
 from ...deepinv_core.schedule import resolution_grid, shifted_grid, uniform_grid
 from ...deepinv_core.solver import KINDS, Solver, bind, load_solver
 from ...tests.core.tiny_training import CORRECTOR, solver
@@ -67,8 +67,7 @@ def model(kind: str = "sd3", dtype: torch.dtype = torch.float32) -> BaseModel:
 @cache
 def latents(kind: str = "sd3", count: int = 3) -> torch.Tensor:
     """The shipped photographs' clean latents."""
-    folder = weights_path("vae").parents[1] / "photos"
-    photos = [load_photo(folder / f"{name}.png", side=64)[0] for name in list(PHOTOS)[:count]]
+    photos = [load_photo(PHOTOS_FOLDER / f"{name}.png", side=64)[0] for name in list(PHOTOS)[:count]]
     return model(kind).encode(torch.cat(photos))
 
 

@@ -22,9 +22,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from comfyui_deepinv.deepinv_core import checkpoint
-from comfyui_deepinv.deepinv_core.adapters.base_model import BaseModel
 from comfyui_deepinv.deepinv_core.editing import Hold, edit
-from comfyui_deepinv.deepinv_core.embedded.model import load_embedded
 from comfyui_deepinv.deepinv_core.inversion import (
     invert,
     load_inversion,
@@ -33,6 +31,8 @@ from comfyui_deepinv.deepinv_core.inversion import (
     with_residual,
 )
 from comfyui_deepinv.deepinv_core.methods import METHODS, Options, make_method
+from comfyui_deepinv.deepinv_core.models.base_model import BaseModel
+from comfyui_deepinv.deepinv_core.models.embedded import load_embedded
 from comfyui_deepinv.deepinv_core.schedule import uniform_grid
 from comfyui_deepinv.deepinv_core.solver import CorrectorConfig, PredictorConfig, bind, load_solver, save_solver
 from comfyui_deepinv.deepinv_core.solver.convert import convert

@@ -1,7 +1,4 @@
-"""What the embedded models are: sizes, classes and the numbers both adapters need.
-
-One file, so that training, the diffusers adapter and the ComfyUI adapter cannot disagree.
-"""
+"""What the embedded models are trained as; whoever loads them reads it from the metadata of their files."""
 
 from __future__ import annotations
 
@@ -25,7 +22,6 @@ IMAGE_SIZE: Final = 64
 """Side of a training image in pixels (CIFAR's 32 upsampled by two)."""
 
 LATENT_CHANNELS: Final = 16
-VAE_FACTOR: Final = 8
 
 LATENT_GAIN: Final = 0.3
 """Raw VAE latent = ``LATENT_GAIN`` x model-space latent.

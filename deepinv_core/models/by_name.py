@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Final
 
-from ..embedded.model import load_embedded
 from .base_model import BaseModel
+from .embedded import load_embedded
 from .folder import load_folder
 
 DEMO_MODELS: Final = {"demo": "sd3", "demo-flux": "flux"}
@@ -20,7 +20,7 @@ def load_model(name: str, prompts: tuple[str, ...] = ("",)) -> BaseModel:
         prompts: every prompt that a folder's model will be asked for.
 
     Raises:
-        DeepInvError: as :func:`..embedded.model.load_embedded` and :func:`.folder.load_folder`.
+        DeepInvError: as :func:`.embedded.load_embedded` and :func:`.folder.load_folder`.
     """
     if name in DEMO_MODELS:
         return load_embedded(DEMO_MODELS[name])

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from types import ModuleType
+from typing import Final
 
 import torch
 
 from ..errors import DeepInvError
-from ..solver import BaseInfo, fingerprint
+from . import flux, sd3
+from .base_info import BaseInfo
 
-FAMILIES = {"SD3Transformer2DModel": "sd3", "FluxTransformer2DModel": "flux"}
+FAMILIES: Final = {family.FAMILY: family for family in (sd3, flux)}
+"""A module a family: its class in diffusers, how it predicts, what it takes, its identity."""
 
 
 @dataclass(frozen=True)
@@ -29,16 +32,17 @@ class Conditioning:
     guidance: float = 1.0
 
 
-def family_of(transformer: torch.nn.Module) -> str:
-    """``sd3`` or ``flux``.
+def family_of(transformer: torch.nn.Module) -> ModuleType:
+    """The family of a transformer, of :data:`FAMILIES`.
 
     Raises:
         DeepInvError: another architecture.
     """
     name = type(transformer).__name__
-    if name not in FAMILIES:
-        raise DeepInvError(f"the transformer is a {name}: {' and '.join(FAMILIES)} are supported; use the ComfyUI node")
-    return FAMILIES[name]
+    classes = {family.CLASS: family for family in FAMILIES.values()}
+    if name not in classes:
+        raise DeepInvError(f"the transformer is a {name}: {' and '.join(classes)} are supported; use the ComfyUI node")
+    return classes[name]
 
 
 def predict(
@@ -62,16 +66,8 @@ def predict(
         pooled: ``[B, P]``.
         guidance: ``[B]``, for a FLUX with a guidance input.
     """
-    if family_of(transformer) == "sd3":
-        return transformer(z, context, pooled, sigma * 1000, return_dict=False)[0]
-    b, c, h, w = z.shape
-    tokens = z.view(b, c, h // 2, 2, w // 2, 2).permute(0, 2, 4, 1, 3, 5).reshape(b, h * w // 4, c * 4)
-    sides = (torch.arange(side // 2, device=z.device, dtype=torch.float32) for side in (h, w))  # bf16 counts to 256
-    rows, columns = torch.meshgrid(*sides, indexing="ij")
-    image_ids = torch.stack([torch.zeros_like(rows), rows, columns], -1).view(-1, 3)
-    text_ids = image_ids.new_zeros(context.shape[1], 3)
-    v = transformer(tokens, context, pooled, sigma, image_ids, text_ids, guidance, return_dict=False)[0]
-    return v.view(b, h // 2, w // 2, c, 2, 2).permute(0, 3, 1, 4, 2, 5).reshape(b, c, h, w)
+    v: torch.Tensor = family_of(transformer).predict(transformer, z, sigma, context, pooled, guidance)
+    return v
 
 
 def require_fitting(shape: Sequence[int], longest: int) -> None:
@@ -117,11 +113,10 @@ class TransformerVelocity:
         """
         if cfg != 1 and negative is None:
             raise DeepInvError(f"cfg is {cfg} but there is no negative prompt: give one, or set cfg to 1")
-        flux = family_of(transformer) == "flux"
+        family, config = family_of(transformer), getattr(transformer, "config", {})
         self._transformer = transformer
-        config: Any = getattr(transformer, "config", {})
-        self._longest = config.get("pos_embed_max_size", 0) * config.get("patch_size", 1)  # FLUX has no table of them
-        self._takes_guidance = flux and bool(config["guidance_embeds"])
+        self._longest = family.longest_side(config)
+        self._takes_guidance = family.takes_guidance(config)
         weight = next(transformer.parameters())
         prompts = (positive,) if cfg == 1 or negative is None else (positive, negative)
         self._context = [prompt.context.to(weight) for prompt in prompts]
@@ -148,32 +143,7 @@ class TransformerVelocity:
         return torch.lerp(unconditional, conditional, self._cfg)
 
 
-def describe_geometry(
-    family: str, *, channels: int, hidden: int, depth: Sequence[int], context: int, pooled: int
-) -> BaseInfo:
-    """The identity of a base model: the sizes a solver depends on.
-
-    Named here and not by parameter, because ComfyUI and diffusers name and fuse the same weights differently
-    and one solver file must serve both.
-    """
-    shapes = {
-        family: (channels,),
-        "hidden": (hidden,),
-        "depth": tuple(depth),
-        "context": (context,),
-        "pooled": (pooled,),
-    }
-    return BaseInfo(family, channels, fingerprint(shapes))
-
-
 def base_info(transformer: torch.nn.Module) -> BaseInfo:
     """The identity of a diffusers transformer."""
-    family, config = family_of(transformer), dict(transformer.config)  # type: ignore[arg-type]
-    return describe_geometry(
-        family,
-        channels=config["in_channels"] // (4 if family == "flux" else 1),
-        hidden=config["num_attention_heads"] * config["attention_head_dim"],
-        depth=(config["num_layers"], config.get("num_single_layers", 0)),
-        context=config["joint_attention_dim"],
-        pooled=config["pooled_projection_dim"],
-    )
+    found: BaseInfo = family_of(transformer).identity(transformer.config)
+    return found

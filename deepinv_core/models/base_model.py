@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from ..errors import DeepInvError
-from ..solver import BaseInfo
+from .base_info import BaseInfo
 from .transformer import Conditioning, TransformerVelocity
 
 
