@@ -2,11 +2,11 @@
 
 A file is a safetensors file with one metadata key, ``deepinv``, that holds JSON:
 ``{"format": "deepinv/<kind>", "version": 1, ...}``. Reading trusts nothing: every claim of the header is checked
-against the size of the file before memory is allocated, and whatever the bytes are, the only exception is
-:class:`~.errors.DeepInvError`.
+against the size of the file before safetensors' own loader reads the tensors, and whatever the bytes are, the only
+exception is :class:`~.errors.DeepInvError`.
 
-Tensors are read into memory of their own, not mapped: Windows refuses to replace a file that is mapped, and saving
-over the file one has loaded is the common case.
+Tensors are copied out of the loader's mapping: Windows refuses to replace a file that is mapped, and saving over the
+file one has loaded is the common case.
 """
 
 from __future__ import annotations
@@ -17,13 +17,12 @@ import os
 import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from .atomic import replacing
@@ -53,16 +52,6 @@ DTYPES: Final[dict[str, torch.dtype]] = {
     "BOOL": torch.bool,
 }
 """The dtypes accepted, by their safetensors name."""
-
-
-@dataclass(frozen=True)
-class _Entry:
-    """One tensor of a header whose claims have been checked; ``begin`` and ``end`` count from the data's start."""
-
-    dtype: torch.dtype
-    shape: tuple[int, ...]
-    begin: int
-    end: int
 
 
 def header(kind: str) -> dict[str, Any]:
@@ -147,7 +136,7 @@ def read_shapes(path: str | os.PathLike[str], *, kind: str) -> dict[str, torch.S
         DeepInvError: As :func:`read_metadata`.
     """
     with _opened(path) as (stream, size, name):
-        return {key: torch.Size(entry.shape) for key, entry in _read_header(stream, size, name, kind)[0].items()}
+        return _read_header(stream, size, name, kind)[0]
 
 
 def load_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
@@ -287,8 +276,9 @@ def _json(text: bytes | str, name: str, what: str) -> dict[str, Any]:
 def _load(path: str | os.PathLike[str], kind: str | None) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """:func:`load`; with no kind, a file of any metadata, which is then not returned."""
     with _opened(path) as (stream, size, name):
-        entries, metadata, start = _read_header(stream, size, name, kind)
-        tensors = {key: _read_tensor(stream, key, entry, start, name) for key, entry in entries.items()}
+        shapes, metadata = _read_header(stream, size, name, kind)
+        found = _read_tensors(path, name)
+    tensors = {key: found[key] for key in shapes}
     for key, tensor in tensors.items():
         _require_finite(key, tensor, name, "it is damaged or its training diverged; use another file")
     return tensors, metadata
@@ -296,8 +286,8 @@ def _load(path: str | os.PathLike[str], kind: str | None) -> tuple[dict[str, Ten
 
 def _read_header(
     stream: BinaryIO, size: int, name: str, kind: str | None
-) -> tuple[dict[str, _Entry], dict[str, Any], int]:
-    """Reads and checks the header: tensors in file order, metadata, offset of the data in the file."""
+) -> tuple[dict[str, torch.Size], dict[str, Any]]:
+    """Reads and checks the header: the tensors' shapes in file order, and the metadata."""
     prefix = stream.read(8)
     length = int.from_bytes(prefix, "little")
     if len(prefix) < 8 or not 2 <= length <= min(size - 8, MAX_HEADER_BYTES):
@@ -308,23 +298,25 @@ def _read_header(
     content = _json(raw, name, "its header")
     claim = content.pop("__metadata__", None)
     metadata = {} if kind is None else _check_metadata(claim, name, kind)
-    entries = {key: _check_entry(key, claim, name) for key, claim in content.items()}
-    entries = dict(sorted(entries.items(), key=lambda item: (item[1].begin, item[1].end)))
+    for key, claim in content.items():
+        _check_entry(key, claim, name)
     position = 0
+    entries = dict(sorted(content.items(), key=lambda item: item[1]["data_offsets"]))
     for key, entry in entries.items():
-        if entry.begin != position:
-            raise _damaged(name, f"tensor {_short(key)} starts at byte {entry.begin} where {position} is expected")
-        position = entry.end
+        begin, end = entry["data_offsets"]
+        if begin != position:
+            raise _damaged(name, f"tensor {_short(key)} starts at byte {begin} where {position} is expected")
+        position = end
     if position != size - 8 - length:
         raise _damaged(name, f"its tensors take {position} bytes but the file holds {size - 8 - length}")
-    return entries, metadata, 8 + length
+    return {key: torch.Size(entry["shape"]) for key, entry in entries.items()}, metadata
 
 
 def _is_count(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**62
 
 
-def _check_entry(key: str, claim: object, name: str) -> _Entry:
+def _check_entry(key: str, claim: object, name: str) -> None:
     """Checks one tensor's claims against each other; :func:`_read_header` checks them against the file."""
     if not isinstance(claim, dict) or set(claim) != {"dtype", "shape", "data_offsets"}:
         raise _damaged(name, f"tensor {_short(key)} isn't described by dtype, shape and data_offsets")
@@ -338,7 +330,6 @@ def _check_entry(key: str, claim: object, name: str) -> _Entry:
     too_large = math.prod(max(side, 1) for side in shape) >= 2**60  # an empty tensor's other sides can overflow torch
     if too_large or len(offsets) != 2 or offsets[1] - offsets[0] != wanted:
         raise _damaged(name, f"tensor {_short(key)} of shape {_short(shape)} does not fit its {_short(offsets)} bytes")
-    return _Entry(DTYPES[dtype], tuple(shape), offsets[0], offsets[1])
 
 
 def _check_metadata(claim: object, name: str, kind: str) -> dict[str, Any]:
@@ -361,22 +352,16 @@ def _check_metadata(claim: object, name: str, kind: str) -> dict[str, Any]:
     return metadata
 
 
-def _read_tensor(stream: BinaryIO, key: str, entry: _Entry, start: int, name: str) -> Tensor:
-    """Reads one checked tensor; its bytes are known to be in the file."""
-    count = entry.end - entry.begin
+def _read_tensors(path: str | os.PathLike[str], name: str) -> dict[str, Tensor]:
+    """Copies of the tensors of a file whose header has been checked."""
     try:
-        raw = torch.empty(count, dtype=torch.uint8)
+        return {key: _plain(value) for key, value in load_file(path).items()}
+    except SafetensorError as error:
+        raise _damaged(name, _short(error)) from error
     except (MemoryError, RuntimeError) as error:
-        raise DeepInvError(
-            f"{name!r}: no memory for the {count} bytes of {_short(key)}: free some and retry."
-        ) from error
-    stream.seek(start + entry.begin)
-    view: memoryview = raw.numpy().data
-    done = 0
-    while done < count:
-        step = stream.readinto(view[done:])  # type: ignore[attr-defined]
-        if not step:
-            raise _damaged(name, f"it ends inside tensor {_short(key)}")
-        done += step
-    flat = raw.ne(0) if entry.dtype is torch.bool else raw.view(entry.dtype)
-    return flat.reshape(entry.shape)
+        raise DeepInvError(f"{name!r}: its tensors can't be read ({_short(error)}): free memory and retry.") from error
+
+
+def _plain(value: Tensor) -> Tensor:
+    """A copy in memory of its own; what a file has for true may be any byte but 0."""
+    return value.view(torch.uint8).ne(0) if value.dtype is torch.bool else value.clone()

@@ -78,7 +78,7 @@ def test_loaded_tensors_do_not_hold_the_file(tmp_path):
     assert torch.equal(loaded["weight"], torch.arange(6.0).reshape(2, 3))
 
 
-@pytest.mark.parametrize("meta", [None, {"format": "pt"}, metadata()])
+@pytest.mark.parametrize("meta", [None, {"format": "pt"}, {"deepinv": json.dumps(metadata())}])
 def test_plain_weights_are_read_whatever_their_metadata(tmp_path, meta):
     header = {"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}
     path = raw_file(tmp_path / "x.safetensors", header | ({"__metadata__": meta} if meta else {}), bytes(8))
@@ -86,11 +86,14 @@ def test_plain_weights_are_read_whatever_their_metadata(tmp_path, meta):
     raw_file(path, header, b"\xff" * 8)
     with pytest.raises(DeepInvError, match="'a' are NaN"):
         checkpoint.load_weights(path)
+    raw_file(path, header | {"__metadata__": metadata()}, bytes(8))  # the format allows texts alone
+    with pytest.raises(DeepInvError, match="damaged or no safetensors file"):
+        checkpoint.load_weights(path)
 
 
 def test_metadata_is_read_without_the_tensors(tmp_path, monkeypatch):
     small_file(tmp_path / "x.safetensors")
-    monkeypatch.setattr(checkpoint, "_read_tensor", lambda *_: pytest.fail("a tensor was read"))
+    monkeypatch.setattr(checkpoint, "_read_tensors", lambda *_: pytest.fail("a tensor was read"))
     assert checkpoint.read_metadata(tmp_path / "x.safetensors", kind="solver") == metadata(note="x")
 
 

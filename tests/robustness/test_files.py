@@ -187,7 +187,7 @@ def test_a_solver_is_refused_before_its_tensors_are_read(
     header["huge"] = {"dtype": "U8", "shape": [2**38], "data_offsets": [len(data), len(data) + 2**38]}
     path.write_bytes(join(header, data))
     os.truncate(path, path.stat().st_size + 2**38)
-    monkeypatch.setattr(checkpoint, "_read_tensor", lambda *_: pytest.fail("a tensor was read"))
+    monkeypatch.setattr(checkpoint, "_read_tensors", lambda *_: pytest.fail("a tensor was read"))
     with pytest.raises(DeepInvError, match="unexpected 'huge'"):
         load_solver(path)
 
