@@ -36,7 +36,7 @@ ASSISTED: Final = Hold(anchor=0.5, anchor_share=0.5)
 """The way back of DeepInv's released test code: half of the trajectory blended in, on the noisier half."""
 
 RESIDUAL_IMAGES: Final = 8
-"""Of the first set, those whose residual is measured: it costs N evaluations more."""
+"""Of the first set: measuring a residual costs N evaluations more."""
 
 
 @dataclass(frozen=True)

@@ -29,22 +29,16 @@ Unit = tuple[str, Callable[[], list[Row]]]
 
 @dataclass(frozen=True)
 class Settings:
-    """A run of the suite.
+    """A run of the suite on embedded models and the held-out images of an archive.
 
     Attributes:
-        archive: zip of the held-out images.
-        kinds: embedded models.
-        entries: what is compared.
-        images: of the test split, at CFG 1.
-        cfg: the real guidance.
-        cfg_images: of the test split, under it.
-        repeats: of timings.
+        images: of the test split, at CFG 1; ``cfg_images`` at the real ``cfg``.
         steps: N of the main tables.
         new_steps: step counts between; the fast recipe never sees 40 and the paper's none of them.
         off_steps: N of what else lies off the solvers' training.
         timed_steps: N of timings; memory is measured at the last.
-        lpips: weights file of LPIPS, None for the user's caches.
-        fid: backbone of FID and its name, None to leave FID out.
+        lpips: weights file, None for the user's caches.
+        fid: name of the backbone and the backbone, None to leave FID out.
     """
 
     archive: Path
@@ -156,12 +150,7 @@ class Plan:
 
 
 def run(plan: Plan, path: Path, command: str) -> list[Row]:
-    """Measure what ``path`` lacks, a line a row; at the end the file holds this plan's rows, in its order.
-
-    Args:
-        plan: the plan.
-        path: results.jsonl, made or gone on with.
-        command: for the row on top, which is written when all is done.
+    """Measure what ``path`` lacks, a line a row; at the end it holds this plan's rows, in its order, below ``about``.
 
     Raises:
         DeepInvError: the file can't be read or written.

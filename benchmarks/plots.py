@@ -74,20 +74,14 @@ def seeds_line(panel: Any, x: Iterable[float], values: Tensor, colour: Any, labe
 
 
 def by_steps(panel: Any, report: Row) -> None:
-    """Latent SNR over N: a line a variant with the range of its seeds, and in grey what needs no training.
-
-    Args:
-        panel: to draw on.
-        report: an experiment's, as in :func:`.tables.by_seeds`.
-    """
+    """Latent SNR over N of a report of :func:`.tables.by_seeds`; in grey what needs no training."""
     steps = [point["steps"] for point in report["rows"][0]["final"]]
     for number, (name, rows) in enumerate(by_variant(report).items()):
         values = torch.tensor([[point["snr"] for point in row["final"]] for row in rows])
         seeds_line(panel, steps, values, f"C{number}", name, marker=4)
     for line, (name, rows) in zip((":", "--", "-."), report["baseline"].items(), strict=False):
-        panel.plot(
-            [row["steps"] for row in rows], [row["snr"] for row in rows], color="grey", linestyle=line, label=name
-        )
+        snr = [row["snr"] for row in rows]
+        panel.plot([row["steps"] for row in rows], snr, color="grey", linestyle=line, label=name)
     step_axis(panel, steps)
     panel.set_ylabel("latent SNR, dB")
     panel.legend(fontsize="small")
@@ -113,9 +107,8 @@ def pareto(rows: Mapping[str, Sequence[Row]], path: Path, title: str) -> None:
         panel.set_xlabel("base evaluations there and back, the solver's FLOPs included")
     panels[0].set_ylabel("latent SNR of the round trip, dB (95 % interval as a bar)")
     handles = {line.get_label(): line for panel in panels for line in panel.get_legend_handles_labels()[0]}
-    made.legend(
-        handles.values(), handles.keys(), loc="outside lower center", ncols=3 * len(rows), fontsize=9, frameon=False
-    )
+    style = {"loc": "outside lower center", "ncols": 3 * len(rows), "fontsize": 9, "frameon": False}
+    made.legend(handles.values(), handles.keys(), **style)
     save(made, path, dpi=110)
 
 
@@ -171,15 +164,8 @@ def whiteness(results: Results, path: Path) -> None:
     save(made, path, dpi=110)
 
 
-PICTURED: Final = (
-    Entry("euler"),
-    Entry("easyinv"),
-    Entry("uni_inv", 1),
-    Entry("fireflow"),
-    Entry("anderson_extrapolated", 2),
-    Entry("deepinv", 0, "fast"),
-    Entry("deepinv", 1, "fast"),
-)
+_FREE: Final = (Entry("euler"), Entry("easyinv"), Entry("uni_inv", 1), Entry("fireflow"))
+PICTURED: Final = (*_FREE, Entry("anderson_extrapolated", 2), *(Entry("deepinv", k, "fast") for k in (0, 1)))
 """A column of reconstructions each."""
 
 

@@ -180,8 +180,9 @@ def _guidance(results: Results) -> list[str]:
 
 def _guided_snr(results: Results) -> Iterator[str]:
     for model in results.models:
-        title = f"{TITLES[model]}: latent SNR at CFG {results.about['cfg']:g}"
-        yield from folded(title, by_steps(results.guided(model)))
+        yield from folded(
+            f"{TITLES[model]}: latent SNR at CFG {results.about['cfg']:g}", by_steps(results.guided(model))
+        )
 
 
 def _whitest(results: Results) -> list[str]:

@@ -159,10 +159,7 @@ def by_variant(report: Row) -> dict[str, list[Row]]:
 def by_seeds(report: Row, what: str, extra: Sequence[str] = ()) -> str:
     """Latent SNR by N of an experiment's variants, mean and range over seeds, and of what needs no training.
 
-    Args:
-        report: whose rows have round trips under ``final``, and whose baseline is round trips by name.
-        what: head of the first column.
-        extra: more figures of the rows than the base evaluations spent.
+    Its rows have round trips under ``final``, its baseline is such by name; ``extra`` names more figures of the rows.
     """
     names, lines = ["evaluations", *extra], []
     for name, points in report["baseline"].items():

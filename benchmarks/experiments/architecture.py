@@ -69,15 +69,11 @@ def measure(setup: Setup, scale: Scale, variant: str, seed: int) -> Row:
 
 def baseline(setup: Setup, scale: Scale) -> list[Row]:
     """The methods without a network."""
-    return [
-        {
-            "method": entry.method,
-            "refine": entry.refine,
-            "more": entry in DEARER,
-            "round_trips": round_trips(setup, STEPS, entry, images=scale.images),
-        }
-        for entry in (*FREE, *DEARER)
-    ]
+    rows = []
+    for entry in (*FREE, *DEARER):
+        row = {"method": entry.method, "refine": entry.refine, "more": entry in DEARER}
+        rows.append({**row, "round_trips": round_trips(setup, STEPS, entry, images=scale.images)})
+    return rows
 
 
 def _runs(report: Report, variant: str, k: str) -> tuple[list[list[Row]], float]:

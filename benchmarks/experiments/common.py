@@ -39,26 +39,14 @@ KIND: Final = "experiment_latents"
 SPLITS: Final = {"train": 4096, "test": 256}
 """Photographs of each."""
 
-CORRECTOR: Final = replace(
-    CorrectorConfig.preset("tiny", channels=LATENT_CHANNELS, context_width=CONTEXT_WIDTH, pooled_width=POOLED_WIDTH),
-    heads=2,
-    layers_left=1,
-    layers_right=1,
-)
+_WIDTHS: Final = {"channels": LATENT_CHANNELS, "context_width": CONTEXT_WIDTH, "pooled_width": POOLED_WIDTH}
+CORRECTOR: Final = replace(CorrectorConfig.preset("tiny", **_WIDTHS), heads=2, layers_left=1, layers_right=1)
 """The paper's network for the experiments: 0.4 M parameters, an evaluation a third of the embedded model's."""
 
 PREDICTOR: Final = replace(PredictorConfig.preset("tiny", channels=LATENT_CHANNELS), heads=2)
 """Ours, half as wide as the shipped one: an evaluation costs about as many FLOPs as :data:`CORRECTOR`'s."""
 
-PAPER: Final = PaperRecipe(
-    batch=8,
-    lr=1e-3,
-    eps=1e-8,
-    average=0.995,
-    rounds=1,
-    sweeps=1,
-    label_images=32,
-)
+PAPER: Final = PaperRecipe(batch=8, lr=1e-3, eps=1e-8, average=0.995, rounds=1, sweeps=1, label_images=32)
 """The paper's recipe in small. Batch, learning rate and AdamW's eps are for a network of this size (1e-5 is for 909 M
 parameters), the average is over the last 200 updates, and one round of stored labels follows round 0 instead of three
 of two sweeps each. The curriculum, its passes and all weights are the recipe's own."""
@@ -78,13 +66,9 @@ class Photos:
 
 @dataclass(frozen=True)
 class Setup:
-    """What an experiment works with.
+    """The frozen base model, photographs of an archive to train on and others to measure with.
 
     Attributes:
-        model: the frozen base model.
-        train: photographs to train on.
-        test: others to measure with.
-        archive: where the photographs come from.
         weights: of one more network, for the experiments that need one.
     """
 
@@ -110,12 +94,7 @@ class Setup:
 
 
 def load_setup(archive: Path, latents: Path | None = None, weights: Path | None = None) -> Setup:
-    """The embedded SD3 model, and the same photographs for every experiment.
-
-    Args:
-        archive: ``cifar10_jpeg.zip``; encoded only where ``latents`` does not exist.
-        latents: file of encoded photographs, made if missing; None to encode them each time.
-        weights: see :class:`Setup`.
+    """The embedded SD3 model, and the same photographs for every experiment; ``latents`` keeps them encoded.
 
     Raises:
         DeepInvError: a file that can't be read or written.
@@ -197,18 +176,10 @@ def solver_of(bound: Bound, network: Network | None) -> Solver | None:
 def round_trips(
     setup: Setup, steps: Sequence[int], entry: Entry, network: Network | None = None, *, images: int = 32
 ) -> list[Row]:
-    """Invert the first test photographs and sample them back, at CFG 1, nothing kept but the noise.
-
-    Args:
-        setup: the base model, which is under the empty prompt, and the photographs.
-        steps: step counts.
-        entry: the method.
-        network: its solver's, for a method that has one.
-        images: number of photographs.
+    """Invert the first test photographs and sample them back, under the empty prompt, nothing kept but the noise.
 
     Returns:
-        A row for each step count: ``steps``, ``nfe`` (of the inversion), ``snr`` (latent SNR in dB, the mean over the
-        photographs) and ``ci95``, the half width of its 95 % interval.
+        A row for each step count: ``steps``, ``nfe`` (of the inversion) and what :func:`quality` gives.
     """
     bound, clean = setup.bound(), setup.test.latents[:images]
     method, rows = entry.method_of(solver_of(bound, network)), []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from collections.abc import Callable, Mapping
@@ -20,14 +19,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Scale:
-    """How large an experiment is run.
-
-    Attributes:
-        evaluations: base evaluations of one training.
-        images: test photographs of the final figures.
-        seeds: one training each.
-        config: the network.
-    """
+    """How large an experiment is run: base evaluations of one training, test photographs, a training a seed."""
 
     evaluations: int
     images: int = 32
@@ -41,10 +33,9 @@ Report = dict[str, Any]
 
 @dataclass(frozen=True)
 class Experiment:
-    """An experiment.
+    """An experiment; ``name`` is its module's and its files'.
 
     Attributes:
-        name: of the module and its files.
         scale: as it is committed.
         variants: what is compared.
         settings: all else that decides the numbers, JSON-able; a file with others is not gone on with.
@@ -103,6 +94,6 @@ def read(path: Path) -> Report:
     return {"baseline": {}, "extras": {}, **(store.about or {}), **fixed, "rows": rows}
 
 
-def as_json(recipes: dict[str, Any]) -> dict[str, Any]:
+def as_json(recipes: Mapping[str, Any]) -> dict[str, Any]:
     """Recipes or networks by name, for :attr:`Experiment.settings`."""
-    return json.loads(json.dumps({name: one.to_dict() for name, one in recipes.items()}))
+    return {name: one.to_dict() for name, one in recipes.items()}

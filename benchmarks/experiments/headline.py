@@ -64,14 +64,10 @@ def baseline(setup: Setup, scale: Scale) -> dict[str, Any]:
         latent, nfe = trips[0].back.latent, trips[0].inversion.nfe
         images = suite.model.decode(latent)
         quality = {"snr": latent_snr(latent, clean), "ssim": ssim(images, photos), "ssim_to_vae": ssim(images, ceiling)}
-        return {
-            "entry": entry.label,
-            "steps": steps,
-            "nfe": nfe,
-            "cost": round(nfe + steps * suite.share(entry.solver), 2),
-            "seconds": round(min(trip.seconds[0] for trip in trips), 3),
-            **{name: round(float(values.mean()), 4) for name, values in quality.items()},
-        }
+        cost = round(nfe + steps * suite.share(entry.solver), 2)
+        row = {"entry": entry.label, "steps": steps, "nfe": nfe, "cost": cost}
+        row["seconds"] = round(min(trip.seconds[0] for trip in trips), 3)
+        return row | {name: round(float(values.mean()), 4) for name, values in quality.items()}
 
     rows = [measured(entry, steps) for entry in ENTRIES for steps in STEPS]
     rows += [measured(entry, LAST) for entry in ASSISTED]
@@ -103,10 +99,7 @@ def long_runs(folder: Path) -> dict[str, list[Row]]:
 
 
 def at_quality(rows: Sequence[Row], level: float, cost: str) -> float | None:
-    """What a method costs at a latent SNR, between its step counts: linear in dB, logarithmic in the cost.
-
-    None where the level lies outside the method's measured curve.
-    """
+    """What a method costs at a latent SNR, linear in dB and logarithmic in the cost; None off its measured curve."""
     points = sorted((row["steps"], row["snr"], row[cost]) for row in rows)
     for (_, low, cheap), (_, high, dear) in pairwise(points):
         if low <= level <= high:

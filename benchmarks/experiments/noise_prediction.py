@@ -65,12 +65,7 @@ def baseline(setup: Setup, scale: Scale) -> dict[str, dict[str, Any]]:
 
 
 def rank_correlation(a: Sequence[float], b: Sequence[float]) -> float:
-    """Spearman's, ties in the order given: 1 for the same order, -1 for the opposite one.
-
-    Example:
-        >>> rank_correlation([1.0, 2.0, 3.0], [10.0, 30.0, 20.0])
-        0.5
-    """
+    """Spearman's, ties in the order given: 1 for the same order, -1 for the opposite one."""
     ranks = [torch.tensor(values).argsort(stable=True).argsort().double() for values in (a, b)]
     count = len(a)
     return round(1 - 6 * float((ranks[0] - ranks[1]).square().sum()) / (count * (count**2 - 1)), 2)

@@ -30,10 +30,9 @@ ITERATIONS: Final = 8
 
 
 class Exact(NamedTuple):
-    """A trajectory of sampling, image first.
+    """A trajectory of sampling, image first, ``sigmas`` ascending ``[N + 1]``.
 
     Attributes:
-        sigmas: ascending, ``[N + 1]``.
         latents: z_i, ``[N + 1, B, C, h, w]``.
         noise: eps_i of the step from z_i to z_{i+1}, ``[N, B, C, h, w]``.
         guess: ``v(z_i, sigma_{i+1})``, what a corrector is given at z_i, ``[N, B, C, h, w]``.

@@ -41,11 +41,7 @@ class Inception(nn.Module):
 
 
 def load_backbone(name: str, path: str | Path | None = None) -> nn.Module:
-    """A backbone for FID: images ``[B, 3, H, W]`` in [0, 1] to features ``[B, D]``; ``num_features`` is D.
-
-    Args:
-        name: one of :data:`BACKBONES`.
-        path: its file or folder; None looks in the user's caches.
+    """One of :data:`BACKBONES`: images ``[B, 3, H, W]`` in [0, 1] to features ``[B, D]``; ``num_features`` is D.
 
     Raises:
         DeepInvError: another name; absent or unusable weights.

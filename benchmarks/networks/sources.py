@@ -17,16 +17,7 @@ from ...deepinv_core.errors import DeepInvError
 
 @dataclass(frozen=True)
 class Source:
-    """Where a network comes from.
-
-    Attributes:
-        title: name for people.
-        option: of the command line.
-        environment: variable that may name the file or folder.
-        command: what stores it in the user's cache, once, with a network.
-        repository: on the Hugging Face hub, "" where it is a file of torch hub.
-        file: in torch hub's cache.
-    """
+    """The option and the variable that may name a network, what stores it in the user's cache, its name there."""
 
     title: str
     option: str

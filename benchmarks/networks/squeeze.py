@@ -43,21 +43,10 @@ class SqueezeLpips(Lpips):
 
     def __init__(self) -> None:
         nn.Module.__init__(self)
-        self.features = nn.Sequential(
-            nn.Conv2d(3, 64, 3, stride=2),
-            nn.ReLU(),
-            _pool(),
-            Fire(64, 16, 128),
-            Fire(128, 16, 128),
-            _pool(),
-            Fire(128, 32, 256),
-            Fire(256, 32, 256),
-            _pool(),
-            Fire(256, 48, 384),
-            Fire(384, 48, 384),
-            Fire(384, 64, 512),
-            Fire(512, 64, 512),
-        )
+        first = (nn.Conv2d(3, 64, 3, stride=2), nn.ReLU(), _pool(), Fire(64, 16, 128), Fire(128, 16, 128))
+        middle = (_pool(), Fire(128, 32, 256), Fire(256, 32, 256), _pool())
+        last = (Fire(256, 48, 384), Fire(384, 48, 384), Fire(384, 64, 512), Fire(512, 64, 512))
+        self.features = nn.Sequential(*first, *middle, *last)
         self.heads = nn.ModuleList(nn.Conv2d(width, 1, 1, bias=False) for width in WIDTHS)
 
 
@@ -66,11 +55,7 @@ def _pool() -> nn.MaxPool2d:
 
 
 def load_lpips_squeeze(path: str | Path | None = None) -> SqueezeLpips:
-    """LPIPS-SqueezeNet, float32.
-
-    Args:
-        path: a file of :func:`save_squeeze`, or torchvision's SqueezeNet 1.1 as torch hub stores it, whose linear
-            layers are those that torchmetrics carries; None looks in the user's caches.
+    """LPIPS-SqueezeNet, float32, of :func:`save_squeeze` or as torch hub stores it, with torchmetrics' linear layers.
 
     Raises:
         DeepInvError: absent or damaged; the linear layers are missing where torchmetrics is.

@@ -21,33 +21,15 @@ from ...deepinv_core.photo_file import open_photo
 
 SIDE: Final = 512
 
-CATEGORIES: Final = {
-    "0": "random",
-    "1": "change object",
-    "2": "add object",
-    "3": "delete object",
-    "4": "change content",
-    "5": "change pose",
-    "6": "change colour",
-    "7": "change material",
-    "8": "change background",
-    "9": "change style",
-}
+_CHANGED: Final = ("content", "pose", "colour", "material", "background", "style")
+_TITLES: Final = ("random", "change object", "add object", "delete object", *(f"change {one}" for one in _CHANGED))
+CATEGORIES: Final = {str(number): title for number, title in enumerate(_TITLES)}
 """By ``editing_type_id``."""
 
 
 @dataclass(frozen=True)
 class Item:
-    """One edit of the benchmark.
-
-    Attributes:
-        key: in the mapping file.
-        path: of the image, relative to the image folder.
-        source: prompt of the image, brackets taken out.
-        target: prompt of the edit, the same.
-        category: a key of :data:`CATEGORIES`.
-        mask: run-length pairs, see :func:`decode_mask`.
-    """
+    """One edit: its key in the mapping file, the image below its folder, both prompts without brackets, the mask."""
 
     key: str
     path: PurePosixPath
@@ -93,8 +75,7 @@ def read_items(folder: Path, categories: Sequence[str] = tuple(CATEGORIES)) -> l
     Raises:
         DeepInvError: no such folder, an unreadable mapping, an item that lacks something, a missing image.
     """
-    unknown = [one for one in categories if one not in CATEGORIES]
-    if unknown:
+    if unknown := [one for one in categories if one not in CATEGORIES]:
         raise DeepInvError(f"there is no category {unknown[0]!r}: choose of {', '.join(CATEGORIES)}")
     file = folder / "mapping_file.json"
     if not file.is_file():
@@ -114,11 +95,10 @@ def read_items(folder: Path, categories: Sequence[str] = tuple(CATEGORIES)) -> l
     chosen = [item for item in items if item.category in categories]
     if not chosen:
         raise DeepInvError(f"{str(file)!r} has no item of category {', '.join(categories)}: choose others")
-    missing = [item for item in chosen if not image_file(folder, item).is_file()]
-    if missing:
+    if missing := [path for item in chosen if not (path := image_file(folder, item)).is_file()]:
         raise DeepInvError(
-            f"{len(missing)} images are missing, the first {str(image_file(folder, missing[0]))!r}: "
-            "download annotation_images again, or choose other categories"
+            f"{len(missing)} images are missing, the first {str(missing[0])!r}: download annotation_images again, or "
+            "choose other categories"
         )
     return chosen
 
@@ -126,14 +106,11 @@ def read_items(folder: Path, categories: Sequence[str] = tuple(CATEGORIES)) -> l
 def _item(key: str, entry: Any, file: Path) -> Item:
     if not isinstance(entry, dict):
         raise DeepInvError(f"{str(file)!r}: item {key!r} is a {type(entry).__name__}, an object is needed")
-    texts = {}
     for name in ("image_path", "original_prompt", "editing_prompt", "editing_type_id"):
-        value = entry.get(name)
-        if not isinstance(value, str):
+        if not isinstance(value := entry.get(name), str):
             raise DeepInvError(f"{str(file)!r}: {name} of item {key!r} is {value!r:.60}, text is needed")
-        texts[name] = value
-    path = PurePosixPath(texts["image_path"])
-    if path.is_absolute() or ".." in path.parts or "\\" in texts["image_path"] or ":" in texts["image_path"]:
+    path = PurePosixPath(entry["image_path"])
+    if path.is_absolute() or ".." in path.parts or {"\\", ":"} & set(entry["image_path"]):
         raise DeepInvError(
             f"{str(file)!r}: image_path of item {key!r} is {str(path)!r}, one below the folder is needed"
         )
@@ -141,8 +118,8 @@ def _item(key: str, entry: Any, file: Path) -> Item:
     whole = isinstance(mask, list) and all(type(one) is int and one >= 0 for one in mask) and len(mask) % 2 == 0
     if not whole:
         raise DeepInvError(f"{str(file)!r}: mask of item {key!r} is {mask!r:.60}, pairs of start and length are needed")
-    source, target = plain(texts["original_prompt"]), plain(texts["editing_prompt"])
-    return Item(key, path, source, target, texts["editing_type_id"], tuple(mask or ()))
+    source, target = plain(entry["original_prompt"]), plain(entry["editing_prompt"])
+    return Item(key, path, source, target, entry["editing_type_id"], tuple(entry["mask"]))
 
 
 def image_file(folder: Path, item: Item) -> Path:

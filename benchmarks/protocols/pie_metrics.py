@@ -48,15 +48,10 @@ class PieMetrics:
     """The chosen metrics with their backbones loaded."""
 
     def __init__(self, names: Sequence[str], paths: dict[str, Path | None], device: torch.device | str = "cpu") -> None:
-        """Load what is needed.
-
-        Args:
-            names: of :data:`METRICS`.
-            paths: where a backbone of :data:`NEEDS` lies; absent or None looks in the user's caches.
-            device: where the backbones run.
+        """Load what the metrics of these names need, from ``paths`` or else from the user's caches.
 
         Raises:
-            DeepInvError: a backbone is absent.
+            DeepInvError: a network of :data:`NEEDS` is absent.
         """
         from torchmetrics.functional import image, mean_squared_error  # takes a second
 
@@ -71,15 +66,9 @@ class PieMetrics:
 
     @torch.no_grad()
     def __call__(self, source: Tensor, edited: Tensor, item: Item) -> dict[str, float | None]:
-        """Measure an edit.
+        """Measure an edit of a photo, both ``[1, 3, 512, 512]`` in [0, 1] from bytes.
 
-        Args:
-            source: the photo ``[1, 3, 512, 512]`` in [0, 1], from bytes.
-            edited: the result, the same.
-            item: its prompts and mask.
-
-        Returns:
-            A number for each metric, None for a background metric where the mask covers everything.
+        A number for each metric, None for a background metric where the mask covers everything.
         """
         source, edited = (image.to(self._device).contiguous() for image in (source, edited))
         mask = decode_mask(item.mask, side=source.shape[-1]).to(self._device)
