@@ -72,7 +72,8 @@ class Plan:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self.suite = cache(self._suite)
+        backbone = settings.fid[1] if settings.fid else None
+        self.suite = cache(lambda kind: open_suite(kind, lpips=settings.lpips, backbone=backbone))
         self.prepared = cache(self._prepared)
 
     def units(self) -> Iterator[Unit]:
@@ -137,10 +138,6 @@ class Plan:
 
     def _sets(self, suite: Suite, names: Sequence[str]) -> list[Prepared]:
         return [self.prepared(suite.kind, name) for name in names]
-
-    def _suite(self, kind: str) -> Suite:
-        settings = self.settings
-        return open_suite(kind, lpips=settings.lpips, backbone=settings.fid[1] if settings.fid else None)
 
     def _prepared(self, kind: str, name: str) -> Prepared:
         if name in ("test", "guided"):

@@ -87,8 +87,8 @@ def table(report: Report) -> str:
     gains = [["rank correlation of the methods", *(f"{rank_correlation(*pair):.2f}" for pair in pairs)]]
     for variant, name in VARIANTS.items():
         for rival in RIVALS:
-            rows = bases[variant][rival.label]
-            over = [[snr - of_steps(rows, n) for snr in _solver(report, variant, "0", n)] for n in STEPS]
+            theirs = bases[variant][rival.label]
+            over = [[snr - of_steps(theirs, n) for snr in _solver(report, variant, "0", n)] for n in STEPS]
             gains.append([f"{name}: solver K=0 over {rival.label}", *map(spread, over)])
     return "\n".join([*lines, *markdown(["", *columns], gains)])
 
