@@ -1,12 +1,11 @@
 """What users of other inversion packs complain of, held as tests where no other file has them.
 
-The README's Troubleshooting section names a test for each complaint; here it is checked that those tests exist.
+docs/troubleshooting.md has a row for each complaint, TESTS_OF the tests of each row.
 """
 
 from __future__ import annotations
 
 import ast
-import re
 from pathlib import Path
 from typing import Any
 
@@ -27,18 +26,65 @@ from .test_invert import Tiny, log_stays_clean, node, relative
 
 __all__ = ["log_stays_clean"]
 
-NAMED_TEST = re.compile(r"`(tests/[\w/]+\.py)::(test_\w+)`")
+TESTS_OF = {
+    "An update of ComfyUI breaks the nodes": [
+        "tests/comfyui/test_complaints.py::test_no_class_of_comfyui_is_patched",
+    ],
+    "The edit has no effect, or is blurry or noisy": [
+        "tests/comfyui/test_complaints.py::test_defaults_give_a_visible_faithful_edit",
+    ],
+    "Too many settings, not explained": [
+        "tests/comfyui/test_complaints.py::test_few_values_are_asked_for",
+        "tests/comfyui/test_definitions.py::test_nothing_around_a_node_is_missing",
+        "tests/comfyui/test_definitions.py::test_each_help_page_has_every_part",
+    ],
+    "A black image": [
+        "tests/comfyui/test_refusals.py::test_stochastic_samplers_on_the_way_back",
+        "tests/comfyui/test_invert.py::test_a_latent_of_another_model_is_refused",
+        "tests/comfyui/test_invert.py::test_sigmas_of_another_run_are_refused_on_the_way_back",
+        "tests/comfyui/test_management.py::test_an_error_leaves_nothing",
+    ],
+    "SD3.5, GGUF, fp8, large photos": [
+        "tests/comfyui/test_invert.py::test_noise_and_round_trip_equal_the_core_s",
+        "tests/comfyui/test_invert.py::test_batch_and_aspect_ratio",
+        "tests/comfyui/test_carried.py::test_weights_dequantised_on_the_fly",
+        "tests/comfyui/test_carried.py::test_fp8_weights",
+    ],
+    "Own noise levels, FLUX, few steps": [
+        "tests/comfyui/test_invert.py::test_core_euler_takes_the_noise_too",
+        "tests/comfyui/test_workflows.py::test_runs_with_tiny_models_in_place_of_the_loaders",
+        "tests/comfyui/test_workflows.py::test_makes_the_picture_it_is_shipped_with",
+    ],
+    '"How do I use FlipSigmas?"': [
+        "tests/comfyui/test_edit_nodes.py::test_the_plain_sampler_inverts_and_its_way_back_returns",
+    ],
+    "Grainy unless the shift is set by hand": [
+        "tests/comfyui/test_complaints.py::test_the_shift_is_the_model_s",
+    ],
+    "Four times slower than sampling": [
+        "tests/comfyui/test_complaints.py::test_a_quick_preview_costs_nine_evaluations",
+        "tests/comfyui/test_previews.py::test_every_step_shows_progress_and_a_picture",
+    ],
+    "A workflow asks for unknown nodes": [
+        "tests/comfyui/test_workflows.py::test_only_core_nodes_and_ours",
+        "tests/comfyui/test_browser.py::test_shipped_workflow_opens_and_runs",
+    ],
+    "The photo comes back changed": [
+        "tests/comfyui/test_invert.py::test_more_steps_come_back_better",
+        "tests/comfyui/test_invert.py::test_the_shipped_workflow_gives_the_photo_back",
+    ],
+}
+"""The tests of each row of docs/troubleshooting.md, in order; of the first, all others of tests/comfyui too."""
 
 
-def test_each_complaint_in_the_readme_has_its_tests() -> None:
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    rows = readme.split("## Troubleshooting")[1].split("\n## ")[0].split("|---|---|\n")[1].split("\n\n")[0].splitlines()
-    proofs = re.findall(r"(?m)^- .*`tests/.*$", readme.split("<!-- Tests of the rows above")[1].split("-->")[0])
-    assert len(rows) == len(proofs) >= 10
-    for line in proofs:
-        for file, name in NAMED_TEST.findall(line):
+def test_each_complaint_in_the_docs_has_its_tests() -> None:
+    text = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
+    rows = text.split("|---|---|\n")[1].split("\n\n")[0].strip().splitlines()
+    assert [row.split("|")[1].strip() for row in rows] == list(TESTS_OF) and len(rows) >= 10
+    for tests in TESTS_OF.values():
+        assert tests
+        for file, name in (test.split("::") for test in tests):
             assert f"def {name}(" in (ROOT / file).read_text(encoding="utf-8"), f"{file} has no {name}"
-        assert NAMED_TEST.search(line), line
 
 
 def patches(source: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""The pack as the registry ships it, in a real ComfyUI: every node runs, and touches only what the README lists."""
+"""The pack as the registry ships it, in a real ComfyUI: every node runs, and touches only what docs/files.md lists."""
 
 from __future__ import annotations
 
@@ -43,13 +43,12 @@ def changed(before: dict[str, tuple[int, int]], after: dict[str, tuple[int, int]
 
 
 def section() -> str:
-    """What the README says of reading and writing."""
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    return text.split("## What it reads and writes")[1].split("\n## ")[0]
+    """What the docs say of reading and writing."""
+    return (ROOT / "docs" / "files.md").read_text(encoding="utf-8").split("# What it reads and writes")[1]
 
 
 def documented(kind: str) -> list[str]:
-    """Patterns of the files in the README's table, by the marks beside them."""
+    """Patterns of the files in that table, by the marks beside them."""
     rows = re.findall(r"(?m)^\| `((?:models|output)/deepinv/[^|]*)` \|[^|]*\| (r|w|rw) \|", section())
     return [re.sub("[A-Z]+", "*", path) for path, marks in rows if kind in marks]
 
@@ -122,17 +121,17 @@ def touched(watched: Watched) -> dict[str, set[str]]:
     return {name: changed(before[name], listing(folder)) for name, folder in places.items()}
 
 
-def test_files_that_change_are_those_the_readme_lists(touched: dict[str, set[str]]) -> None:
+def test_files_that_change_are_those_that_are_listed(touched: dict[str, set[str]]) -> None:
     assert {name for name in touched["home"] if not name.startswith(MATPLOTLIB_S)} == set()
     assert touched["pack"] == touched["ComfyUI"] == set()
     ours = {name for name in touched["base"] if not re.fullmatch(COMFYUI_S_OWN, name)}
     allowed = documented("w")
     assert {name for name in ours if not matching(name, allowed)} == set()
     unused = [pattern for pattern in allowed if not any(matching(name, [pattern]) for name in ours)]
-    assert unused == [], "the README lists what no node writes"
+    assert unused == [], "the docs list what no node writes"
 
 
-def test_what_the_pack_does_is_what_the_readme_says(watched: Watched, touched: dict[str, set[str]]) -> None:
+def test_what_the_pack_does_is_what_is_said(watched: Watched, touched: dict[str, set[str]]) -> None:
     """By Python's own account: also what leaves no file behind, and what is only read."""
     events = watched.events()
     assert {os.path.basename(paths[0]) for kind, _, *paths in events if kind == "program"} <= {"fc-list"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -222,3 +223,17 @@ def too_many_lines() -> set[object]:
 
 def test_functions_classes_and_the_whole_stay_small() -> None:
     assert (too_long() | too_many_lines()) - OVER == set()
+
+
+# --- the texts -------------------------------------------------------------------------------------------------------
+
+
+def test_the_readme_and_the_glossary_are_short() -> None:
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 140
+    assert len((ROOT / "docs" / "names.md").read_text(encoding="utf-8").splitlines()) <= 60
+
+
+@pytest.mark.parametrize("path", [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")], ids=lambda p: str(p.relative_to(ROOT)))
+def test_links_between_texts_lead_to_files(path: Path) -> None:
+    links = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", path.read_text(encoding="utf-8"))
+    assert [link for link in links if not (path.parent / link).exists()] == []
