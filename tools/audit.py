@@ -1,15 +1,15 @@
-"""Audit what the pack and its tests are installed with: known vulnerabilities, withdrawn releases, licences.
+"""Audit what the pack and its tests are installed with: known vulnerabilities (pip-audit), licences (pip-licenses).
 
+    pip install -e ".[audit]"
     python -m comfyui_deepinv.tools.audit             # everything; asks about every version in constraints.txt
     python -m comfyui_deepinv.tools.audit --licences  # only the licences of what is installed; needs no network
-    python -m comfyui_deepinv.tools.audit --hashes    # rewrite tests/comfyui/downloads.txt: hashes of its wheels
 
-One line for each finding, and exit status 1; status 2 when there is none but the registry cannot be reached, or does
-not say of some version whether it has one. What was looked at and accepted is in tests/data/audit.toml, with reason
-and date; an entry that is not needed any more is a finding too.
+One line for each finding, and exit status 1; status 2 when there is none but pip-audit's service does not answer, or
+says nothing of some version. What was looked at and accepted is in tests/data/audit.toml, with reason and date; an
+entry that is not needed any more is a finding too.
 
-Vulnerabilities are those that the registry publishes for a release (from the OSV database). Licences are those of what
-`pip install` brings with the pack, its extras `train` and `bench` included, the tests' own tools not.
+Licences are those of what `pip install` brings with the pack, its extras `train` and `bench` included, the tests' own
+tools not.
 """
 
 from __future__ import annotations
@@ -19,13 +19,12 @@ import datetime
 import fnmatch
 import json
 import re
+import subprocess
 import sys
-import urllib.error
-import urllib.request
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from importlib.metadata import Distribution, PackageNotFoundError, distribution
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from importlib.metadata import PackageNotFoundError, distribution
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -40,10 +39,7 @@ else:
 ROOT = Path(__file__).absolute().parents[1]
 CONSTRAINTS = ROOT / "constraints.txt"
 ACCEPTED = ROOT / "tests" / "data" / "audit.toml"
-DOWNLOADS = ROOT / "tests" / "comfyui" / "downloads.txt"
 EXTRAS = ("train", "bench")
-SECONDS = 60
-AT_ONCE = 4
 
 ALLOWED = {
     *("MIT", "MIT-0", "MIT-CMU", "HPND", "ISC", "0BSD", "BSD-2-Clause", "BSD-3-Clause", "Apache-2.0", "BSL-1.0"),
@@ -53,129 +49,78 @@ ALLOWED = {
 """SPDX names that fit an MIT pack that is installed beside them: permissive ones, and of those that ask for changes
 back MPL and LGPL, since nothing of these packages is copied or linked into the pack."""
 
-SPDX = {
-    "mit license": "MIT",
-    "bsd": "BSD-3-Clause",
-    "bsd license": "BSD-3-Clause",
-    "apache 2.0": "Apache-2.0",
-    "apache 2.0 license": "Apache-2.0",
-    "apache software license": "Apache-2.0",
-    "python software foundation license": "PSF-2.0",
-    "mozilla public license 2.0 (mpl 2.0)": "MPL-2.0",
-    "isc license (iscl)": "ISC",
+ALLOWED_IN_WORDS = {
+    *("MIT License", "BSD", "BSD License", "Apache 2.0", "Apache 2.0 License", "Apache Software License"),
+    *("Python Software Foundation License", "Mozilla Public License 2.0 (MPL 2.0)", "ISC License (ISCL)"),
 }
-"""What packages say that don't use SPDX names."""
-
-Fetch = Callable[[str], "dict[str, Any] | None"]
+"""The same by what packages say that don't use SPDX names."""
 
 
-@dataclass(frozen=True)
-class Release:
-    """A pinned version, and what the registry says of it.
+# --- vulnerabilities -------------------------------------------------------------------------------------------------
 
-    Attributes:
-        name: normalized.
-        version: as pinned.
-        vulnerabilities: id and the versions that fix it.
-        withdrawn: why its files were withdrawn ("yanked"), or None.
-        answered: whether the registry says anything of this version.
+
+def pins(text: str) -> dict[str, list[str]]:
+    """The versions of each package in a constraints file, whatever Python they are for."""
+    found: dict[str, list[str]] = {}
+    for line in (line.split("#")[0].strip() for line in text.splitlines()):
+        if line:
+            one = Requirement(line)
+            found.setdefault(canonicalize_name(one.name), []).append(str(one.specifier).removeprefix("=="))
+    return found
+
+
+def ask_pip_audit(versions: Mapping[str, list[str]]) -> list[dict[str, Any]]:
+    """What pip-audit says of every version: name, and ``version`` with ``vulns``, or ``skip_reason``.
+
+    Raises:
+        OSError: it is not installed, or its service does not answer.
     """
-
-    name: str
-    version: str
-    vulnerabilities: tuple[tuple[str, tuple[str, ...]], ...] = ()
-    withdrawn: str | None = None
-    answered: bool = True
-
-
-def pins(text: str) -> list[tuple[str, str]]:
-    """Name and version of each line of a constraints file, whatever Python it is for."""
-    lines = (line.split("#")[0].strip() for line in text.splitlines())
-    found = [Requirement(line) for line in lines if line]
-    return [(canonicalize_name(one.name), str(one.specifier).removeprefix("==")) for one in found]
-
-
-def ask_registry(path: str) -> dict[str, Any] | None:
-    """A JSON page of the registry that pip asks, or None where it has none."""
-    from pip._internal.models.index import PyPI
-
-    try:
-        with urllib.request.urlopen(f"{PyPI.pypi_url}/{path}/json", timeout=SECONDS) as reply:
-            return json.load(reply)
-    except urllib.error.HTTPError as error:
-        if error.code == 404:
-            return None
-        raise
+    names, found = list(versions), []
+    for round_ in zip_longest(*versions.values()):  # it takes one version of a package at a time
+        lines = [f"{name}=={version}" for name, version in zip(names, round_, strict=True) if version]
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder, "requirements.txt")
+            file.write_text("\n".join(lines), encoding="utf-8")
+            command = [sys.executable, "-m", "pip_audit", "--format=json", "--no-deps", "--disable-pip", f"-r{file}"]
+            done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", stdin=subprocess.DEVNULL)
+        if not done.stdout.strip():
+            raise OSError(done.stderr.strip().rpartition("\n")[2])
+        found += json.loads(done.stdout)["dependencies"]
+    return found
 
 
-def release(name: str, version: str, fetch: Fetch) -> Release:
-    """What the registry says of one version.
-
-    A mirror may have no page for each version. Its page of the project is of the newest one.
-    """
-    page = fetch(f"{name}/{version}")
-    if page is None:
-        page = fetch(name)
-        if page is None or page["info"]["version"] != version:
-            return Release(name, version, answered=False)
-    return read_release(name, version, page)
-
-
-def ask_for_all(wanted: list[tuple[str, str]]) -> list[Release]:
-    """What the registry says of every pin, a few at a time."""
-    with ThreadPoolExecutor(AT_ONCE) as threads:
-        return list(threads.map(lambda pin: release(pin[0], pin[1], ask_registry), wanted))
-
-
-def read_release(name: str, version: str, page: dict[str, Any]) -> Release:
-    """A version out of the registry's page of it."""
-    known = [one for one in page["vulnerabilities"] if not one.get("withdrawn")]
-    files = page["urls"]
-    withdrawn = None
-    if files and all(file["yanked"] for file in files):
-        withdrawn = files[0].get("yanked_reason") or "no reason given"
-    return Release(name, version, tuple((one["id"], tuple(one["fixed_in"])) for one in known), withdrawn)
-
-
-def release_findings(releases: Iterable[Release], accepted: list[dict[str, Any]]) -> Iterator[str]:
-    """A line for each vulnerability and withdrawn release that is not accepted, and for what need not be."""
+def vulnerability_findings(packages: Iterable[Mapping[str, Any]], accepted: list[dict[str, Any]]) -> Iterator[str]:
+    """A line for each vulnerability that is not accepted, and for what need not be."""
     used: set[tuple[str, str]] = set()
     allowed = {(canonicalize_name(one["package"]), one["id"]) for one in accepted}
     audited = set()
-    for one in releases:
-        if one.answered:
-            audited.add(one.name)
-        for identifier, fixed in one.vulnerabilities:
-            used.add((one.name, identifier))
-            if (one.name, identifier) not in allowed:
-                yield f"{one.name} {one.version}: {identifier}, fixed in {', '.join(fixed) or 'no version yet'}"
-        if one.withdrawn is not None:
-            yield f"{one.name} {one.version}: withdrawn by its authors ({one.withdrawn})"
+    for one in packages:
+        if "vulns" in one:
+            audited.add(one["name"])
+        for vulnerability in one.get("vulns", ()):
+            names = {(one["name"], name) for name in (vulnerability["id"], *vulnerability.get("aliases", ()))}
+            used |= names
+            if not names & allowed:
+                fixed = ", ".join(vulnerability["fix_versions"]) or "no version yet"
+                yield f"{one['name']} {one['version']}: {vulnerability['id']}, fixed in {fixed}"
     for name, identifier in sorted(allowed - used):
         if name in audited:
             yield f"{name}: {identifier} need not be accepted any more, take it out of {ACCEPTED.name}"
 
 
-def hashed(text: str, fetch: Fetch) -> str:
-    """A file of downloads with the SHA-256 of every wheel, for whatever system, of each version that it names."""
-    comments = [line for line in text.splitlines() if line.startswith("#")]
-    lines = [*comments, ""]
-    for requirement in re.findall(r"(?m)^[^#\s]+==[^\s\\]+", text):
-        name, version = requirement.split("==")
-        files = (fetch(name) or {"releases": {}})["releases"].get(version, [])
-        wheels = sorted(file["digests"]["sha256"] for file in files if file["packagetype"] == "bdist_wheel")
-        if not wheels:
-            raise SystemExit(f"{requirement}: the registry has no wheel of this version")
-        lines.append(" \\\n    ".join([requirement, *(f"--hash=sha256:{digest}" for digest in wheels)]))
-    return "\n".join(lines) + "\n"
-
-
 # --- licences --------------------------------------------------------------------------------------------------------
 
 
-def brought_along(requirements: Iterable[Requirement]) -> tuple[dict[str, Distribution], set[str]]:
-    """What is installed for these requirements, theirs included, by name; and the names that are not installed."""
-    found: dict[str, Distribution] = {}
+def own_requirements() -> list[Requirement]:
+    """What the pack asks for, with the extras whose licences matter."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = [text for extra in EXTRAS for text in project["optional-dependencies"][extra]]
+    return [Requirement(text) for text in project["dependencies"] + extras]
+
+
+def brought_along(requirements: Iterable[Requirement]) -> tuple[set[str], set[str]]:
+    """Names of what is installed for these requirements, theirs included; and those that are not installed."""
+    found: set[str] = set()
     absent: set[str] = set()
     seen: set[tuple[str, str]] = set()
     waiting = [(one, "") for one in requirements]
@@ -185,59 +130,51 @@ def brought_along(requirements: Iterable[Requirement]) -> tuple[dict[str, Distri
             continue
         name = canonicalize_name(requirement.name)
         try:
-            found.setdefault(name, distribution(name))
+            wanted_by_it = distribution(name).requires or ()
         except PackageNotFoundError:
             absent.add(name)
             continue
+        found.add(name)
         for wanted in ("", *requirement.extras):
             if (name, wanted) not in seen:
                 seen.add((name, wanted))
-                waiting += [(Requirement(text), wanted) for text in found[name].requires or ()]
+                waiting += [(Requirement(text), wanted) for text in wanted_by_it]
     return found, absent
 
 
-def licence(package: Distribution) -> str:
-    """What a package says its licence is: an SPDX expression where it can be told, else its own words or nothing.
-
-    The expression comes first, then the classifiers, then the free text, if that is one line.
-    """
-    metadata = package.metadata
-    if expression := metadata["License-Expression"]:
-        return expression
-    classifiers = [text.split(" :: ")[-1] for text in metadata.get_all("Classifier") or () if text.startswith("Lic")]
-    if words := [text for text in classifiers if text != "OSI Approved"]:
-        return " AND ".join(SPDX.get(text.lower(), text) for text in words)
-    text = (metadata["License"] or "").strip()
-    return "" if "\n" in text else SPDX.get(text.lower(), text)
+def licences(names: set[str]) -> dict[str, str]:
+    """What pip-licenses reads of these installed packages, by name."""
+    command = [sys.executable, "-m", "piplicenses", "--format=json", "--from=mixed", "--with-system"]
+    done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", stdin=subprocess.DEVNULL)
+    if done.returncode:
+        raise SystemExit(f"pip-licenses failed: {done.stderr.strip()[-500:]}")
+    found = {str(canonicalize_name(one["Name"])): one["License"] for one in json.loads(done.stdout)}
+    return {name: found[name] for name in sorted(names)}
 
 
-def fits(expression: str) -> bool:
-    """Whether every licence that an expression names is allowed; a choice with others is for a person to accept."""
+def fits(licence: str) -> bool:
+    """Whether every licence that is named is allowed; a choice with others is for a person to accept."""
+    parts = [part.strip() for part in licence.split(";")]
+    return all(part in ALLOWED_IN_WORDS or _is_allowed_expression(part) for part in parts)
+
+
+def _is_allowed_expression(expression: str) -> bool:
     names = [name for name in re.findall(r"[^\s()]+", expression) if name not in ("AND", "OR", "WITH")]
     return bool(names) and all(name in ALLOWED for name in names)
 
 
-def licence_findings(packages: Mapping[str, Distribution], accepted: list[dict[str, Any]]) -> Iterator[str]:
-    """A line for each package whose licence is unknown or not allowed and not accepted, and for what need not be."""
+def licence_findings(said: Mapping[str, str], accepted: list[dict[str, Any]]) -> Iterator[str]:
+    """A line for each package whose licence is not allowed and not accepted, and for what need not be."""
     needed: dict[str, set[bool]] = {one["package"]: set() for one in accepted}
-    for name, package in sorted(packages.items()):
-        said = licence(package)
+    for name, licence in said.items():
         entries = [one for one in accepted if fnmatch.fnmatch(name, one["package"])]
         for one in entries:
-            needed[one["package"]].add(not fits(said))
-        if not fits(said) and not any(fnmatch.fnmatch(said, one["licence"]) for one in entries):
-            problem = f"licence {said!r} is not on the list" if said else "says nothing of its licence"
-            yield f"{name} {package.version}: {problem}"
+            needed[one["package"]].add(not fits(licence))
+        if not fits(licence) and not any(fnmatch.fnmatch(licence, one["licence"]) for one in entries):
+            yield f"{name}: licence {licence[:80]!r} is not on the list"
     for pattern, answers in needed.items():
         if answers == {False}:
             yield f"{pattern}: its licence need not be accepted any more, take it out of {ACCEPTED.name}"
-
-
-def own_requirements() -> list[Requirement]:
-    """What the pack asks for, with the extras whose licences matter."""
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    extras = [text for extra in EXTRAS for text in project["optional-dependencies"][extra]]
-    return [Requirement(text) for text in project["dependencies"] + extras]
 
 
 def read_accepted(path: Path = ACCEPTED) -> dict[str, list[dict[str, Any]]]:
@@ -254,29 +191,24 @@ def main(arguments: list[str]) -> int:
     """Run the audit; returns the exit status."""
     parser = argparse.ArgumentParser(description="Known vulnerabilities and licences of what the pack needs.")
     parser.add_argument("--licences", action="store_true", help="only the licences of what is installed")
-    parser.add_argument("--hashes", action="store_true", help=f"only rewrite {DOWNLOADS.name} from the registry")
     asked = parser.parse_args(arguments)
-    if asked.hashes:
-        DOWNLOADS.write_text(hashed(DOWNLOADS.read_text(encoding="utf-8"), ask_registry), encoding="utf-8")
-        return 0
     accepted = read_accepted()
-    packages, absent = brought_along(own_requirements())
+    names, absent = brought_along(own_requirements())
     findings = [f"{name}: not installed, so its licence is not known" for name in sorted(absent)]
-    findings += licence_findings(packages, accepted["licence"])
-    summary = [f"{len(packages)} licences"]
-    silent: list[Release] = []
+    findings += licence_findings(licences(names), accepted["licence"])
+    audited, silent = [f"{len(names)} licences"], []
     if not asked.licences:
+        versions = pins(CONSTRAINTS.read_text(encoding="utf-8"))
+        count = sum(map(len, versions.values()))
         try:
-            releases = ask_for_all(pins(CONSTRAINTS.read_text(encoding="utf-8")))
+            packages = ask_pip_audit(versions)
         except OSError as error:
-            sys.stderr.write(f"the package registry does not answer: {error}\n")
-            return 2
-        findings += release_findings(releases, accepted["vulnerability"])
-        silent = [one for one in releases if not one.answered]
-        summary.append(f"{len(releases) - len(silent)} of {len(releases)} pinned versions")
-    lines = [*findings, *(f"{one.name} {one.version}: the registry says nothing of this version" for one in silent)]
-    sys.stdout.write("".join(f"{line}\n" for line in lines))
-    sys.stdout.write(f"audited {' and '.join(summary)}: {len(findings)} findings\n")
+            packages, silent = [], [f"pip-audit does not answer: {error}"]
+        findings += vulnerability_findings(packages, accepted["vulnerability"])
+        silent += [f"{one['name']}: {one['skip_reason']}" for one in packages if "skip_reason" in one]
+        audited.append(f"{len([one for one in packages if 'vulns' in one])} of {count} pinned versions")
+    sys.stdout.write("".join(f"{line}\n" for line in (*findings, *silent)))
+    sys.stdout.write(f"audited {' and '.join(audited)}: {len(findings)} findings\n")
     return 1 if findings else 2 if silent else 0
 
 

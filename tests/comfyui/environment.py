@@ -209,7 +209,7 @@ def _with_hashes(requirement: str) -> str:
     if line is None:
         raise EnvironmentProblem(
             f"{DOWNLOADS.name} has no hashes for {requirement}: write that line into it, then run "
-            "`python -m comfyui_deepinv.tools.audit --hashes`, which adds them from the package registry; or install "
+            "`python -m comfyui_deepinv.tools.hashes`, which adds them from the package registry; or install "
             "it yourself."
         )
     return line
