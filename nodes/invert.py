@@ -26,7 +26,7 @@ def method_menu(names: Iterable[str] = METHODS) -> str:
     return "\n".join(lines)
 
 
-class Choice(NamedTuple):
+class ChosenMethod(NamedTuple):
     """The method that is used: id, settings, the solver where it uses one, how it is built for rows of a batch."""
 
     method: str
@@ -41,7 +41,7 @@ def choose(
     conditioning: adapter.Conditioning | None,
     refine: int,
     **options: Any,
-) -> Choice:
+) -> ChosenMethod:
     """The method out of the menu; ``conditioning`` is what a solver reads, ``refine`` below 0 the method's own.
 
     Raises:
@@ -57,7 +57,7 @@ def choose(
 
     if used is None:
         build(slice(None))  # refuse a wrong combination before anything runs
-    return Choice(method, settings, used, build)
+    return ChosenMethod(method, settings, used, build)
 
 
 def _inputs() -> list[io.Input]:

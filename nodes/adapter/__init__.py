@@ -22,10 +22,7 @@ from .models import (
 )
 from .progress import TrainingProgress
 from .prompts import Prompts
-from .sampling import Prompt
-from .training import Setting, in_model_space, run_training
-from .velocity import SCHEDULERS, levels, own_sigmas, schedule
-from .ways import (
+from .samplers import (
     InvertedNoise,
     PlainInversionSampler,
     PlainWayBack,
@@ -33,6 +30,9 @@ from .ways import (
     require_same_model,
     run_inversion,
 )
+from .sampling import Prompt
+from .training import Setting, in_model_space, run_training
+from .velocity import SCHEDULERS, levels, own_sigmas, schedule
 
 __all__ = [
     "SCHEDULERS",

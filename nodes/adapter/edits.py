@@ -13,9 +13,9 @@ from ...deepinv_core.editing import Hold, edit, flow_edit
 from ...deepinv_core.inversion import Inversion, Reconstruction
 from ...deepinv_core.memory import rows_of
 from .latents import check_latent
+from .samplers import require_same_model
 from .sampling import Call, Prompt, prompted, run_inside
 from .velocity import GuiderVelocity, checked_grid, own_sigmas
-from .ways import require_same_model
 
 
 class PairGuider(comfy.samplers.CFGGuider):
