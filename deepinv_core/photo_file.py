@@ -7,7 +7,6 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import cache
-from importlib import import_module
 from pathlib import Path
 from typing import Final, NamedTuple, TypeVar
 
@@ -109,9 +108,11 @@ def _formats() -> tuple[str, ...]:
     """Those of :data:`FORMATS` that Pillow reads here, with its plugins for HEIC and JPEG XL where they are."""
     Image.init()
     with suppress(ImportError):
-        import_module("pillow_heif").register_heif_opener()
+        import pillow_heif
+
+        pillow_heif.register_heif_opener()
     with suppress(ImportError):
-        import_module("pillow_jxl")
+        import pillow_jxl  # noqa: F401 - registers itself
     return tuple(name for name in FORMATS if name in Image.OPEN)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import codecs
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -26,7 +25,8 @@ T5_OF_SD3: Final = ("text_encoder_3", "tokenizer_3")
 VARIANTS: Final = ("fp16", "bf16")
 """Preferred, in this order, where a folder has no plain weights."""
 
-MARKS: Final = (codecs.BOM_UTF8, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+MARKS: Final = (b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff")
+"""Byte-order marks of UTF-8 and UTF-16."""
 
 
 class Parts(NamedTuple):

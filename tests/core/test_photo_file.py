@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import struct
+import sys
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -336,7 +337,8 @@ def test_a_format_that_pillow_lacks_is_named(
 ) -> None:
     for name in ("HEIF", "JXL", "AVIF"):
         monkeypatch.delitem(Image.OPEN, name, raising=False)
-    monkeypatch.setattr(photo_file, "import_module", lambda name: (_ for _ in ()).throw(ImportError(name)))
+    for name in ("pillow_heif", "pillow_jxl"):
+        monkeypatch.setitem(sys.modules, name, None)  # importing it fails
     monkeypatch.setattr(Image, "init", lambda: None)
     (tmp_path / "IMG_0001.HEIC").write_bytes(content)
     with pytest.raises(DeepInvError, match=rf"'IMG_0001.HEIC' is a {says}"):
