@@ -154,7 +154,6 @@ LONGEST_FUNCTION, LONGEST_CLASS = 60, 200
 OVER = {
     ("training/loop.py", "Training"),
     ("deepinv_core/runs.py", "run"),
-    ("tools/workflows/subgraphs.py", "wrapped"),
     "lines of the whole",
     "lines of benchmarks",
 }

@@ -166,42 +166,15 @@ BLUEPRINTS = (EDIT_A_PHOTO, RECONSTRUCT, INCLUDED)
 def wrapped(blueprint: Blueprint, workflow: dict[str, Any], ids: dict[str, int]) -> dict[str, Any]:
     """The front end's workflow of a blueprint's nodes, as one node whose inside they are."""
     nodes = {one["id"]: one for one in workflow["nodes"]}
-    links = [
-        dict(zip(("id", "origin_id", "origin_slot", "target_id", "target_slot", "type"), link, strict=True))
-        for link in workflow["links"]
-    ]
-    number = max((link["id"] for link in links), default=0)
-    inputs, face, values = [], [], []
-    for slot, (name, places) in enumerate(blueprint.inputs.items()):
-        made = []
-        for key, wanted in places:
-            target = nodes[ids[key]]
-            index = next(i for i, one in enumerate(target["inputs"]) if one["name"] == wanted)
-            number += 1
-            target["inputs"][index]["link"] = number
-            made.append(number)
-            kind = target["inputs"][index]["type"]
-            links.append(_link(number, INSIDE, slot, target["id"], index, kind))
-        widget = target["inputs"][index].get("widget")
-        inputs.append({"id": _id(blueprint, "in", name), "name": name, "type": kind, "linkIds": made})
-        face.append({"name": name, "type": kind, "link": None, **({"widget": {"name": name}} if widget else {})})
-        if widget:
-            values.append(blueprint.prompt[key]["inputs"][wanted])
-    outputs = []
-    for slot, (name, (key, wanted)) in enumerate(blueprint.outputs.items()):
-        source = nodes[ids[key]]
-        index = next(i for i, one in enumerate(source["outputs"]) if one["name"] == wanted)
-        number += 1
-        source["outputs"][index]["links"] = [*(source["outputs"][index].get("links") or []), number]
-        kind = source["outputs"][index]["type"]
-        links.append(_link(number, source["id"], index, OUTSIDE, slot, kind))
-        outputs.append({"id": _id(blueprint, "out", name), "name": name, "type": kind, "linkIds": [number]})
+    links = [dict(zip(LINK, link, strict=True)) for link in workflow["links"]]
+    inputs, face, values = _inputs(blueprint, nodes, ids, links)
+    outputs = _outputs(blueprint, nodes, ids, links)
     right = max(one["pos"][0] + one["size"][0] for one in nodes.values())
     extra = {"BlueprintDescription": blueprint.description, "BlueprintSearchAliases": list(blueprint.aliases)}
     inner = {
         "id": _id(blueprint),
         "version": 1,
-        "state": {"lastGroupId": 0, "lastNodeId": max(nodes), "lastLinkId": number, "lastRerouteId": 0},
+        "state": {"lastGroupId": 0, "lastNodeId": max(nodes), "lastLinkId": _next(links) - 1, "lastRerouteId": 0},
         "revision": 0,
         "config": {},
         "name": blueprint.name,
@@ -231,32 +204,58 @@ def wrapped(blueprint: Blueprint, workflow: dict[str, Any], ids: dict[str, int])
         "widgets_values": values,
         "title": blueprint.name,
     }
-    return {
-        "revision": 0,
-        "last_node_id": 1,
-        "last_link_id": 0,
-        "nodes": [shown],
-        "links": [],
-        "groups": [],
-        "version": 0.4,
-        "definitions": {"subgraphs": [inner]},
-        "extra": extra,
-    }
+    graph = {"revision": 0, "last_node_id": 1, "last_link_id": 0, "nodes": [shown], "links": [], "groups": []}
+    return {**graph, "version": 0.4, "definitions": {"subgraphs": [inner]}, "extra": dict(extra)}
+
+
+LINK = ("id", "origin_id", "origin_slot", "target_id", "target_slot", "type")
+"""What the front end writes of a link, in its order."""
+
+
+def _inputs(
+    blueprint: Blueprint, nodes: dict[int, Any], ids: dict[str, int], links: list[dict[str, Any]]
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]], list[Any]]:
+    """The inputs inside and on the node's face, and the values of its widgets; their links are added."""
+    inputs, face, values = [], [], []
+    for slot, (name, places) in enumerate(blueprint.inputs.items()):
+        made = []
+        for key, wanted in places:
+            index, end = _end(nodes[ids[key]]["inputs"], wanted)
+            end["link"] = _next(links)
+            made.append(end["link"])
+            links.append(dict(zip(LINK, (end["link"], INSIDE, slot, ids[key], index, end["type"]), strict=True)))
+        widget = {"widget": {"name": name}} if end.get("widget") else {}
+        inputs.append({"id": _id(blueprint, "in", name), "name": name, "type": end["type"], "linkIds": made})
+        face.append({"name": name, "type": end["type"], "link": None, **widget})
+        if widget:
+            values.append(blueprint.prompt[key]["inputs"][wanted])
+    return inputs, face, values
+
+
+def _outputs(
+    blueprint: Blueprint, nodes: dict[int, Any], ids: dict[str, int], links: list[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """The outputs; their links are added."""
+    outputs = []
+    for slot, (name, (key, wanted)) in enumerate(blueprint.outputs.items()):
+        index, end = _end(nodes[ids[key]]["outputs"], wanted)
+        number = _next(links)
+        end["links"] = [*(end.get("links") or []), number]
+        links.append(dict(zip(LINK, (number, ids[key], index, OUTSIDE, slot, end["type"]), strict=True)))
+        outputs.append({"id": _id(blueprint, "out", name), "name": name, "type": end["type"], "linkIds": [number]})
+    return outputs
+
+
+def _end(sockets: list[dict[str, Any]], name: str) -> tuple[int, dict[str, Any]]:
+    return next((index, one) for index, one in enumerate(sockets) if one["name"] == name)
+
+
+def _next(links: list[dict[str, Any]]) -> int:
+    return max((link["id"] for link in links), default=0) + 1
 
 
 def _id(blueprint: Blueprint, *part: str) -> str:
     return str(uuid.uuid5(SPACE, "/".join((blueprint.name, *part))))
-
-
-def _link(number: int, origin: int, origin_slot: int, target: int, target_slot: int, kind: str) -> dict[str, Any]:
-    return {
-        "id": number,
-        "origin_id": origin,
-        "origin_slot": origin_slot,
-        "target_id": target,
-        "target_slot": target_slot,
-        "type": kind,
-    }
 
 
 def make(front_end: FrontEnd, blueprint: Blueprint) -> None:
