@@ -28,7 +28,7 @@ from ..deepinv_core.models.transformer import Conditioning, TransformerVelocity
 from ..deepinv_core.schedule import uniform_grid
 from ..deepinv_core.solver import Config, LoadedSolver, bind, load_solver
 from ..deepinv_core.solver.cost import solver_flops, transformer_flops
-from .entries import CONVERGED, Entry, solver_files
+from .cases import CONVERGED, Case, solver_files
 from .networks.fid import fid
 from .photos import CLASSES, Images
 from .quality import against_photo, losses, summary, whiteness
@@ -129,20 +129,20 @@ class Suite:
         latent = self.model.encode(images.pixels)
         return Prepared(images, latent, self.model.decode(latent))
 
-    def has(self, entry: Entry) -> bool:
-        """Whether what the entry needs is at hand."""
-        return not entry.solver or entry.solver in self.solvers
+    def has(self, case: Case) -> bool:
+        """Whether what the case needs is at hand."""
+        return not case.solver or case.solver in self.solvers
 
-    def method(self, entry: Entry, classes: Sequence[str] = ()) -> Method:
-        """The entry's method, its solver under these prompts."""
-        if not entry.solver:
-            return entry.method_of()
+    def method(self, case: Case, classes: Sequence[str] = ()) -> Method:
+        """The case's method, its solver under these prompts."""
+        if not case.solver:
+            return case.method_of()
         prompt = condition(self.model, classes)
-        return entry.method_of(bind(self.solvers[entry.solver].solver, prompt.context, prompt.pooled))
+        return case.method_of(bind(self.solvers[case.solver].solver, prompt.context, prompt.pooled))
 
     def trip(
         self,
-        entry: Entry,
+        case: Case,
         latent: Tensor,
         steps: int,
         *,
@@ -155,8 +155,8 @@ class Suite:
 
         The residual is measured of the first ``residual`` latents, where the way back is Euler's.
         """
-        velocity, method = prompted(self.model, classes, cfg), self.method(entry, classes)
-        hold = ASSISTED if entry.assisted else None
+        velocity, method = prompted(self.model, classes, cfg), self.method(case, classes)
+        hold = ASSISTED if case.assisted else None
         measured = residual > 0 and hold is None and isinstance(method.back, Euler)
         sigmas = uniform_grid(steps)
         trip = there_and_back(velocity, latent, sigmas, method, hold=hold, keep_trajectory=measured, clock=clock)
@@ -187,7 +187,7 @@ def open_suite(kind: str, *, lpips: Path | None = None, backbone: nn.Module | No
 
 
 def round_trips(
-    suite: Suite, entry: Entry, sets: Sequence[Prepared], steps: int, *, prompt: str = "empty", cfg: float = 1.0
+    suite: Suite, case: Case, sets: Sequence[Prepared], steps: int, *, prompt: str = "empty", cfg: float = 1.0
 ) -> list[Row]:
     """A row for each set of images, all of one size, in one walk.
 
@@ -197,14 +197,14 @@ def round_trips(
     latent = torch.cat([one.latent for one in sets])
     classes = [name for one in sets for name in one.images.classes] if prompt == "class" else []
     height, width = (8 * side for side in latent.shape[-2:])
-    common: Row = {"part": "round_trip", "model": suite.kind, "entry": entry.label, "kept": entry.group}
+    common: Row = {"part": "round_trip", "model": suite.kind, "entry": case.label, "kept": case.group}
     common |= {"steps": steps, "prompt": prompt, "cfg": cfg, "size": f"{width}x{height}"}
     try:
-        trip = suite.trip(entry, latent, steps, classes=classes, cfg=cfg, residual=RESIDUAL_IMAGES if cfg == 1 else 0)
+        trip = suite.trip(case, latent, steps, classes=classes, cfg=cfg, residual=RESIDUAL_IMAGES if cfg == 1 else 0)
     except DeepInvError as error:  # a method that left the model's range
         return [{**common, "images": one.images.name, "count": len(one.latent), "failed": str(error)} for one in sets]
     common |= {"nfe": trip.inversion.nfe, "nfe_back": trip.back.nfe}
-    common["cost"] = round(trip.inversion.nfe + steps * suite.share(entry.solver, *latent.shape[-2:]), 2)
+    common["cost"] = round(trip.inversion.nfe + steps * suite.share(case.solver, *latent.shape[-2:]), 2)
     rows, start = [], 0
     for one in sets:
         part = slice(start, start + len(one.latent))
@@ -229,12 +229,12 @@ def ceiling(suite: Suite, sets: Sequence[Prepared]) -> list[Row]:
     return rows
 
 
-def swapped(suite: Suite, entry: Entry, one: Prepared, steps: int) -> list[Row]:
+def swapped(suite: Suite, case: Case, one: Prepared, steps: int) -> list[Row]:
     """Back under another class: how near the edit is to that from the converged inversion."""
     up, down, sigmas = suite.model.velocity(""), suite.model.velocity(CLASSES[5]), uniform_grid(steps)
     mine, converged = (
         there_and_back(up, one.latent, sigmas, suite.method(which), down=down).back.latent
-        for which in (entry, CONVERGED[0])
+        for which in (case, CONVERGED[0])
     )
-    row = {"part": "swapped", "model": suite.kind, "entry": entry.label, "steps": steps, "count": len(one.latent)}
+    row = {"part": "swapped", "model": suite.kind, "entry": case.label, "steps": steps, "count": len(one.latent)}
     return [{**row, "target": CLASSES[5], **summary({"agreement_db": latent_snr(mine, converged)})}]

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from .entries import CONVERGED, ENTRIES, FEW, Entry
+from .cases import CASES, CONVERGED, FEW, Case
 from .measure import Prepared, Suite, ceiling, open_suite, round_trips, swapped
 from .photos import SHAPES, held_out, photographs
 from .store import Row, Store, versions
@@ -43,7 +43,7 @@ class Settings:
 
     archive: Path
     kinds: tuple[str, ...] = ("sd3", "flux")
-    entries: tuple[Entry, ...] = ENTRIES
+    cases: tuple[Case, ...] = CASES
     images: int = 24
     cfg: float = 4.0
     cfg_images: int = 8
@@ -60,7 +60,7 @@ class Settings:
 class Cell:
     """A method's round trips over sets of images of one size: what a row of the main tables is measured by."""
 
-    entry: Entry
+    case: Case
     steps: int
     sets: tuple[str, ...] = ("test",)
     prompt: str = "empty"
@@ -81,41 +81,41 @@ class Plan:
         for part in (self._main, self._cost, self._guided, self._off):
             for kind in self.settings.kinds:
                 suite = self.suite(kind)
-                entries = [entry for entry in self.settings.entries if suite.has(entry)]
+                cases = [case for case in self.settings.cases if suite.has(case)]
                 extra = (" lpips" if suite.lpips else "") + (
                     f" fid {self.settings.fid[0]}" if self.settings.fid else ""
                 )
-                for name, measured in part(suite, entries):
+                for name, measured in part(suite, cases):
                     yield f"{suite.kind} {suite.weights} {name}{extra}", measured
 
-    def _main(self, suite: Suite, entries: Sequence[Entry]) -> Iterator[Unit]:
+    def _main(self, suite: Suite, cases: Sequence[Case]) -> Iterator[Unit]:
         sets = ("test", "photos")
         yield f"ceiling {self.settings.images}", lambda: ceiling(suite, self._sets(suite, sets))
-        yield from self._trips(suite, [Cell(entry, n, sets) for n in self.settings.steps for entry in entries])
+        yield from self._trips(suite, [Cell(case, n, sets) for n in self.settings.steps for case in cases])
 
-    def _cost(self, suite: Suite, entries: Sequence[Entry]) -> Iterator[Unit]:
+    def _cost(self, suite: Suite, cases: Sequence[Case]) -> Iterator[Unit]:
         repeats, steps = self.settings.repeats, self.settings.timed_steps
 
         def timed(n: int) -> list[Row]:
-            return timings(suite, entries, self.prepared(suite.kind, "test").latent[:1], n, repeats)
+            return timings(suite, cases, self.prepared(suite.kind, "test").latent[:1], n, repeats)
 
-        def held(e: Entry) -> list[Row]:
+        def held(e: Case) -> list[Row]:
             return memory(suite, e, self.prepared(suite.kind, "test").latent[:1], steps[-1])
 
         for n in steps:
             yield f"timing {repeats} N={n}", partial(timed, n)
-        for e in entries:
+        for e in cases:
             yield f"memory {e.label} N={steps[-1]}", partial(held, e)
 
-    def _guided(self, suite: Suite, entries: Sequence[Entry]) -> Iterator[Unit]:
-        cells = [Cell(e, n, ("guided",), "class", self.settings.cfg) for n in self.settings.steps for e in entries]
+    def _guided(self, suite: Suite, cases: Sequence[Case]) -> Iterator[Unit]:
+        cells = [Cell(e, n, ("guided",), "class", self.settings.cfg) for n in self.settings.steps for e in cases]
         yield from self._trips(suite, cells)
 
-    def _off(self, suite: Suite, entries: Sequence[Entry]) -> Iterator[Unit]:
-        def to_dog(e: Entry, n: int) -> list[Row]:
+    def _off(self, suite: Suite, cases: Sequence[Case]) -> Iterator[Unit]:
+        def to_dog(e: Case, n: int) -> list[Row]:
             return swapped(suite, e, self.prepared(suite.kind, "test"), n)
 
-        few, some = [entry for entry in entries if entry in FEW], self.settings.off_steps
+        few, some = [case for case in cases if case in FEW], self.settings.off_steps
         sizes = [(f"photos {height} {width}",) for height, width in SHAPES[1:]]
         cells = [Cell(e, n) for n in self.settings.new_steps for e in few]
         cells += [Cell(e, n, size) for n in some for e in few for size in sizes]
@@ -129,11 +129,11 @@ class Plan:
     def _trips(self, suite: Suite, cells: Sequence[Cell]) -> Iterator[Unit]:
         def measured(cell: Cell) -> list[Row]:
             sets = self._sets(suite, cell.sets)
-            return round_trips(suite, cell.entry, sets, cell.steps, prompt=cell.prompt, cfg=cell.cfg)
+            return round_trips(suite, cell.case, sets, cell.steps, prompt=cell.prompt, cfg=cell.cfg)
 
         for cell in cells:
             count = self.settings.cfg_images if "guided" in cell.sets else self.settings.images
-            name = f"{'+'.join(cell.sets)} {count} {cell.entry.label} N={cell.steps} {cell.prompt} cfg={cell.cfg:g}"
+            name = f"{'+'.join(cell.sets)} {count} {cell.case.label} N={cell.steps} {cell.prompt} cfg={cell.cfg:g}"
             yield name, partial(measured, cell)
 
     def _sets(self, suite: Suite, names: Sequence[str]) -> list[Prepared]:

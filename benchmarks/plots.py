@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..deepinv_core.atomic import replacing
 from ..deepinv_core.images import contact_sheet, save_png
-from .entries import Entry
+from .cases import Case
 from .measure import Suite
 from .photos import photographs
 from .results import Results, front, points, trained
@@ -114,8 +114,8 @@ def pareto(rows: Mapping[str, Sequence[Row]], path: Path, title: str) -> None:
 
 def _pareto_panel(panel: Any, rows: Sequence[Row]) -> None:
     found = points(rows)
-    for label in dict.fromkeys(point.entry for point in found):
-        mine = [point for point in found if point.entry == label]
+    for label in dict.fromkeys(point.case for point in found):
+        mine = [point for point in found if point.case == label]
         x, y = [point.cost for point in mine], [point.snr for point in mine]
         if label not in SHOWN:
             panel.plot(x, y, color="0.85", linewidth=1, zorder=1)
@@ -164,8 +164,8 @@ def whiteness(results: Results, path: Path) -> None:
     save(made, path, dpi=110)
 
 
-_FREE: Final = (Entry("euler"), Entry("easyinv"), Entry("uni_inv", 1), Entry("fireflow"))
-PICTURED: Final = (*_FREE, Entry("anderson_extrapolated", 2), *(Entry("deepinv", k, "fast") for k in (0, 1)))
+_FREE: Final = (Case("euler"), Case("easyinv"), Case("uni_inv", 1), Case("fireflow"))
+PICTURED: Final = (*_FREE, Case("anderson_extrapolated", 2), *(Case("deepinv", k, "fast") for k in (0, 1)))
 """A column of reconstructions each."""
 
 
@@ -173,8 +173,8 @@ def reconstructions(suite: Suite, path: Path, steps: int = 4) -> None:
     """The included photographs and what comes back of them, a column a method."""
     ready = suite.prepare(photographs())
     columns, titles = [ready.images.pixels, ready.ceiling], ["photo", "the VAE's best"]
-    for entry in filter(suite.has, PICTURED):
-        trip = suite.trip(entry, ready.latent, steps)
+    for case in filter(suite.has, PICTURED):
+        trip = suite.trip(case, ready.latent, steps)
         columns.append(suite.model.decode(trip.back.latent))
-        titles.append(f"{entry.label}: {trip.inversion.nfe} NFE")
+        titles.append(f"{case.label}: {trip.inversion.nfe} NFE")
     save_png(contact_sheet(list(zip(*columns, strict=True)), titles, cell=170), path)

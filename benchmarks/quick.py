@@ -13,18 +13,19 @@ import torch
 
 from ..deepinv_core.errors import DeepInvError
 from ..deepinv_core.inversion import latent_snr
-from .entries import Entry
+from ..deepinv_core.methods import METHODS
+from .cases import Case
 from .measure import Suite, open_suite
 from .photos import IMAGE_SIZE, Images, photographs
 
 STEPS: Final = (2, 4, 8)
 
-EULER: Final = Entry("euler")
-UNI_INV: Final = Entry("uni_inv", 1)
-CONVERGED: Final = Entry("anderson_extrapolated", 9)
-EXACT: Final = (Entry("direct_alignment"), Entry("leapfrog"))
-FAST: Final = tuple(Entry("deepinv", k, "fast") for k in (0, 1, 2))
-CLIMBERS: Final = (EULER, Entry("easyinv"), UNI_INV, Entry("fireflow"), Entry("anderson", 2), FAST[0], FAST[1])
+EULER: Final = Case("euler")
+UNI_INV: Final = Case("uni_inv", 1)
+CONVERGED: Final = Case("anderson_extrapolated", 9)
+EXACT: Final = (Case("direct_alignment"), Case("leapfrog"))
+FAST: Final = tuple(Case("deepinv", k, "fast") for k in (0, 1, 2))
+CLIMBERS: Final = (EULER, Case("easyinv"), UNI_INV, Case("fireflow"), Case("anderson", 2), FAST[0], FAST[1])
 """Those for which more steps must be better; at these N fixed points may still diverge."""
 
 
@@ -58,39 +59,34 @@ def checks(suite: Suite, images: Images) -> Iterator[Check]:
     """Measure a model and compare.
 
     Raises:
-        DeepInvError: an entry spends other than what is known of it.
+        DeepInvError: an case spends other than what is known of it.
     """
     latent = suite.prepare(images).latent
-    snr: dict[tuple[Entry, int], float] = {}
-    for entry in (*CLIMBERS, *FAST[2:], Entry("euler_source"), CONVERGED, *EXACT):
+    snr: dict[tuple[Case, int], float] = {}
+    for case in (*CLIMBERS, *FAST[2:], Case("euler_source"), CONVERGED, *EXACT):
         for steps in STEPS:
-            trip = suite.trip(entry, latent, steps)
-            snr[entry, steps] = float(latent_snr(trip.back.latent, latent).mean())
-            _check_cost(entry, steps, trip.inversion.nfe)
+            trip = suite.trip(case, latent, steps)
+            snr[case, steps] = float(latent_snr(trip.back.latent, latent).mean())
+            _check_cost(case, steps, trip.inversion.nfe)
 
-    def ahead(better: Entry, worse: Entry, n: int, fewer: int | None = None) -> Check:
+    def ahead(better: Case, worse: Case, n: int, fewer: int | None = None) -> Check:
         first, second = (better, n), (worse, fewer or n)
-        high, low = (f"{suite.kind} {entry.label} N={steps}" for entry, steps in (first, second))
+        high, low = (f"{suite.kind} {case.label} N={steps}" for case, steps in (first, second))
         return Check(high, low, snr[first], snr[second])
 
     yield from (ahead(exact, CONVERGED, STEPS[-1]) for exact in EXACT)
     yield ahead(CONVERGED, EULER, STEPS[-1])
-    for entry in CLIMBERS:
-        yield from (ahead(entry, entry, more, fewer) for more, fewer in zip(STEPS[1:], STEPS, strict=False))
-    ladder = (Entry("euler_source"), EULER, UNI_INV, *FAST)
+    for case in CLIMBERS:
+        yield from (ahead(case, case, more, fewer) for more, fewer in zip(STEPS[1:], STEPS, strict=False))
+    ladder = (Case("euler_source"), EULER, UNI_INV, *FAST)
     for steps in STEPS:
         yield from (ahead(better, worse, steps) for better, worse in zip(ladder[1:], ladder, strict=False))
 
 
-def _check_cost(entry: Entry, steps: int, nfe: int) -> None:
-    k = entry.refine or 0
-    wanted = {"fireflow": steps + 1, "anderson": (k + 1) * steps, "deepinv": (k + 1) * steps + 1}.get(
-        entry.method, steps
-    )
-    if entry.method in ("uni_inv", "anderson_extrapolated"):
-        wanted = k * steps + 1
+def _check_cost(case: Case, steps: int, nfe: int) -> None:
+    wanted = METHODS[case.method].cost(steps, case.refine or 0)
     if nfe != wanted:
-        raise DeepInvError(f"{entry.label} spent {nfe} base evaluations on {steps} steps: {wanted} were expected")
+        raise DeepInvError(f"{case.label} spent {nfe} base evaluations on {steps} steps: {wanted} were expected")
 
 
 def run_quick(kinds: Sequence[str], images: Images | None = None) -> str:

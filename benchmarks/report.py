@@ -8,7 +8,7 @@ from typing import Final
 
 from ..deepinv_core.methods import METHODS
 from . import plots
-from .entries import ENTRIES, FEW, Entry
+from .cases import CASES, FEW, Case
 from .photos import SHAPES
 from .plan import Plan, Settings, run
 from .plots import TITLES
@@ -56,7 +56,7 @@ def parts(results: Results) -> dict[str, str]:
     versions = ", ".join(f"{name} {number}" for name, number in about["versions"].items())
     machine = f"{about['machine']}, {about['threads']} thread(s), {versions}"
     lines: dict[str, Iterable[str]] = {
-        "methods": [str(len({entry.method for entry in _measured(results)}))],
+        "methods": [str(len({case.method for case in _measured(results)}))],
         "steps": [", ".join(map(str, results.steps))],
         "images": [str(about["images"])],
         "command": ["```sh", about["command"], "```"],
@@ -78,9 +78,9 @@ def parts(results: Results) -> dict[str, str]:
     return {name: "\n".join(some).strip("\n") for name, some in lines.items()}
 
 
-def _measured(results: Results) -> list[Entry]:
+def _measured(results: Results) -> list[Case]:
     labels = {row["entry"] for model in results.models for row in results.trips(model)}
-    return [entry for entry in ENTRIES if entry.label in labels]
+    return [case for case in CASES if case.label in labels]
 
 
 def _budgets(results: Results) -> list[str]:
@@ -88,7 +88,7 @@ def _budgets(results: Results) -> list[str]:
     head, lines = ["base evaluations there and back"], [[f"at most {budget}"] for budget in BUDGETS]
     for model in results.models:
         found = points(results.main(model))
-        free = [point for point in found if not trained(point.entry)]
+        free = [point for point in found if not trained(point.case)]
         for some, kind in ((found, "with the included solver"), (free, "without a solver")):
             head.append(f"{TITLES[model]}, {kind}")
             for line, budget in zip(lines, BUDGETS, strict=True):
@@ -107,20 +107,20 @@ def _verdicts(results: Results) -> Iterator[str]:
     fronts = {}
     for model in results.models:
         found = [point for point in points(results.main(model)) if point.snr >= USABLE]
-        fronts[model] = found, [point for point in found if not trained(point.entry)]
+        fronts[model] = found, [point for point in found if not trained(point.case)]
     lines = []
-    for entry in _measured(results):
-        if entry.group == "pure":
+    for case in _measured(results):
+        if case.group == "pure":
             cells = []
             for model, (everything, untrained) in fronts.items():
-                there = not entry.solver or entry.solver in results.about["solvers"][model]
-                found = everything if entry.solver else untrained
-                cells.append(_verdict(entry.label, found) if there else "no solver of this recipe")
-            lines.append([f"`{entry.label}`", METHODS[entry.method].price, *cells])
+                there = not case.solver or case.solver in results.about["solvers"][model]
+                found = everything if case.solver else untrained
+                cells.append(_verdict(case.label, found) if there else "no solver of this recipe")
+            lines.append([f"`{case.label}`", METHODS[case.method].price, *cells])
     yield from [*table(["method", "cost up", *(TITLES[model] for model in results.models)], lines), ""]
     for model, (everything, _) in fronts.items():
         best = [
-            [f"{point.cost:.1f}", f"`{point.entry}`", str(point.steps), f"{point.snr:.1f} ± {point.width:.1f}"]
+            [f"{point.cost:.1f}", f"`{point.case}`", str(point.steps), f"{point.snr:.1f} ± {point.width:.1f}"]
             for point in front(everything)
         ]
         head = ["base evaluations there and back", "method", "N", "latent SNR, dB"]
@@ -128,14 +128,14 @@ def _verdicts(results: Results) -> Iterator[str]:
 
 
 def _verdict(label: str, found: Sequence[Point]) -> str:
-    if not any(point.entry == label for point in found):
+    if not any(point.case == label for point in found):
         return f"below {USABLE:g} dB at every N"
     seen = verdict(label, found)
     if seen.rival is None:
         return f"**on the front** at N = {', '.join(map(str, seen.on_front))}"
     near, rival = seen.nearest, seen.rival
     return (
-        f"nearest at N = {near.steps}: {near.snr:.1f} dB for {near.cost:.1f}; `{rival.entry}` at N = {rival.steps}: "
+        f"nearest at N = {near.steps}: {near.snr:.1f} dB for {near.cost:.1f}; `{rival.case}` at N = {rival.steps}: "
         f"{rival.snr:.1f} for {rival.cost:.1f}"
     )
 
@@ -167,7 +167,7 @@ def _guidance(results: Results) -> list[str]:
     for model in results.models:
         both = results.guided(model), results.trips(model)
         best = [[max(points(_at(rows, n)), key=lambda point: point.snr) for rows in both] for n in steps]
-        cells = [f"`{at_cfg.entry}` {at_cfg.snr:.1f} (`{at_1.entry}` {at_1.snr:.1f})" for at_cfg, at_1 in best]
+        cells = [f"`{at_cfg.case}` {at_cfg.snr:.1f} (`{at_1.case}` {at_1.snr:.1f})" for at_cfg, at_1 in best]
         lines.append([f"{TITLES[model]}: the best pure method, dB", *cells])
         for solver, other in (("fast K=0", "uni_inv K=1"), ("paper K=0", "euler")):
             found = [[_snr(rows, n) for rows in both] for n in steps]
@@ -244,7 +244,7 @@ def _off_training(results: Results) -> Iterator[str]:
 
 
 def _side_by_side(columns: Mapping[str, dict[str, list[float]]]) -> list[str]:
-    labels = [entry.label for entry in FEW if any(entry.label in cells for cells in columns.values())]
+    labels = [case.label for case in FEW if any(case.label in cells for cells in columns.values())]
     lines = [[f"`{label}`", *(interval(cells.get(label), ".1f") for cells in columns.values())] for label in labels]
     return table(["", *columns], lines)
 

@@ -9,24 +9,24 @@ from typing import Any, Final
 
 from ..deepinv_core.errors import DeepInvError
 from . import frontier
-from .entries import CONVERGED
+from .cases import CONVERGED
 from .store import Row, Store
 
-REFERENCES: Final = tuple(entry.label for entry in CONVERGED)
+REFERENCES: Final = tuple(case.label for case in CONVERGED)
 
 
 @dataclass(frozen=True)
 class Point:
     """A pure round trip: its cost in base evaluations there and back, its latent SNR in dB and half the interval."""
 
-    entry: str
+    case: str
     steps: int
     cost: float
     snr: float
     width: float
 
     def __str__(self) -> str:
-        return f"`{self.entry}`, N = {self.steps}: {self.snr:.1f} ± {self.width:.1f} dB"
+        return f"`{self.case}`, N = {self.steps}: {self.snr:.1f} ± {self.width:.1f} dB"
 
 
 class Results(Store):
@@ -130,7 +130,7 @@ class Verdict:
 def verdict(label: str, found: Sequence[Point]) -> Verdict:
     """How a method stands among points."""
     best = front(found)
-    mine = [point for point in found if point.entry == label]
+    mine = [point for point in found if point.case == label]
     gaps = [(rival.snr - point.snr, point, rival) for point in mine if (rival := best_within(best, point.cost))]
     _, nearest, rival = min(gaps, key=lambda gap: gap[0])
     on_front = sorted(point.steps for point in mine if point in best)

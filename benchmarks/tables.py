@@ -10,7 +10,7 @@ from typing import Any, Final
 import torch
 
 from ..deepinv_core.atomic import replacing
-from .entries import GROUPS
+from .cases import GROUPS
 from .quality import half_width
 from .store import Row
 

@@ -14,32 +14,32 @@ from torch.utils._pytree import tree_leaves
 
 from ..deepinv_core.inversion import Inversion, invert
 from ..deepinv_core.schedule import uniform_grid
-from .entries import Entry
+from .cases import Case
 from .measure import Suite
 from .store import Row
 
-EULER: Final = Entry("euler")
+EULER: Final = Case("euler")
 
 
-def timings(suite: Suite, entries: Sequence[Entry], latent: Tensor, steps: int, repeats: int) -> list[Row]:
-    """Seconds there and back of each entry, repeats interleaved so that a busy machine slows all alike.
+def timings(suite: Suite, cases: Sequence[Case], latent: Tensor, steps: int, repeats: int) -> list[Row]:
+    """Seconds there and back of each case, repeats interleaved so that a busy machine slows all alike.
 
     ``up_ratio`` and ``both_ratio`` are medians over repeats of the time over Euler's in the same repeat, with the
-    smallest and the largest; Euler is among the entries, and one repeat more is not counted.
+    smallest and the largest; Euler is among the cases, and one repeat more is not counted.
     """
-    seconds = [{entry: suite.trip(entry, latent, steps).seconds for entry in entries} for _ in range(repeats + 1)][1:]
+    seconds = [{case: suite.trip(case, latent, steps).seconds for case in cases} for _ in range(repeats + 1)][1:]
     rows = []
-    for entry in entries:
-        pairs = [(one[entry], one[EULER]) for one in seconds]
-        row = _row("timing", suite, entry, latent, steps) | {"repeats": repeats}
+    for case in cases:
+        pairs = [(one[case], one[EULER]) for one in seconds]
+        row = _row("timing", suite, case, latent, steps) | {"repeats": repeats}
         row["up_ratio"] = _spread([mine[0] / theirs[0] for mine, theirs in pairs])
         row["both_ratio"] = _spread([sum(mine) / sum(theirs) for mine, theirs in pairs])
         rows.append({**row, "seconds_up": round(median(mine[0] for mine, _ in pairs), 5)})
     return rows
 
 
-def _row(part: str, suite: Suite, entry: Entry, latent: Tensor, steps: int) -> Row:
-    place = {"model": suite.kind, "entry": entry.label, "kept": entry.group}
+def _row(part: str, suite: Suite, case: Case, latent: Tensor, steps: int) -> Row:
+    place = {"model": suite.kind, "entry": case.label, "kept": case.group}
     return {"part": part, **place, "steps": steps, "batch": len(latent)}
 
 
@@ -88,14 +88,14 @@ class PeakBytes(TorchDispatchMode):
         self.now -= size
 
 
-def memory(suite: Suite, entry: Entry, latent: Tensor, steps: int) -> list[Row]:
+def memory(suite: Suite, case: Case, latent: Tensor, steps: int) -> list[Row]:
     """Peak bytes of the inversion, and the bytes it leaves for the way back."""
-    method, velocity = suite.method(entry), suite.model.velocity("")
+    method, velocity = suite.method(case), suite.model.velocity("")
 
     def inverted() -> Inversion:
-        return invert(velocity, latent, uniform_grid(steps), method, keep_trajectory=entry.assisted)
+        return invert(velocity, latent, uniform_grid(steps), method, keep_trajectory=case.assisted)
 
-    row = _row("memory", suite, entry, latent, steps)
+    row = _row("memory", suite, case, latent, steps)
     with PeakBytes() as held:
         inversion = inverted()
     row["peak_bytes"] = held.peak

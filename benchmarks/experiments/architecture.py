@@ -17,7 +17,7 @@ import torch
 from ...deepinv_core.solver.cost import solver_flops, transformer_flops
 from ...tools.embedded.spec import CONTEXT_TOKENS, SD3_CONFIG
 from .. import plots
-from ..entries import Entry
+from ..cases import Case
 from ..store import Row
 from ..tables import spread
 from ..tables import table as markdown
@@ -38,8 +38,8 @@ SELF_LABELS: Final = replace(PAPER, rounds=0, grow_right=0, curriculum=((2, 80),
 
 VARIANTS: Final = {"dual": "dual branch", "single": "single stream", "predictor": "our predictor"}
 
-FREE: Final = (Entry("euler"), Entry("uni_inv", 1), Entry("uni_inv_2", 1))
-DEARER: Final = (Entry("anderson", 1), Entry("anderson_extrapolated", 2))
+FREE: Final = (Case("euler"), Case("uni_inv", 1), Case("uni_inv_2", 1))
+DEARER: Final = (Case("anderson", 1), Case("anderson_extrapolated", 2))
 """Methods without a network; these spend one more base evaluation a step."""
 
 
@@ -62,17 +62,17 @@ def measure(setup: Setup, scale: Scale, variant: str, seed: int) -> Row:
     else:
         start: Any = CORRECTOR.build() if variant == "dual" else SingleStreamSolver(SINGLE)
         network, costs = train(setup, SELF_LABELS, scale.evaluations, seed, start=start)
-    entries = {str(k): Entry("deepinv", k) for k in (0, 1)}
-    rows = {k: round_trips(setup, STEPS, entry, network, images=scale.images) for k, entry in entries.items()}
+    cases = {str(k): Case("deepinv", k) for k in (0, 1)}
+    rows = {k: round_trips(setup, STEPS, case, network, images=scale.images) for k, case in cases.items()}
     return {**costs, "round_trips": rows}
 
 
 def baseline(setup: Setup, scale: Scale) -> list[Row]:
     """The methods without a network."""
     rows = []
-    for entry in (*FREE, *DEARER):
-        row = {"method": entry.method, "refine": entry.refine, "more": entry in DEARER}
-        rows.append({**row, "round_trips": round_trips(setup, STEPS, entry, images=scale.images)})
+    for case in (*FREE, *DEARER):
+        row = {"method": case.method, "refine": case.refine, "more": case in DEARER}
+        rows.append({**row, "round_trips": round_trips(setup, STEPS, case, images=scale.images)})
     return rows
 
 
@@ -88,7 +88,7 @@ def table(report: Report) -> str:
     lines = []
     for row in report["baseline"]:
         cost, snr = of_steps(row["round_trips"], COST_STEPS, "nfe"), [of_steps(row["round_trips"], n) for n in STEPS]
-        lines.append([f"*{Entry(row['method'], row['refine']).label}*", f"{cost:.1f}", *(f"{one:.1f}" for one in snr)])
+        lines.append([f"*{Case(row['method'], row['refine']).label}*", f"{cost:.1f}", *(f"{one:.1f}" for one in snr)])
     for variant, name in VARIANTS.items():
         for k in ("0", "1"):
             runs, share = _runs(report, variant, k)
@@ -106,7 +106,7 @@ def draw(report: Report, path: Path) -> None:
         for line, row in enumerate(row for row in report["baseline"] if row["more"] == (k == "1")):
             points = [(one["nfe"], one["snr"]) for one in row["round_trips"]]
             style = {"linestyle": ("--", ":", "-.")[line % 3], "color": "grey", "marker": "."}
-            panel.plot(*zip(*points, strict=True), label=Entry(row["method"], row["refine"]).label, **style)
+            panel.plot(*zip(*points, strict=True), label=Case(row["method"], row["refine"]).label, **style)
         for number, (variant, name) in enumerate(VARIANTS.items()):
             runs, share = _runs(report, variant, k)
             costs = [of_steps(runs[0], n, "nfe") + n * share for n in STEPS]

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from .. import plots, tables
-from ..entries import Entry
+from ..cases import Case
 from ..store import Row
 from .common import PAPER, TRAINED, Setup, round_trips, train, untrained
 from .experiment import Experiment, Report, Scale, as_json
@@ -58,5 +58,5 @@ def draw(report: Report, path: Path) -> None:
 
 SETTINGS: Final = {"recipes": as_json(RECIPES)}
 TABLE: Final = partial(tables.by_seeds, what="blocks added", extra=["updates", "parameters"])
-FIXED: Final = {"baseline": lambda setup, scale: untrained(setup, scale.images, STEPS, {"Euler": Entry("euler")})}
+FIXED: Final = {"baseline": lambda setup, scale: untrained(setup, scale.images, STEPS, {"Euler": Case("euler")})}
 EXPERIMENT: Final = Experiment("branch_depth", Scale(9000), tuple(RECIPES), SETTINGS, measure, draw, TABLE, FIXED)

@@ -24,7 +24,7 @@ from ...training.loop import Base, Budget, Training
 from ...training.objectives import Bound
 from ...training.recipes import FastRecipe, PaperRecipe, Recipe
 from ...training.validation import Checks
-from ..entries import Entry
+from ..cases import Case
 from ..measure import condition, prompted, there_and_back
 from ..quality import half_width
 from ..store import Row
@@ -32,7 +32,7 @@ from ..store import Row
 if TYPE_CHECKING:
     from ...deepinv_core.solver import Network
 
-TRAINED: Final = Entry("deepinv", 0)
+TRAINED: Final = Case("deepinv", 0)
 """A trained solver, without iterations after its guess."""
 
 KIND: Final = "experiment_latents"
@@ -174,7 +174,7 @@ def solver_of(bound: Bound, network: Network | None) -> Solver | None:
 
 
 def round_trips(
-    setup: Setup, steps: Sequence[int], entry: Entry, network: Network | None = None, *, images: int = 32
+    setup: Setup, steps: Sequence[int], case: Case, network: Network | None = None, *, images: int = 32
 ) -> list[Row]:
     """Invert the first test photographs and sample them back, under the empty prompt, nothing kept but the noise.
 
@@ -182,16 +182,16 @@ def round_trips(
         A row for each step count: ``steps``, ``nfe`` (of the inversion) and what :func:`quality` gives.
     """
     bound, clean = setup.bound(), setup.test.latents[:images]
-    method, rows = entry.method_of(solver_of(bound, network)), []
+    method, rows = case.method_of(solver_of(bound, network)), []
     for count in steps:
         trip = there_and_back(bound.velocity, clean, setup.model.grid(count, clean), method)
         rows.append({"steps": count, "nfe": trip.inversion.nfe, **quality(trip.back.latent, clean)})
     return rows
 
 
-def untrained(setup: Setup, images: int, steps: Sequence[int], entries: Mapping[str, Entry]) -> dict[str, list[Row]]:
+def untrained(setup: Setup, images: int, steps: Sequence[int], cases: Mapping[str, Case]) -> dict[str, list[Row]]:
     """Round trips of methods without a network, by name."""
-    return {name: round_trips(setup, steps, entry, images=images) for name, entry in entries.items()}
+    return {name: round_trips(setup, steps, case, images=images) for name, case in cases.items()}
 
 
 def quality(latent: Tensor, clean: Tensor) -> dict[str, float]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from .. import plots, tables
-from ..entries import Entry
+from ..cases import Case
 from ..store import Row
 from .common import PAPER, TRAINED, Setup, round_trips, train, untrained, watched
 from .experiment import Experiment, Report, Scale, as_json
@@ -21,7 +21,7 @@ STEPS: Final = (1, 2, 5, 10, 25, 50)
 CURVE_STEPS: Final = (5, 50)
 CURVE_IMAGES: Final = 12
 POINTS: Final = 6
-BASELINES: Final = {"Euler": Entry("euler"), "Uni-Inv (N + 1)": Entry("uni_inv")}
+BASELINES: Final = {"Euler": Case("euler"), "Uni-Inv (N + 1)": Case("uni_inv")}
 
 ONE_ROUND: Final = replace(PAPER, rounds=0, grow_right=0)
 RECIPES: Final = {

@@ -24,7 +24,7 @@ from ...deepinv_core.solver import Config
 from ...tools.embedded.data import load_split, upsample
 from ...training.recipes import Recipe
 from .. import plots
-from ..entries import Entry
+from ..cases import Case
 from ..measure import open_suite
 from ..store import Row, read_rows
 from ..tables import by_variant, spread
@@ -37,11 +37,11 @@ LAST: Final = 50
 SLOW: Final = "renoise K=9"
 STRONG: Final = (SLOW, "easyinv", "paper K=0", "fast K=0")
 
-FREE: Final = (Entry("easyinv"), Entry("euler"), Entry("uni_inv", 1), Entry("fireflow"))
-MIXED: Final = Entry("deepinv_mixed", 0, "paper")
-SOLVERS: Final = (Entry("deepinv", 0, "paper"), MIXED, Entry("deepinv", 1, "paper"), Entry("deepinv", 0, "fast"))
-ENTRIES: Final = (*FREE, Entry("anderson_extrapolated", 2), *SOLVERS, Entry("deepinv", 1, "fast"), Entry("renoise", 9))
-ASSISTED: Final = tuple(replace(entry, assisted=True) for entry in (*FREE[:2], MIXED, SOLVERS[-1]))
+FREE: Final = (Case("easyinv"), Case("euler"), Case("uni_inv", 1), Case("fireflow"))
+MIXED: Final = Case("deepinv_mixed", 0, "paper")
+SOLVERS: Final = (Case("deepinv", 0, "paper"), MIXED, Case("deepinv", 1, "paper"), Case("deepinv", 0, "fast"))
+CASES: Final = (*FREE, Case("anderson_extrapolated", 2), *SOLVERS, Case("deepinv", 1, "fast"), Case("renoise", 9))
+ASSISTED: Final = tuple(replace(case, assisted=True) for case in (*FREE[:2], MIXED, SOLVERS[-1]))
 
 RECIPES: Final[dict[str, tuple[Recipe, Config]]] = {"paper": (PAPER, CORRECTOR), "fast": (FAST, PREDICTOR)}
 CURVE_STEPS: Final = (4, 8, 16)
@@ -58,19 +58,19 @@ def baseline(setup: Setup, scale: Scale) -> dict[str, Any]:
     photos = upsample(load_split(setup.archive, "test").images[setup.test.rows[: scale.images]])
     ceiling = suite.model.decode(clean)
 
-    def measured(entry: Entry, steps: int) -> Row:
+    def measured(case: Case, steps: int) -> Row:
         repeats = REPEATS if steps < LAST else 1
-        trips = [suite.trip(entry, clean, steps, clock=time.process_time) for _ in range(repeats)]
+        trips = [suite.trip(case, clean, steps, clock=time.process_time) for _ in range(repeats)]
         latent, nfe = trips[0].back.latent, trips[0].inversion.nfe
         images = suite.model.decode(latent)
         quality = {"snr": latent_snr(latent, clean), "ssim": ssim(images, photos), "ssim_to_vae": ssim(images, ceiling)}
-        cost = round(nfe + steps * suite.share(entry.solver), 2)
-        row = {"entry": entry.label, "steps": steps, "nfe": nfe, "cost": cost}
+        cost = round(nfe + steps * suite.share(case.solver), 2)
+        row = {"entry": case.label, "steps": steps, "nfe": nfe, "cost": cost}
         row["seconds"] = round(min(trip.seconds[0] for trip in trips), 3)
         return row | {name: round(float(values.mean()), 4) for name, values in quality.items()}
 
-    rows = [measured(entry, steps) for entry in ENTRIES for steps in STEPS]
-    rows += [measured(entry, LAST) for entry in ASSISTED]
+    rows = [measured(case, steps) for case in CASES for steps in STEPS]
+    rows += [measured(case, LAST) for case in ASSISTED]
     ssim_of_the_vae = round(float(ssim(ceiling, photos).mean()), 4)
     return {"rows": rows, "ssim_of_the_vae": ssim_of_the_vae, "long_runs": long_runs(LONG_RUNS)}
 
@@ -119,7 +119,7 @@ def evaluations_to(curve: Sequence[Row], steps: int, level: float) -> float | No
     return None
 
 
-def by_entry(report: Report) -> dict[str, list[Row]]:
+def by_case(report: Report) -> dict[str, list[Row]]:
     """The rows of each method, without the assisted ones."""
     rows = [row for row in report["baseline"]["rows"] if "assisted" not in row["entry"]]
     return {name: [row for row in rows if row["entry"] == name] for name in dict.fromkeys(row["entry"] for row in rows)}
@@ -152,7 +152,7 @@ def _ssim_table(report: Report) -> list[str]:
 
 
 def _renoise_table(report: Report) -> list[str]:
-    methods = by_entry(report)
+    methods = by_case(report)
     slow = methods.pop(SLOW)
     lines = []
     for name, rows in methods.items():
@@ -198,7 +198,7 @@ def _needs(found: Sequence[float | None], curve: Sequence[Row] = ()) -> str:
 def draw(report: Report, path: Path) -> None:
     """SSIM over N, quality against time, quality against training."""
     made, (left, middle, right) = plots.figure(3, title="The headline in our setting")
-    for number, (name, rows) in enumerate(by_entry(report).items()):
+    for number, (name, rows) in enumerate(by_case(report).items()):
         style = {"color": f"C{number % 10}", "lw": 2.4 if name in STRONG else 1, "ls": "--" if number > 9 else "-"}
         left.plot([row["steps"] for row in rows], [row["ssim"] for row in rows], marker=".", label=name, **style)
         middle.plot([row["seconds"] for row in rows], [row["snr"] for row in rows], marker=".", **style)

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from ...deepinv_core.images import to_image
 from .. import plots, tables
-from ..entries import Entry
+from ..cases import Case
 from ..measure import there_and_back
 from ..store import Row
 from .common import PAPER, TRAINED, Setup, round_trips, solver_of, train, untrained
@@ -70,7 +70,7 @@ def extras(setup: Setup, scale: Scale) -> dict[str, Any]:
 def pictures(setup: Setup, network: Network | None) -> str:
     """The first test photographs after a round trip, by Euler without a network."""
     bound, clean = setup.bound(), setup.test.latents[:PICTURES]
-    method = Entry("deepinv" if network else "euler").method_of(solver_of(bound, network))
+    method = Case("deepinv" if network else "euler").method_of(solver_of(bound, network))
     trip = there_and_back(bound.velocity, clean, setup.model.grid(PICTURE_STEPS, clean), method)
     return strip(setup.model.decode(trip.back.latent))
 
@@ -117,7 +117,7 @@ def _draw_pictures(panel: Any, columns: dict[str, str]) -> None:
 SETTINGS: Final = {"recipes": as_json(RECIPES), "error_steps": ERROR_STEPS}
 TABLE: Final = partial(tables.by_seeds, what="label", extra=["updates"])
 FIXED: Final = {
-    "baseline": lambda setup, scale: untrained(setup, scale.images, STEPS, {"Euler": Entry("euler")}),
+    "baseline": lambda setup, scale: untrained(setup, scale.images, STEPS, {"Euler": Case("euler")}),
     "extras": extras,
 }
 EXPERIMENT: Final = Experiment("labels", Scale(10000), tuple(RECIPES), SETTINGS, measure, draw, TABLE, FIXED)

@@ -22,7 +22,7 @@ import torch
 from ...deepinv_core.errors import DeepInvError
 from ...tools.embedded.noise_model import load_noise_base
 from .. import plots
-from ..entries import Entry
+from ..cases import Case
 from ..store import Row
 from ..tables import by_variant, spread
 from ..tables import table as markdown
@@ -30,10 +30,10 @@ from .common import FAST, PREDICTOR, Setup, of_steps, round_trips, train
 from .experiment import Experiment, Report, Scale
 
 STEPS: Final = (2, 4, 8, 16, 50)
-RIVALS: Final = (Entry("uni_inv", 1), Entry("uni_inv_2", 1), Entry("fireflow"))
+RIVALS: Final = (Case("uni_inv", 1), Case("uni_inv_2", 1), Case("fireflow"))
 """The methods that cost N + 1 evaluations, as the solver with K = 0."""
-OTHERS: Final = (Entry("rf_solver"), Entry("anderson", 1), Entry("anderson", 2), Entry("anderson_extrapolated", 2))
-METHODS: Final = (Entry("euler"), Entry("easyinv"), *RIVALS, *OTHERS)
+OTHERS: Final = (Case("rf_solver"), Case("anderson", 1), Case("anderson", 2), Case("anderson_extrapolated", 2))
+METHODS: Final = (Case("euler"), Case("easyinv"), *RIVALS, *OTHERS)
 
 VARIANTS: Final = {"flow": "velocity (rectified flow)", "noise": "noise prediction"}
 
@@ -51,8 +51,8 @@ def measure(setup: Setup, scale: Scale, variant: str, seed: int) -> Row:
     """Train on one base, and send photographs there and back, K = 0 and 1."""
     mine = _on(setup, variant)
     network, costs = train(mine, FAST, scale.evaluations, seed, config=PREDICTOR)
-    entries = {str(k): Entry("deepinv", k) for k in (0, 1)}
-    trips = {k: round_trips(mine, STEPS, entry, network, images=scale.images) for k, entry in entries.items()}
+    cases = {str(k): Case("deepinv", k) for k in (0, 1)}
+    trips = {k: round_trips(mine, STEPS, case, network, images=scale.images) for k, case in cases.items()}
     return {**costs, "round_trips": trips}
 
 

@@ -20,7 +20,7 @@ from ...deepinv_core.solver import Network
 from ...tools.embedded.classifier import Classifier, accuracy, load_classifier
 from ...training.objectives import Bound
 from .. import plots
-from ..entries import Entry
+from ..cases import Case
 from ..measure import there_and_back
 from ..store import Row
 from ..tables import by_variant, spread
@@ -33,7 +33,7 @@ GUIDED: Final = 4.0
 """The real CFG, as in the benchmark."""
 
 VARIANTS: Final = ("empty", "true")
-WITHOUT: Final = (Entry("euler"), Entry("uni_inv", 1), Entry("anderson_extrapolated", 3))
+WITHOUT: Final = (Case("euler"), Case("uni_inv", 1), Case("anderson_extrapolated", 3))
 
 
 TRIPS: Final = (
@@ -68,7 +68,7 @@ def under(setup: Setup, prompt: str, labels: Tensor, cfg: float = 1.0) -> Bound:
     return setup.bound(labels, cfg) if prompt == "true" else setup.bound()
 
 
-def trips(setup: Setup, entry: Entry, images: int, network: Network | None = None) -> list[Row]:
+def trips(setup: Setup, case: Case, images: int, network: Network | None = None) -> list[Row]:
     """Every trip at every step count: latent SNR, and the share in which the classifier sees the true class."""
     clean, labels = setup.test.latents[:images], setup.test.labels[:images]
     rows = []
@@ -76,7 +76,7 @@ def trips(setup: Setup, entry: Entry, images: int, network: Network | None = Non
         grid = setup.model.grid(steps, clean)
         for label, sides in zip(LABELS, TRIPS, strict=True):
             up, back = (under(setup, prompt, labels, cfg) for prompt, cfg in sides)
-            method = entry.method_of(solver_of(up, network))
+            method = case.method_of(solver_of(up, network))
             latent = there_and_back(up.velocity, clean, grid, method, down=back.velocity).back.latent
             row = {"steps": steps, "trip": label, **quality(latent, clean)}
             rows.append({**row, "seen": seen(setup, latent, labels)})
@@ -97,7 +97,7 @@ def measure(setup: Setup, scale: Scale, variant: str, seed: int) -> Row:
 def baseline(setup: Setup, scale: Scale) -> dict[str, Any]:
     """The methods without a network, and how often the class is seen without an inversion."""
     clean, labels = setup.test.latents[: scale.images], setup.test.labels[: scale.images]
-    found = [{"method": entry.label, "trips": trips(setup, entry, scale.images)} for entry in WITHOUT]
+    found = [{"method": case.label, "trips": trips(setup, case, scale.images)} for case in WITHOUT]
     return {"seen_in_the_vae_s_decode": seen(setup, clean, labels), "methods": found}
 
 

@@ -19,7 +19,7 @@ from ...deepinv_core.integrator import Step
 from ...deepinv_core.inversion import invert
 from ...deepinv_core.methods.implicit import Point
 from ...deepinv_core.solver import Corrector
-from ..entries import Entry
+from ..cases import Case
 from .common import Setup
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def exact_trajectory(setup: Setup, steps: int, images: int) -> Exact:
     """The trajectory in N steps that ends near the first test photographs."""
     velocity, clean = setup.bound().velocity, setup.test.latents[:images]
     grid = setup.model.grid(steps, clean)
-    z = invert(velocity, clean, grid, Entry("anderson", ITERATIONS).method_of()).noise
+    z = invert(velocity, clean, grid, Case("anderson", ITERATIONS).method_of()).noise
     counted, sigmas = CountedVelocity(velocity), grid.tolist()
     latents, noise = [z], []
     for i in reversed(range(steps)):

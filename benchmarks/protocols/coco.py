@@ -24,7 +24,7 @@ from ...deepinv_core.lpips import load_lpips
 from ...deepinv_core.methods import Method
 from ...deepinv_core.models.base_model import BaseModel
 from ...deepinv_core.photo_file import open_photo, shown_size
-from ..entries import Entry
+from ..cases import Case
 from ..measure import there_and_back
 from ..quality import against_photo
 from ..store import Row
@@ -94,16 +94,16 @@ def run(args: argparse.Namespace) -> None:
     about = base.about | {"seed": args.seed, "metrics": names, "lpips": lpips}
     store = common.opened_results(output, about)
 
-    def measured(entry: Entry, photo: Tensor, path: Path) -> Row:
+    def measured(case: Case, photo: Tensor, path: Path) -> Row:
         latent = common.encoded(model, photo)
-        method = None if entry.method == CEILING else entry.method_of(base.solver, args.seed)
+        method = None if case.method == CEILING else case.method_of(base.solver, args.seed)
         back, row = round_trip(model, latent, base.steps, method)
         image = to_tensor(to_image(model.decode(back)[0]))  # as a saved image would be
         values = against_photo(image, photo, network, names)
         return row | {name: float(values[name]) for name in names}
 
-    asked = asked or [Entry("euler"), Entry("easyinv"), base.default]
-    rows = {entry.label: partial(measured, entry) for entry in (Entry(CEILING), *asked)}
+    asked = asked or [Case("euler"), Case("easyinv"), base.default]
+    rows = {case.label: partial(measured, case) for case in (Case(CEILING), *asked)}
     common.measure_all("COCO", paths, lambda path: load_square(path, base.side), rows, store)
     lines = [line for line in store.rows if line["image"] in paths]
     (output / "summary.md").write_text(page(lines, list(rows), names, about, len(paths)), "utf-8")

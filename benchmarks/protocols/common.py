@@ -23,7 +23,7 @@ from ...deepinv_core.models.base_model import BaseModel
 from ...deepinv_core.models.by_name import load_model
 from ...deepinv_core.runs import bound_solver
 from ...deepinv_core.solver import Solver
-from ..entries import Entry
+from ..cases import Case
 from ..store import Row, Store, require_same, versions
 from ..tables import table
 
@@ -35,27 +35,27 @@ FLOWEDIT: Final = "flowedit"
 T = TypeVar("T")
 
 
-def choices(text: str, *, flowedit: bool = False) -> list[Entry]:
+def choices(text: str, *, flowedit: bool = False) -> list[Case]:
     """Methods separated by commas, ``METHOD`` or ``METHOD:K``; each checked, none twice.
 
     Raises:
         DeepInvError: an unknown method, a K that it does not take.
 
     Example:
-        >>> [entry.label for entry in choices("easyinv,anderson:2")]
+        >>> [case.label for case in choices("easyinv,anderson:2")]
         ['easyinv', 'anderson K=2']
     """
     found = []
     for word in dict.fromkeys(part.strip() for part in text.split(",") if part.strip()):
         name, _, k = word.partition(":")
         if flowedit and word == FLOWEDIT:
-            found.append(Entry(FLOWEDIT))
+            found.append(Case(FLOWEDIT))
             continue
         describe(name)
         if k and not k.isdecimal():
             raise DeepInvError(f"{word!r}: K is {k!r}, a whole number is needed, as in anderson:2")
         method_values(name, {"refine": int(k) if k else None})
-        found.append(Entry(name, int(k) if k else None))
+        found.append(Case(name, int(k) if k else None))
     return found
 
 
@@ -89,9 +89,9 @@ class Base:
     about: Row
 
     @property
-    def default(self) -> Entry:
+    def default(self) -> Case:
         """What is measured where nobody chose."""
-        return Entry(BEST_TRAINING_FREE if self.solver is None else "deepinv")
+        return Case(BEST_TRAINING_FREE if self.solver is None else "deepinv")
 
 
 def opened_base(args: argparse.Namespace, prompts: Sequence[str], side: int) -> Base:

@@ -22,7 +22,7 @@ from torch import Tensor
 from ...deepinv_core.editing import Hold, flow_edit
 from ...deepinv_core.errors import DeepInvError
 from ...deepinv_core.images import save_png, to_image, to_tensor
-from ..entries import Entry
+from ..cases import Case
 from ..measure import there_and_back
 from ..store import Row
 from ..tables import cell
@@ -52,25 +52,25 @@ class Editor:
     base: common.Base
     options: argparse.Namespace
 
-    def __call__(self, entry: Entry, photo: Tensor, item: Item) -> tuple[Tensor, Row]:
+    def __call__(self, case: Case, photo: Tensor, item: Item) -> tuple[Tensor, Row]:
         """A photo ``[1, 3, 512, 512]`` in [0, 1], scaled to the model's side and back, edited; and what it cost."""
         latent = common.encoded(self.base.model, _scaled(photo, self.base.side))
         began = time.perf_counter()
-        if entry.method == CEILING:
+        if case.method == CEILING:
             result, row = latent, {"kept": "", "nfe": 0, "seconds": 0.0}
         else:
-            result, row = (self._flow_edit if entry.method == FLOWEDIT else partial(self._edit, entry))(latent, item)
+            result, row = (self._flow_edit if case.method == FLOWEDIT else partial(self._edit, case))(latent, item)
             row["seconds"] = round(time.perf_counter() - began, 3)
         return _scaled(self.base.model.decode(result), photo.shape[-1]), row
 
-    def _edit(self, entry: Entry, latent: Tensor, item: Item) -> tuple[Tensor, Row]:
+    def _edit(self, case: Case, latent: Tensor, item: Item) -> tuple[Tensor, Row]:
         o, model = self.options, self.base.model
         held = o.strength < 1 or o.anchor > 0 or o.edit_mask  # an edit that reads the trajectory
         trip = there_and_back(
             model.velocity(item.source if o.source_prompt else ""),
             latent,
             model.grid(self.base.steps, latent),
-            entry.method_of(self.base.solver, o.seed),
+            case.method_of(self.base.solver, o.seed),
             down=model.velocity(item.target, cfg=o.cfg),
             hold=Hold(o.strength, o.anchor, mask=self._mask(latent, item)) if held else None,
         )
@@ -128,8 +128,8 @@ def run(args: argparse.Namespace) -> None:
         base = common.opened_base(args, prompts, SIDE)
         about = base.about | {name: getattr(args, name) for name in SETTINGS}
         edit = partial(_made, Editor(base, args), measure, output / "images")
-        asked = [base.default, Entry(FLOWEDIT)] if asked is None else asked
-        rows = {entry.label: partial(edit, entry) for entry in (Entry(CEILING), *asked)}
+        asked = [base.default, Case(FLOWEDIT)] if asked is None else asked
+        rows = {case.label: partial(edit, case) for case in (Case(CEILING), *asked)}
     if set(folders) & set(rows):
         raise DeepInvError(f"--edited names {sorted(folders)}, which must differ from the rows that are made")
     rows |= {name: partial(_given, folder, measure) for name, folder in folders.items()}
@@ -141,10 +141,10 @@ def run(args: argparse.Namespace) -> None:
     sys.stdout.write(f"wrote {output}: summary.md, results.jsonl, settings.json, images/\n")
 
 
-def _made(editor: Editor, measure: PieMetrics, images: Path, entry: Entry, photo: Tensor, item: Item) -> Row:
-    edited, row = editor(entry, photo, item)
+def _made(editor: Editor, measure: PieMetrics, images: Path, case: Case, photo: Tensor, item: Item) -> Row:
+    edited, row = editor(case, photo, item)
     stored = to_image(edited[0])
-    folder = entry.method if entry.refine is None else f"{entry.method}_k{entry.refine}"
+    folder = case.method if case.refine is None else f"{case.method}_k{case.refine}"
     save_png(stored, images / folder / item.path.with_suffix(".png"))
     return {"category": item.category, **row, **measure(photo, to_tensor(stored), item)}
 

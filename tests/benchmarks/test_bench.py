@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from comfyui_deepinv.benchmarks import measure, plan, quick, report, results, tables, timing
-from comfyui_deepinv.benchmarks.entries import ENTRIES, FEW, GROUPS, Entry, solver_files
+from comfyui_deepinv.benchmarks.cases import CASES, FEW, GROUPS, Case, solver_files
 from comfyui_deepinv.benchmarks.photos import Images, photographs
 from comfyui_deepinv.benchmarks.quality import half_width, ms_ssim, student, summary, whiteness
 from comfyui_deepinv.benchmarks.store import add_rows, read_rows, write_rows
@@ -30,10 +30,10 @@ from comfyui_deepinv.tools.embedded.spec import CLASSES
 
 ROOT = Path(__file__).absolute().parents[2]
 SOME = tuple(
-    entry
-    for entry in ENTRIES
-    if entry.label in ("euler", "fireflow", "uni_inv K=1", "paper K=0", "fast K=0", "rf_inversion", "leapfrog")
-    or entry.label in ("euler, assisted", "direct_alignment")
+    case
+    for case in CASES
+    if case.label in ("euler", "fireflow", "uni_inv K=1", "paper K=0", "fast K=0", "rf_inversion", "leapfrog")
+    or case.label in ("euler, assisted", "direct_alignment")
 )
 """At least one of each group, with and without a solver."""
 
@@ -76,10 +76,10 @@ def two_photographs() -> Images:
 
 
 def test_every_method_is_compared_and_each_line_has_a_name_of_its_own() -> None:
-    assert {entry.method for entry in ENTRIES} == set(METHODS)
-    assert len({entry.label for entry in ENTRIES}) == len(ENTRIES)
-    assert {entry.group for entry in ENTRIES} == set(GROUPS)
-    assert {(e.solver, e.refine) for e in ENTRIES if e.method == "deepinv" and not e.assisted} == {
+    assert {case.method for case in CASES} == set(METHODS)
+    assert len({case.label for case in CASES}) == len(CASES)
+    assert {case.group for case in CASES} == set(GROUPS)
+    assert {(e.solver, e.refine) for e in CASES if e.method == "deepinv" and not e.assisted} == {
         *(("fast", k) for k in (0, 1, 2)),
         *(("paper", k) for k in (0, 1)),
     }
@@ -155,35 +155,35 @@ def test_memory_is_what_tensors_hold_at_once() -> None:
 def test_memory_grows_with_what_is_kept(suite: measure.Suite, ready: measure.Prepared) -> None:
     one = ready.latent[:1]
     size = one.numel() * 4
-    rows = {name: timing.memory(suite, Entry(name), one, 4)[0] for name in ("euler", "leapfrog", "direct_alignment")}
+    rows = {name: timing.memory(suite, Case(name), one, 4)[0] for name in ("euler", "leapfrog", "direct_alignment")}
     kept = {name: row["kept_bytes"] for name, row in rows.items()}
     assert kept == {"euler": size, "leapfrog": 2 * size, "direct_alignment": 6 * size}  # noise, and N + 1 latents
     assert rows["direct_alignment"]["peak_bytes"] > rows["euler"]["peak_bytes"] > 10 * size
 
 
 def test_times_are_ratios_to_euler_s_in_the_same_repeat(suite: measure.Suite, ready: measure.Prepared) -> None:
-    entries = [Entry("euler"), Entry("renoise", 9)]
-    rows = timing.timings(suite, entries, ready.latent[:1], 2, repeats=2)
+    cases = [Case("euler"), Case("renoise", 9)]
+    rows = timing.timings(suite, cases, ready.latent[:1], 2, repeats=2)
     assert rows[0]["up_ratio"] == rows[0]["both_ratio"] == [1, 1, 1]
     middle, low, high = rows[1]["up_ratio"]
     assert 1 < low <= middle <= high and rows[1]["both_ratio"][0] < middle
 
 
 def test_a_walk_counts_all_it_costs(suite: measure.Suite, ready: measure.Prepared) -> None:
-    plain = measure.round_trips(suite, Entry("deepinv", 1, "fast"), [ready], 2)[0]
+    plain = measure.round_trips(suite, Case("deepinv", 1, "fast"), [ready], 2)[0]
     share = suite.share("fast")
     assert (plain["nfe"], plain["nfe_back"]) == (5, 2) and plain["cost"] == round(5 + 2 * share, 2)
-    guided = measure.round_trips(suite, Entry("rf_solver"), [ready], 2, cfg=4.0)[0]
+    guided = measure.round_trips(suite, Case("rf_solver"), [ready], 2, cfg=4.0)[0]
     assert (guided["nfe"], guided["nfe_back"], guided["cost"]) == (8, 8, 8)
 
 
 def test_each_image_has_its_own_prompt(suite: measure.Suite) -> None:
     images = replace(two_photographs(), classes=("cat", "ship"))
     ready = suite.prepare(images)
-    together = suite.trip(Entry("euler"), ready.latent, 2, classes=images.classes, cfg=4.0)
+    together = suite.trip(Case("euler"), ready.latent, 2, classes=images.classes, cfg=4.0)
     for row, name in enumerate(images.classes):
-        alone = suite.trip(Entry("euler"), ready.latent[row : row + 1], 2, classes=(name,), cfg=4.0)
-        other = suite.trip(Entry("euler"), ready.latent[row : row + 1], 2, classes=("frog",), cfg=4.0)
+        alone = suite.trip(Case("euler"), ready.latent[row : row + 1], 2, classes=(name,), cfg=4.0)
+        other = suite.trip(Case("euler"), ready.latent[row : row + 1], 2, classes=("frog",), cfg=4.0)
         mine = together.inversion.noise[row : row + 1]
         assert torch.allclose(mine, alone.inversion.noise, atol=1e-4)
         assert not torch.allclose(mine, other.inversion.noise, atol=1e-2)
@@ -191,9 +191,9 @@ def test_each_image_has_its_own_prompt(suite: measure.Suite) -> None:
 
 def test_sets_measured_in_one_walk_are_kept_apart(suite: measure.Suite, ready: measure.Prepared) -> None:
     other = suite.prepare(Images("test", photographs().pixels[2:]))
-    both = measure.round_trips(suite, Entry("uni_inv", 1), [other, ready], 2)
+    both = measure.round_trips(suite, Case("uni_inv", 1), [other, ready], 2)
     for row, alone in zip(both, (other, ready), strict=True):
-        wanted = measure.round_trips(suite, Entry("uni_inv", 1), [alone], 2)[0]
+        wanted = measure.round_trips(suite, Case("uni_inv", 1), [alone], 2)[0]
         assert row["images"] == wanted["images"]
         for name in ("latent_snr_db", "psnr", "ms_ssim", "noise_std"):
             assert row[name] == pytest.approx(wanted[name], rel=1e-3), name
@@ -205,16 +205,16 @@ def test_the_residual_of_the_first_images_is_under_their_own_prompts(
 ) -> None:
     classes = ("cat", "ship")
     both, first = (
-        suite.trip(Entry("euler"), ready.latent, 2, classes=classes, residual=count).residual for count in (2, 1)
+        suite.trip(Case("euler"), ready.latent, 2, classes=classes, residual=count).residual for count in (2, 1)
     )
     assert both.shape == (2, 2) and torch.allclose(both[:, :1], first, atol=1e-5)
-    other = suite.trip(Entry("euler"), ready.latent, 2, residual=1).residual
+    other = suite.trip(Case("euler"), ready.latent, 2, residual=1).residual
     assert not torch.allclose(other, first, atol=1e-3)
 
 
 def test_the_assisted_way_back_reads_the_trajectory(suite: measure.Suite, ready: measure.Prepared) -> None:
     plain, assisted = (
-        measure.round_trips(suite, Entry("euler", assisted=flag), [ready], 4)[0] for flag in (False, True)
+        measure.round_trips(suite, Case("euler", assisted=flag), [ready], 4)[0] for flag in (False, True)
     )
     assert assisted["kept"] == "assisted" and plain["kept"] == "pure" and assisted["nfe_back"] == plain["nfe_back"]
     assert assisted["latent_snr_db"][0] > plain["latent_snr_db"][0] + 1
@@ -263,12 +263,12 @@ def test_the_front_and_what_a_method_is_worth() -> None:
     ]
     rows.append({**rows[0], "entry": "kept", "kept": "exact", "latent_snr_db": [99.0, 0]})
     found = results.points(rows)
-    assert [(p.entry, p.cost) for p in found] == [("a", 2), ("b", 3), ("a", 4), ("b", 6)]
-    assert [(p.entry, p.steps) for p in results.front(found)] == [("a", 1), ("b", 1), ("a", 2), ("b", 2)]
+    assert [(p.case, p.cost) for p in found] == [("a", 2), ("b", 3), ("a", 4), ("b", 6)]
+    assert [(p.case, p.steps) for p in results.front(found)] == [("a", 1), ("b", 1), ("a", 2), ("b", 2)]
     assert results.best_within(found, 5).snr == 5 and results.best_within(found, 1) is None
     poor = [*found, results.Point("c", 2, 4.5, 4.5, 0.1), results.Point("c", 4, 8, 6.0, 0.1)]
     seen = results.verdict("c", poor)
-    assert not seen.on_front and seen.nearest.steps == 2 and (seen.rival.entry, seen.rival.steps) == ("a", 2)
+    assert not seen.on_front and seen.nearest.steps == 2 and (seen.rival.case, seen.rival.steps) == ("a", 2)
     assert results.verdict("b", poor).on_front == [1, 2]
 
 
@@ -298,7 +298,7 @@ def test_a_run_that_was_stopped_goes_on_and_gives_the_page(
     assert [json.loads(line) for line in lines] == json.loads(json.dumps(rows))
     parts = {row["part"] for row in rows}
     assert parts == {"about", "ceiling", "round_trip", "timing", "memory", "swapped"}
-    labels = {entry.label for entry in SOME}
+    labels = {case.label for case in SOME}
     for setting in ({"cfg": 1.0, "images": "test"}, {"cfg": 1.0, "images": "photos"}, {"cfg": 4.0, "images": "test"}):
         for steps in (1, 4):
             chosen = {**setting, "steps": steps, "size": "64x64", "part": "round_trip"}

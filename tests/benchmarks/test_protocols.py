@@ -64,7 +64,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def bench(tmp_path: Path) -> Path:
     """Three items of PIE-Bench's format; the last one's mask covers everything."""
     folder = tmp_path / "PIE"
-    entries = {}
+    cases = {}
     for key, category, source, target, mask in (
         ("000000000000", "0", "cat", "[dog]", LEFT_HALF),
         ("111000000001", "1", "[ship]", "[truck]", [512 * 100 + 50, 300]),
@@ -73,7 +73,7 @@ def bench(tmp_path: Path) -> Path:
         path = f"{category}_kind/1_artificial/{key}.png"
         (folder / "annotation_images" / path).parent.mkdir(parents=True)
         picture(512, 512, int(key[:1])).save(folder / "annotation_images" / path)
-        entries[key] = {
+        cases[key] = {
             "image_path": path,
             "original_prompt": source,
             "editing_prompt": target,
@@ -82,7 +82,7 @@ def bench(tmp_path: Path) -> Path:
             "blended_word": "",
             "mask": mask,
         }
-    (folder / "mapping_file.json").write_text(json.dumps(entries))
+    (folder / "mapping_file.json").write_text(json.dumps(cases))
     return folder
 
 
@@ -138,9 +138,9 @@ def test_items_are_read_as_published(bench: Path) -> None:
 )
 def test_a_wrong_item_is_refused(bench: Path, field: str, value: object, message: str) -> None:
     file = bench / "mapping_file.json"
-    entries = json.loads(file.read_text())
-    entries["000000000000"][field] = value
-    file.write_text(json.dumps(entries))
+    cases = json.loads(file.read_text())
+    cases["000000000000"][field] = value
+    file.write_text(json.dumps(cases))
     with pytest.raises(DeepInvError, match=message):
         read_items(bench)
 

@@ -1,4 +1,4 @@
-"""What is compared: every method of the catalogue, with its K, and the trained solvers of both recipes."""
+"""The cases that are compared: every method of the catalogue, with its K, and the trained solvers of both recipes."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ GROUPS: Final[dict[Group, str]] = {
 
 
 @dataclass(frozen=True)
-class Entry:
+class Case:
     """A line of the comparison.
 
     Attributes:
@@ -35,7 +35,7 @@ class Entry:
         assisted: whether the way back is that of DeepInv's released test code, which blends the trajectory in.
 
     Example:
-        >>> Entry("anderson", 2).label, Entry("deepinv", 0, "fast").label
+        >>> Case("anderson", 2).label, Case("deepinv", 0, "fast").label
         ('anderson K=2', 'fast K=0')
     """
 
@@ -61,33 +61,33 @@ class Entry:
         return "assisted" if self.assisted else METHODS[self.method].kept
 
 
-ENTRIES: Final = (
-    *(Entry(name) for name in ("euler", "euler_source", "easyinv")),
-    Entry("fixed_point", 3),
-    *(Entry("anderson", k) for k in (1, 2, 3)),
-    Entry("renoise", 9),
-    Entry("ftedit", 3),
-    *(Entry(name) for name in ("rf_solver", "fireflow")),
-    *(Entry(name, 1) for name in ("uni_inv", "uni_inv_2")),
-    *(Entry("anderson_extrapolated", k) for k in (2, 3)),
-    *(Entry("deepinv", k, "paper") for k in (0, 1)),
-    Entry("deepinv_mixed", 0, "paper"),
-    *(Entry("deepinv", k, "fast") for k in (0, 1, 2)),
-    Entry("deepinv_mixed", 0, "fast"),
-    Entry("rf_inversion"),
-    Entry("leapfrog"),
-    Entry("euler", assisted=True),
-    Entry("deepinv_mixed", 0, "paper", assisted=True),
-    Entry("deepinv", 0, "fast", assisted=True),
-    Entry("direct_alignment"),
+CASES: Final = (
+    *(Case(name) for name in ("euler", "euler_source", "easyinv")),
+    Case("fixed_point", 3),
+    *(Case("anderson", k) for k in (1, 2, 3)),
+    Case("renoise", 9),
+    Case("ftedit", 3),
+    *(Case(name) for name in ("rf_solver", "fireflow")),
+    *(Case(name, 1) for name in ("uni_inv", "uni_inv_2")),
+    *(Case("anderson_extrapolated", k) for k in (2, 3)),
+    *(Case("deepinv", k, "paper") for k in (0, 1)),
+    Case("deepinv_mixed", 0, "paper"),
+    *(Case("deepinv", k, "fast") for k in (0, 1, 2)),
+    Case("deepinv_mixed", 0, "fast"),
+    Case("rf_inversion"),
+    Case("leapfrog"),
+    Case("euler", assisted=True),
+    Case("deepinv_mixed", 0, "paper", assisted=True),
+    Case("deepinv", 0, "fast", assisted=True),
+    Case("direct_alignment"),
 )
 """Every method at least once; of those that iterate the K that are at equal cost to another's."""
 
-CONVERGED: Final = (Entry("anderson_extrapolated", 15), Entry("deepinv", 15, "fast"))
+CONVERGED: Final = (Case("anderson_extrapolated", 15), Case("deepinv", 15, "fast"))
 """Iterated until nothing changes, from two guesses: what the others are on the way to, for the noise's health alone."""
 
 _FEW: Final = ("uni_inv K=1", "uni_inv_2 K=1", "fireflow", "anderson K=2", "fast K=0")
-FEW: Final = tuple(entry for entry in ENTRIES if entry.label in _FEW)
+FEW: Final = tuple(case for case in CASES if case.label in _FEW)
 """Those also measured off the images, sizes and prompts that solvers were trained for."""
 
 
