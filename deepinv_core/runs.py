@@ -68,6 +68,19 @@ def run_back(velocity: Velocity, inversion: Inversion, *, callback: Callback | N
     )
 
 
+def counted(inversion: Inversion) -> dict[str, Any]:
+    """What an inversion was, what it cost and how exactly its steps can be undone, for a report."""
+    return {
+        "method": inversion.method,
+        "steps": inversion.steps,
+        "refine": inversion.refine,
+        "kept": inversion.kept,
+        "nfe_inversion": inversion.nfe,
+        "nfe_residual": inversion.nfe_residual,
+        "residual": inversion.residuals(),
+    }
+
+
 def run(
     model: BaseModel,
     photos: torch.Tensor,
@@ -120,17 +133,11 @@ def run(
     seconds_back = time.perf_counter() - began
     images, ceiling = decoded(back.latent), decoded(latent)
     report = {
-        "method": inversion.method,
-        "steps": inversion.steps,
-        "refine": inversion.refine,
-        "kept": inversion.kept,
-        "nfe_inversion": inversion.nfe,
+        **counted(inversion),
         "nfe_reconstruction": back.nfe,
-        "nfe_residual": inversion.nfe_residual,
         "seconds": round(seconds, 3),
         "seconds_reconstruction": round(seconds_back, 3),
         "latent_snr_db": float(latent_snr(back.latent, latent).mean()),
         **compare(photos, images, ceiling),
-        "residual": inversion.residuals(),
     }
     return Run(inversion, back.latent, images, ceiling, report)

@@ -153,7 +153,6 @@ LONGEST_FUNCTION, LONGEST_CLASS = 60, 200
 
 OVER = {
     ("training/loop.py", "Training"),
-    ("deepinv_core/runs.py", "run"),
     "lines of the whole",
     "lines of benchmarks",
 }
