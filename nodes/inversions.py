@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from comfy_api.latest import io, ui
 
 from ..deepinv_core.inversion import Inversion, load_inversion, save_inversion
 from ..deepinv_core.names import safe_name
 from . import adapter
-from .types import CATEGORY, InversionType, schema_extras
+from .types import CATEGORY, InversionType, file_state, name_input, schema_extras
 
 
 class DeepInvSaveInversion(io.ComfyNode):
@@ -26,11 +24,7 @@ class DeepInvSaveInversion(io.ComfyNode):
             is_output_node=True,
             inputs=[
                 InversionType.Input("inversion", tooltip="What to save, from DeepInv Invert."),
-                io.String.Input(
-                    "name",
-                    default="inversion",
-                    tooltip="Name of the file, without .safetensors. A number is added where the name is taken.",
-                ),
+                name_input("inversion"),
             ],
             outputs=[io.String.Output(display_name="file", tooltip="Its name in DeepInv Load Inversion's menu.")],
             **schema_extras(search_aliases=["export inversion", "save noise"]),
@@ -76,8 +70,7 @@ class DeepInvLoadInversion(io.ComfyNode):
     @classmethod
     def fingerprint_inputs(cls, inversion_name: str, **others: object) -> str:
         """Changes when the file does."""
-        state = Path(adapter.inversion_path(inversion_name)).stat()
-        return f"{inversion_name}:{state.st_mtime_ns}:{state.st_size}"
+        return file_state(adapter.inversion_path(inversion_name))
 
     @classmethod
     def execute(cls, inversion_name: str, model: object) -> io.NodeOutput:

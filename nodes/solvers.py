@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from comfy_api.latest import io, ui
 
 from ..deepinv_core.names import safe_name
 from ..deepinv_core.solver import save_solver
 from . import adapter
-from .types import CATEGORY, Solver, schema_extras
+from .types import CATEGORY, Solver, file_state, name_input, schema_extras
 
 
 class DeepInvLoadSolver(io.ComfyNode):
@@ -37,8 +35,7 @@ class DeepInvLoadSolver(io.ComfyNode):
     @classmethod
     def fingerprint_inputs(cls, solver_name: str) -> str:
         """Changes when the file does."""
-        state = Path(adapter.solver_path(solver_name)).stat()
-        return f"{solver_name}:{state.st_mtime_ns}:{state.st_size}"
+        return file_state(adapter.solver_path(solver_name))
 
     @classmethod
     def execute(cls, solver_name: str) -> io.NodeOutput:
@@ -60,11 +57,7 @@ class DeepInvSaveSolver(io.ComfyNode):
             is_output_node=True,
             inputs=[
                 Solver.Input("solver", tooltip="From DeepInv Train Solver."),
-                io.String.Input(
-                    "name",
-                    default="my_solver",
-                    tooltip="Name of the file, without .safetensors. A number is added where the name is taken.",
-                ),
+                name_input("my_solver"),
             ],
             outputs=[io.String.Output(display_name="file", tooltip="Its name in DeepInv Load Solver's menu.")],
             **schema_extras(search_aliases=["export solver"]),

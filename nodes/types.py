@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+from pathlib import Path
 from typing import Any
 
 from comfy_api.latest import io
@@ -32,6 +33,18 @@ def seed_input(tooltip: str, name: str = "seed", **more: Any) -> io.Input:
     most = 0xFFFFFFFFFFFFFFFF
     settings: dict[str, Any] = {"default": 0, "min": 0, "max": most, "control_after_generate": False, **more}
     return io.Int.Input(name, optional=True, tooltip=tooltip, **settings)
+
+
+def name_input(default: str) -> io.Input:
+    """Under which name a file is saved."""
+    tooltip = "Name of the file, without .safetensors. A number is added where the name is taken."
+    return io.String.Input("name", default=default, tooltip=tooltip)
+
+
+def file_state(path: str | Path) -> str:
+    """What changes when a file does, for ``fingerprint_inputs``."""
+    state = Path(path).stat()
+    return f"{path}:{state.st_mtime_ns}:{state.st_size}"
 
 
 def share_input(name: str, default: float, *, least: float = 0.0, most: float = 1.0, **more: Any) -> io.Input:
