@@ -11,10 +11,8 @@ from pathlib import Path
 from typing import Final
 
 import torch
-from safetensors.torch import save
 from torch import Tensor, nn
 
-from ..deepinv_core.checkpoint import load_weights
 from ..deepinv_core.editing import Hold, edit
 from ..deepinv_core.errors import DeepInvError
 from ..deepinv_core.flow import Velocity
@@ -179,8 +177,8 @@ def _share(config: Config, kind: str, height: int, width: int) -> float:
 def open_suite(kind: str, *, lpips: Path | None = None, backbone: nn.Module | None = None) -> Suite:
     """Load a model and what belongs to it; LPIPS from a file, or from where the user's tools keep it."""
     model, files = load_embedded(kind), solver_files(kind)
-    base = (save(load_weights(weights_path(name))) for name in (kind, "vae"))  # the tensors, whatever is said of them
-    digest = hashlib.sha256(b"".join([*base, *(path.read_bytes() for path in files.values())])).hexdigest()[:8]
+    measured = (weights_path(kind), weights_path("vae"), *files.values())
+    digest = hashlib.sha256(b"".join(path.read_bytes() for path in measured)).hexdigest()[:8]
     solvers = {name: load_solver(path, expect=model.info) for name, path in files.items()}
     network = load_lpips(lpips) if lpips or lpips_available() else None
     return Suite(kind, model, solvers, digest, network, backbone)
