@@ -21,7 +21,7 @@ else:
     import tomli as tomllib
 
 ROOT = Path(__file__).absolute().parents[2]
-SHIPPED = ("__init__.py", "cli", "deepinv_core", "headless", "nodes", "training")
+SHIPPED = ("__init__.py", "deepinv_core", "headless", "nodes", "training")
 HIDES = {"base64", "binascii", "builtins", "codecs", "ctypes", "marshal", "runpy", "zlib"}
 """Modules that obfuscated code is unpacked and run with."""
 
