@@ -36,13 +36,13 @@ class Source:
         return Path(HF_HUB_CACHE) / f"models--{self.repository.replace('/', '--')}"
 
 
-def _hub(title: str, name: str, repository: str) -> Source:
-    return Source(title, f"--{name}", f"DEEPINV_{name.upper()}", f"hf download {repository}", repository=repository)
+def _hub(title: str, option: str, variable: str, repository: str) -> Source:
+    return Source(title, option, variable, f"hf download {repository}", repository=repository)
 
 
 SOURCES: Final = {
-    "clip": _hub("CLIP ViT-L/14", "clip", "openai/clip-vit-large-patch14"),
-    "dino": _hub("DINO ViT-B/8", "dino", "facebook/dino-vitb8"),
+    "clip": _hub("CLIP ViT-L/14", "--clip", "DEEPINV_CLIP", "openai/clip-vit-large-patch14"),
+    "dino": _hub("DINO ViT-B/8", "--dino", "DEEPINV_DINO", "facebook/dino-vitb8"),
     "lpips_squeeze": Source(
         "LPIPS-SqueezeNet",
         "--lpips-squeeze",
