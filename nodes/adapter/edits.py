@@ -17,9 +17,13 @@ from .samplers import require_same_model
 from .sampling import Call, Prompt, prompted, run_inside
 from .velocity import GuiderVelocity, checked_grid, own_sigmas
 
+SIDE = ("positive", "negative")
+
 
 class PairGuider(comfy.samplers.CFGGuider):
     """A guider with two prompts, each called a side."""
+
+    conds: dict[str, Any]
 
     def set_prompts(self, **prompts: Prompt) -> None:
         """Prompts by side.
@@ -31,11 +35,37 @@ class PairGuider(comfy.samplers.CFGGuider):
         for side, prompt in prompts.items():
             self.inner_set_conds({f"{side} positive": prompt.positive, f"{side} negative": prompt.away(side)})
 
+    def inner_sample(
+        self,
+        noise: torch.Tensor,
+        latent_image: torch.Tensor,
+        device: Any,
+        sampler: Any,
+        sigmas: torch.Tensor,
+        denoise_mask: torch.Tensor | None,
+        callback: Any,
+        disable_pbar: bool,
+        seed: int | None,
+        **more: Any,
+    ) -> torch.Tensor:
+        """As ComfyUI's, which gives a negative prompt what its positive one brings for it, by these names alone."""
+        photo = self.inner_model.process_latent_in(latent_image) if latent_image.any() else latent_image
+        around = {"latent_image": photo, "denoise_mask": denoise_mask, "seed": seed, **more}
+        self.fitted: dict[str, Any] = {}
+        for side in self._cfg:
+            conds = {name: self.conds[f"{side} {name}"] for name in SIDE}
+            ready = comfy.samplers.process_conds(self.inner_model, noise, conds, device, **around)
+            self.fitted |= {f"{side} {name}": ready[name] for name in SIDE}
+        self.conds = {}
+        rest = (sampler, sigmas, denoise_mask, callback, disable_pbar, seed)
+        result: torch.Tensor = super().inner_sample(noise, latent_image, device, *rest, **more)
+        return result
+
     def velocity(self, side: str, extra_args: dict[str, Any]) -> GuiderVelocity:
         """The velocity under a side's prompt, while this guider runs."""
 
         def denoise(x: torch.Tensor, sigma: torch.Tensor, **arguments: Any) -> torch.Tensor:
-            self.conds |= {name: self.conds[f"{side} {name}"] for name in ("positive", "negative")}
+            self.conds |= {name: self.conds[f"{side} {name}"] for name in SIDE}
             self.set_cfg(self._cfg[side])
             return self(x, sigma, **arguments)
 
@@ -54,10 +84,21 @@ def run_edit(model: Any, inversion: Inversion, target: Prompt, hold: Hold) -> tu
         own = inversion.rows(rows).to(call.latent.device)
         return edit(call.velocity, own, hold.rows(rows), callback=call.callback)
 
-    empty, sigmas = torch.zeros_like(inversion.noise), own_sigmas(model, inversion.sigmas)
+    sigmas = own_sigmas(model, inversion.sigmas)
     steps = max(1, math.ceil(hold.strength * inversion.steps))
     guider = prompted(model, target, "target")
-    return run_inside(guider, empty, sigmas, lambda call: call.in_parts(part, Reconstruction.join), steps)
+    return run_inside(
+        guider, _photo(model, inversion), sigmas, lambda call: call.in_parts(part, Reconstruction.join), steps
+    )
+
+
+def _photo(model: Any, inversion: Inversion) -> torch.Tensor:
+    """The inverted latent, raw, which some models read beside the noise; an empty one where it was not kept."""
+    trajectory = inversion.carried.get("trajectory")
+    if trajectory is None:
+        return torch.zeros_like(inversion.noise)
+    photo: torch.Tensor = model.model.process_latent_out(trajectory[0])
+    return photo
 
 
 def run_flow_edit(
@@ -96,8 +137,11 @@ def run_flow_edit(
             callback=call.callback,
         )
 
-    steps = max(1, round((1 - skip) * (len(grid) - 1)))
-    return run_inside(guider, latent, sigmas, lambda call: call.in_parts(part, Reconstruction.join), steps)
+    def run(call: Call) -> Reconstruction:
+        guider.conds = dict(guider.fitted)
+        return call.in_parts(part, Reconstruction.join)
+
+    return run_inside(guider, latent, sigmas, run, max(1, round((1 - skip) * (len(grid) - 1))))
 
 
 def blocked() -> Any:

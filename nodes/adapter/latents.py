@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import comfy.model_sampling
 import torch
 
 from ...deepinv_core.errors import DeepInvError
@@ -12,6 +13,21 @@ from .models import longest_side
 
 SHAPES = {1: "[B, {}, length]", 2: "[B, {}, H, W]", 3: "[B, {}, frames, H, W]"}
 """Latents by a latent format's dimensions."""
+
+OTHER_THAN_PICTURES = {
+    **dict.fromkeys(("StableAudio1", "StableAudio3", "ACEStep", "ACEStep15", "MiniMaxMusic3"), "sound"),
+    **dict.fromkeys(("Hunyuan3Dv2", "Hunyuan3Dv2_1", "TripoSplat", "Trellis2"), "solids"),
+    **dict.fromkeys(("RT_DETR_v4", "SAM3", "DepthAnything3"), "what is seen in a picture"),
+    "MiniMaxH3": "video and sound in one",
+}
+"""What comes out of ComfyUI's model classes that make neither images nor videos."""
+
+FROM_PICTURES = tuple(
+    getattr(comfy.model_sampling, name)
+    for name in ("IMG_TO_IMG", "IMG_TO_IMG_FLOW")
+    if hasattr(comfy.model_sampling, name)
+)
+"""Sampling that begins with a picture."""
 
 STREAMS = (
     "the latent has more than one stream ({}), as a video with its sound: connect one of them, which "
@@ -27,13 +43,38 @@ def as_taken(model: Any, samples: Any) -> torch.Tensor:
         samples: ``[B, C, ...]``.
 
     Raises:
-        DeepInvError: more than one stream, or as :func:`check_latent`.
+        DeepInvError: more than one stream, or as :func:`require_noise` and :func:`check_latent`.
     """
+    require_noise(model)
     require_one_stream(samples)
     if model.model.latent_format.latent_dimensions == 3 and samples.ndim == 4:
         samples = samples.unsqueeze(2)
     check_latent(model, samples)
+    inside = model.model.process_latent_in(samples[:1])
+    if inside.shape[1:] != samples.shape[1:]:
+        raise DeepInvError(
+            f"this model ({type(model.model).__name__}) packs a latent {list(samples.shape)} as {list(inside.shape)}, "
+            "from which core's samplers can't start either: connect the model that it refines the pictures of"
+        )
     return samples
+
+
+def require_noise(model: Any) -> None:
+    """Refuse a model that makes no images or videos, or makes them from no noise.
+
+    Raises:
+        DeepInvError: it is one.
+    """
+    name = type(model.model).__name__
+    if name in OTHER_THAN_PICTURES:
+        raise DeepInvError(
+            f"this model ({name}) makes {OTHER_THAN_PICTURES[name]}: connect one that makes images or videos"
+        )
+    if isinstance(model.get_model_object("model_sampling"), FROM_PICTURES):
+        raise DeepInvError(
+            f"this model ({name}) makes a picture from another and not from noise, so that there is none to find: "
+            "connect a model that starts from noise"
+        )
 
 
 def require_one_stream(samples: Any) -> None:
@@ -56,10 +97,6 @@ def check_latent(model: Any, latent: torch.Tensor) -> None:
     taken = model.model.latent_format
     wanted, axes = taken.latent_channels, taken.latent_dimensions + 2
     shape = SHAPES[taken.latent_dimensions].format(wanted)
-    if axes == 3:
-        raise DeepInvError(
-            f"this model takes latents {shape}, which is sound or a solid: connect one of images or video"
-        )
     if latent.ndim == 3 and latent.shape[1] == 1:
         raise DeepInvError(STREAMS.format("packed by ComfyUI"))
     if axes == 4 and latent.ndim == 5:

@@ -20,7 +20,7 @@ from ...deepinv_core.inversion import Inversion, invert, reconstruct, with_resid
 from ...deepinv_core.methods import Method
 from .latents import as_taken, require_one_stream
 from .models import SolverHandle, model_info
-from .sampling import Call, CoreSampler, Prompt, prompted, run_inside
+from .sampling import SEED, Call, CoreSampler, Prompt, prompted, run_inside
 from .velocity import GuiderVelocity, checked_grid, is_flow
 
 STOCHASTIC = re.compile("ancestral|sde|lcm|ddpm|seeds|sa_solver")
@@ -133,7 +133,7 @@ class InvertedNoise:
     """
 
     def __init__(self, model: Any, inversion: Inversion, sigma_start: float) -> None:
-        self.seed = int(inversion.options.get("seed") or 0)
+        self.seed = SEED
         self._inversion = inversion
         self._sigma = sigma_start
         self._sampling = model.get_model_object("model_sampling")

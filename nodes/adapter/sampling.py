@@ -13,11 +13,14 @@ import torch
 from ...deepinv_core.errors import DeepInvError
 from ...deepinv_core.integrator import Callback, Progress
 from ...deepinv_core.memory import in_parts, rows_of
-from .latents import check_latent
+from .latents import check_latent, require_noise
 from .models import Conditioning
 from .velocity import GuiderVelocity, checked_grid, conditioned_on, descending, give_back
 
 T = TypeVar("T")
+
+SEED = 0
+"""For models that add noise of their own to a reference image: the same in both directions."""
 
 
 class Prompt(NamedTuple):
@@ -109,6 +112,7 @@ class CoreSampler(comfy.samplers.Sampler):
         denoise_mask: torch.Tensor | None = None,
         disable_pbar: bool = False,
     ) -> torch.Tensor:
+        require_noise(model_wrap.model_patcher)
         check_latent(model_wrap.model_patcher, latent_image)
         report = preview(callback)
         call = Call(model_wrap, descending(sigmas), extra_args, report, noise, latent_image, denoise_mask)
@@ -163,7 +167,7 @@ def run_inside(
     """
     sampler = _Once(run)
     callback = None if steps is None else latent_preview.prepare_callback(guider.model_patcher, steps)
-    raw = guider.sample(torch.zeros_like(latent), latent, sampler, sigmas, callback=callback)
+    raw = guider.sample(torch.zeros_like(latent), latent, sampler, sigmas, callback=callback, seed=SEED)
     if not sampler.results:
         raise DeepInvError("nothing ran: another node replaced the sampling of this model; remove its patch")
     return raw.cpu(), sampler.results[0]

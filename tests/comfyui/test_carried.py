@@ -15,7 +15,7 @@ from comfyui_deepinv.deepinv_core.methods import Options, make_method
 
 from .client import Client
 from .server import ComfyServer
-from .test_any_model import Built
+from .test_any_model import Built, flow_edited
 from .test_edit_nodes import Pair
 from .test_invert import TINY_SD3, log_stays_clean, node, relative
 
@@ -172,6 +172,42 @@ def test_a_control_net(kind: str, server: ComfyServer, client: Client) -> None:
     assert_returns(saved, pair)
     for name in ("noise", "edited"):
         assert relative(saved[name], plain[name]) > 1e-2, name
+
+
+def test_flow_edit_gives_the_negative_prompt_the_control_net_too(server: ComfyServer, client: Client) -> None:
+    """ControlNetApply asks for it, where ControlNetApplyAdvanced has an output for it."""
+    built, saved = Built("sd15", server), []
+    for advanced in (False, True):
+        carrying = Carrying(built, client, built.graph()["model"])
+        graph = built.graph() | {"control": node("ProbeControlNet")}
+        if advanced:
+            controlled(carrying, vae=False)
+        else:
+            carrying.extra["picture"] = node("LoadImage", image="example.png")
+            for name in ("source", "target"):
+                given = {"control_net": ["control", 0], "image": ["picture", 0], "strength": 1.0}
+                carrying.extra[f"controlled {name}"] = node(
+                    "ControlNetApply", conditioning=carrying.prompts[name], **given
+                )
+                carrying.prompts[name] = [f"controlled {name}", 0]
+        prompts = {name: carrying.prompts[name] for name in ("source", "target", "negative")}
+        client.run(flow_edited(graph | carrying.extra, **prompts, source_cfg=2.0, target_cfg=3.0))
+        saved.append(built.result()["latent"])
+    client.run(flow_edited(built.graph(), negative=["negative", 1], source_cfg=2.0, target_cfg=3.0))
+    assert relative(*saved) < 1e-5 and relative(saved[0], built.result()["latent"]) > 1e-2
+
+
+def test_an_area_of_one_prompt_is_none_of_the_other_side(server: ComfyServer, client: Client) -> None:
+    """FlowEdit's two prompts are asked one after the other: an area in the source cut the target's prompt too."""
+    built, saved = Built("sd15", server), []
+    area = {"width": 0.5, "height": 1.0, "x": 0.0, "y": 0.0, "strength": 1.0}
+    for source in (["area", 0], ["inputs", 1]):
+        graph = built.graph() | {"area": node("ConditioningSetAreaPercentage", conditioning=["inputs", 1], **area)}
+        graph["whole"] = node("ConditioningCombine", conditioning_1=["inputs", 1], conditioning_2=source)
+        flow = flow_edited(graph, source=["whole", 0], target=["target", 1], refine_steps=6)  # samples the target alone
+        client.run(flow)
+        saved.append(built.result()["latent"])
+    assert relative(*saved) < 1e-6
 
 
 PATCHES = {
