@@ -1,0 +1,49 @@
+"""Sweep over the model classes of a ComfyUI, and write the table of them.
+
+    python -m comfyui_deepinv.tools.families --output docs/models/0.3.75.json
+    COMFYUI_PATH=/path/to/ComfyUI python -m comfyui_deepinv.tools.families --output docs/models/0.33.0.json
+    python -m comfyui_deepinv.tools.families --only Flux QwenImage     # shown, not written
+    python -m comfyui_deepinv.tools.families --table docs/models.md    # from all records beside it, in docs/models
+
+The exit status is 1 if a class fails that is neither refused in a sentence nor known not to be small.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from pathlib import Path
+
+from ...tests.comfyui import environment
+from ...tests.comfyui.environment import ROOT
+from ...tests.comfyui.server import PACK_NAME as OWN_NAME
+from ...tests.comfyui.server import ComfyServer
+from .sweep import PACK, PACK_NAME, sweep
+from .table import write_table
+
+
+def main() -> int:
+    """Run and write."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", nargs="+", default=[], help="classes by name")
+    parser.add_argument("--output", type=Path, help="file of the record")
+    parser.add_argument("--table", type=Path, help="write the page from the records instead of sweeping")
+    args = parser.parse_args()
+    if args.table:
+        write_table(args.table)
+        return 0
+    installation = environment.main_installation()
+    packs = {OWN_NAME: ROOT, PACK_NAME: PACK}
+    with tempfile.TemporaryDirectory() as folder, ComfyServer(installation, Path(folder), packs) as server:
+        outcomes = list(sweep(server.address, tuple(args.only), lambda line: sys.stderr.write(f"{line}\n")))
+    if args.output:
+        args.output.parent.mkdir(parents=True, exist_ok=True)
+        record = {"comfyui": installation.version, "classes": [outcome.as_json() for outcome in outcomes]}
+        args.output.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    return int(any(outcome.verdict == "fails" for outcome in outcomes))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
