@@ -8,7 +8,7 @@ import torch
 
 from ..flow import CountedVelocity, norm, per_sample, relative_error
 from .entry import Cost, Entry, refine_option, tolerance_option
-from .implicit import Done, FixedPointMap, Implicit, Point, TargetEuler, first_known
+from .implicit import Best, Done, FixedPointMap, Implicit, Point, TargetEuler, first_known
 from .uni_inv import Extrapolated
 
 
@@ -26,7 +26,7 @@ class Anderson:
 
     def __call__(self, fixed_point: FixedPointMap, eps: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Iterate."""
-        residual, done = None, Done(self.tolerance)
+        residual, done, best = None, Done(self.tolerance), Best()
         last: tuple[torch.Tensor, torch.Tensor] | None = None
         for _ in range(self.refine):
             g = fixed_point(eps)
@@ -34,10 +34,12 @@ class Anderson:
             latest = relative_error(g, eps)
             mixed = g if last is None else self._mix(g, f, *last)
             last = (g, f)
-            eps, residual = done.keep(eps, mixed), done.keep(residual, latest)
+            residual = done.keep(residual, latest)
+            best.see(eps, residual)
+            eps = done.keep(eps, mixed)
             if done.update(latest):
                 break
-        return eps, residual
+        return best.or_last(eps, residual)
 
     def _mix(self, g: torch.Tensor, f: torch.Tensor, g_last: torch.Tensor, f_last: torch.Tensor) -> torch.Tensor:
         df = f - f_last

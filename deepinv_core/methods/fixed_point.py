@@ -8,7 +8,7 @@ import torch
 
 from ..flow import relative_error
 from .entry import Cost, Entry, refine_option, tolerance_option
-from .implicit import Done, FixedPointMap, Implicit, TargetEuler
+from .implicit import Best, Done, FixedPointMap, Implicit, TargetEuler
 
 
 @dataclass(frozen=True)
@@ -24,14 +24,16 @@ class Picard:
 
     def __call__(self, fixed_point: FixedPointMap, eps: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Iterate."""
-        residual, done = None, Done(self.tolerance)
+        residual, done, best = None, Done(self.tolerance), Best()
         for _ in range(self.refine):
             new = fixed_point(eps)
             latest = relative_error(new, eps)
-            eps, residual = done.keep(eps, new), done.keep(residual, latest)
+            residual = done.keep(residual, latest)
+            best.see(eps, residual)
+            eps = done.keep(eps, new)
             if done.update(latest):
                 break
-        return eps, residual
+        return best.or_last(eps, residual)
 
 
 FIXED_POINT = Entry("fixed_point", "Fixed point / AIDI", Implicit(TargetEuler(), Picard(3)), cost=Cost(1, refine=1))

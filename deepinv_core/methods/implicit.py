@@ -91,7 +91,10 @@ FixedPointMap = Callable[[torch.Tensor], torch.Tensor]
 
 
 class Iteration(Protocol):
-    """What follows the guess: ``(map, eps) -> (eps, residual [B] of the last point evaluated, or None)``."""
+    """What follows the guess: ``(map, eps) -> (eps, residual [B] of the last point evaluated, or None)``.
+
+    Where the residual rose in the end, both are those of the best point evaluated.
+    """
 
     def __call__(self, fixed_point: FixedPointMap, eps: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Improve ``eps``."""
@@ -118,6 +121,36 @@ class Done:
         reached = residual <= self._tolerance
         self._mask = reached if self._mask is None else self._mask | reached
         return bool(self._mask.all())
+
+
+class Best:
+    """The iterate of each sample whose residual was the smallest, to go back to where the last one measured rose.
+
+    Where residuals fall to the end, the last update is what an iteration ends with, as without it.
+    """
+
+    def __init__(self) -> None:
+        self._eps: torch.Tensor | None = None
+        self._residual = torch.empty(0)
+
+    def see(self, eps: torch.Tensor, residual: torch.Tensor) -> None:
+        """An iterate and the residual ``[B]`` measured at it."""
+        if self._eps is None:
+            self._eps, self._residual = eps, residual
+            return
+        better = residual <= self._residual
+        self._eps = torch.where(per_sample(better, eps), eps, self._eps)
+        self._residual = torch.where(better, residual, self._residual)
+
+    def or_last(self, eps: torch.Tensor, residual: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The last update ``eps`` and the last ``residual``, or the best iterate and its residual where that is less.
+
+        A residual that is NaN counts as one that rose.
+        """
+        if self._eps is None or residual is None:
+            return eps, residual
+        fell = residual <= self._residual
+        return torch.where(per_sample(fell, eps), eps, self._eps), torch.where(fell, residual, self._residual)
 
 
 class _State(NamedTuple):

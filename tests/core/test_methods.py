@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from comfyui_deepinv.deepinv_core.errors import DeepInvError
+from comfyui_deepinv.deepinv_core.flow import relative_error
 from comfyui_deepinv.deepinv_core.integrator import integrate
 from comfyui_deepinv.deepinv_core.inversion import Inversion, invert, latent_snr, reconstruct, with_residual
 from comfyui_deepinv.deepinv_core.methods import METHODS, Cost, Method, Options, make_method
@@ -430,3 +431,30 @@ def test_callback_reports_every_step_and_the_denoised_estimate() -> None:
 def test_bad_input_is_refused_with_a_sentence(call, message: str) -> None:
     with pytest.raises(DeepInvError, match=message):
         call()
+
+
+@pytest.mark.parametrize("iteration", [Picard, Anderson])
+@pytest.mark.parametrize("refine", [1, 2, 3, 8, 30])
+def test_an_iteration_ends_no_worse_than_the_best_it_has_seen(iteration, refine: int) -> None:
+    """A map that throws points away from its fixed point: each sample goes back to where its residual was smallest."""
+    seen: list[tuple[torch.Tensor, torch.Tensor]] = []
+    gain = torch.tensor([3.0, 0.5, -2.5]).view(3, 1)
+
+    def fixed_point(eps: torch.Tensor) -> torch.Tensor:
+        new = 1 + gain * torch.tanh(eps - 1) * (1 + 0.3 * torch.sin(7 * eps))
+        seen.append((eps, relative_error(new, eps)))
+        return new
+
+    start = torch.linspace(0.9, 1.2, 6).repeat(3, 1)
+    eps, residual = iteration(refine)(fixed_point, start)
+    smallest = torch.stack([one for _, one in seen]).amin(0)
+    assert torch.equal(residual, smallest)
+    for row in range(3):
+        if seen[-1][1][row] > smallest[row]:
+            assert any(torch.equal(eps[row], points[row]) for points, _ in seen)
+
+
+def test_an_iteration_that_meets_nan_goes_back() -> None:
+    answers = iter([torch.full((1, 4), 1.5), torch.full((1, 4), torch.nan), torch.full((1, 4), torch.nan)])
+    eps, residual = Picard(3)(lambda eps: next(answers), torch.ones(1, 4))
+    assert torch.equal(eps, torch.ones(1, 4)) and float(residual) == 0.5
