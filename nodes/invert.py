@@ -220,6 +220,8 @@ class DeepInvInvert(io.ComfyNode):
             measure_residual=measure_residual,
         )
         report = describe(inversion, time.perf_counter() - began, cfg, chosen_by_us=method == AUTO)
+        if names := adapter.patch_names(model):
+            report += f"\npatched ({', '.join(names)}): {adapter.QUESTIONS} questions more, counted, answered alike"
         noise = adapter.InvertedNoise(model, inversion, float(grid[0]))
         return io.NodeOutput(noise, grid, adapter.ReconstructionSampler(inversion), inversion, report)
 

@@ -20,6 +20,7 @@ from .models import (
     solver_path,
     training_folder,
 )
+from .patches import QUESTIONS, patch_names
 from .progress import TrainingProgress
 from .prompts import Prompts
 from .samplers import (
@@ -35,6 +36,7 @@ from .training import Setting, in_model_space, run_training
 from .velocity import SCHEDULERS, levels, own_sigmas, schedule
 
 __all__ = [
+    "QUESTIONS",
     "SCHEDULERS",
     "Conditioning",
     "InvertedNoise",
@@ -59,6 +61,7 @@ __all__ = [
     "new_inversion_path",
     "new_solver_path",
     "own_sigmas",
+    "patch_names",
     "register_folders",
     "require_same_model",
     "run_edit",

@@ -81,8 +81,10 @@ def run_edit(model: Any, inversion: Inversion, target: Prompt, hold: Hold) -> tu
     require_same_model(model, inversion)
 
     def part(call: Call, rows: slice) -> Reconstruction:
-        own = inversion.rows(rows).to(call.latent.device)
-        return edit(call.velocity, own, hold.rows(rows), callback=call.callback)
+        own, velocity = inversion.rows(rows).to(call.latent.device), call.velocity
+        asked = call.require_memoryless(velocity, call.latent, rows)
+        result = edit(velocity, own, hold.rows(rows), callback=call.callback)
+        return result._replace(nfe=result.nfe + asked)
 
     sigmas = own_sigmas(model, inversion.sigmas)
     steps = max(1, math.ceil(hold.strength * inversion.steps))
@@ -125,9 +127,11 @@ def run_flow_edit(
     guider.set_prompts(source=source, target=target)
 
     def part(call: Call, rows: slice) -> Reconstruction:
-        return flow_edit(
+        towards = guider.velocity("target", call.extra_args)
+        asked = call.require_memoryless(towards, call.latent, rows)
+        result = flow_edit(
             guider.velocity("source", call.extra_args),
-            guider.velocity("target", call.extra_args),
+            towards,
             call.latent,
             grid,
             skip=skip,
@@ -136,6 +140,7 @@ def run_flow_edit(
             mask=rows_of(mask, rows),
             callback=call.callback,
         )
+        return result._replace(nfe=result.nfe + asked)
 
     def run(call: Call) -> Reconstruction:
         guider.conds = dict(guider.fitted)

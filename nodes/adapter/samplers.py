@@ -62,8 +62,10 @@ def run_inversion(
     fingerprint = model_info(model).fingerprint
 
     def part(call: Call, rows: slice) -> Inversion:
+        velocity = call.velocity
+        asked = call.require_memoryless(velocity, call.latent, rows)
         inversion = invert(
-            call.velocity,
+            velocity,
             call.latent,
             call.grid,
             make_method(rows),
@@ -72,8 +74,8 @@ def run_inversion(
             model=fingerprint,
         )
         if measure_residual:
-            inversion = with_residual(call.velocity, inversion, drop_trajectory=not keep_trajectory)
-        return inversion.to("cpu")
+            inversion = with_residual(velocity, inversion, drop_trajectory=not keep_trajectory)
+        return replace(inversion, nfe=inversion.nfe + asked).to("cpu")
 
     def run(call: Call) -> tuple[torch.Tensor, Inversion]:
         inversion = call.in_parts(part, Inversion.join)
@@ -194,6 +196,7 @@ class ReconstructionSampler(CoreSampler):
         inpaint = comfy.samplers.KSamplerX0Inpaint(call.guider, call.sigmas)
         inpaint.latent_image, inpaint.noise = call.latent, call.noise
         velocity = GuiderVelocity(call.guider, inpaint, {**call.extra_args, "denoise_mask": call.mask})
+        call.require_memoryless(GuiderVelocity(call.guider, call.guider, call.extra_args), call.latent, rows)
         at_start = self.max_denoise(call.guider, call.sigmas)
         x = sampling.noise_scaling(call.sigmas[0], call.noise, call.latent, at_start)
         z = x if is_flow(sampling) else x * (1 - float(call.grid[-1]))
@@ -214,7 +217,9 @@ class PlainInversionSampler(CoreSampler):
             comfy.model_management.load_models_gpu([model, self._solver.patcher])
 
         def part(call: Call, rows: slice) -> torch.Tensor:
-            return invert(call.velocity, call.latent, call.grid, self._make_method(rows), callback=call.callback).noise
+            velocity = call.velocity
+            call.require_memoryless(velocity, call.latent, rows)
+            return invert(velocity, call.latent, call.grid, self._make_method(rows), callback=call.callback).noise
 
         return call.in_parts(part, torch.cat)
 
@@ -231,6 +236,8 @@ class PlainWayBack(CoreSampler):
             raise DeepInvError("latent_image is empty: connect the noise there, the latent of the sampler that made it")
 
         def part(call: Call, rows: slice) -> torch.Tensor:
-            return integrate(call.velocity, call.latent, call.grid.flip(0), self._rule, callback=call.callback).z
+            velocity = call.velocity
+            call.require_memoryless(velocity, torch.zeros_like(call.latent), rows)
+            return integrate(velocity, call.latent, call.grid.flip(0), self._rule, callback=call.callback).z
 
         return call.in_parts(part, torch.cat)

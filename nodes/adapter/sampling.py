@@ -15,6 +15,7 @@ from ...deepinv_core.integrator import Callback, Progress
 from ...deepinv_core.memory import in_parts, rows_of
 from .latents import check_latent, require_noise
 from .models import Conditioning
+from .patches import require_memoryless
 from .velocity import GuiderVelocity, checked_grid, conditioned_on, descending, give_back
 
 T = TypeVar("T")
@@ -81,6 +82,10 @@ class Call(NamedTuple):
     def velocity(self) -> GuiderVelocity:
         """The guider as the core's velocity."""
         return GuiderVelocity(self.guider, self.guider, self.extra_args)
+
+    def require_memoryless(self, velocity: GuiderVelocity, latent: torch.Tensor, rows: slice) -> int:
+        """:func:`.patches.require_memoryless` for the batch's first rows, which stand for all."""
+        return 0 if rows.start else require_memoryless(self.guider.model_patcher, velocity, latent, self.grid)
 
     def in_parts(self, walk: Callable[[Call, slice], T], join: Callable[[list[T]], T]) -> T:
         """:func:`~...deepinv_core.memory.in_parts` of a walk, which is given the call of some rows and the rows."""

@@ -11,6 +11,7 @@ from typing import Any
 import comfy.conds
 import comfy.model_management
 import comfy.model_sampling
+import comfy.patcher_extension
 import comfy.samplers
 import torch
 
@@ -21,6 +22,9 @@ SCHEDULERS: list[str] = list(comfy.samplers.SCHEDULER_NAMES)
 
 MISFIT = "shapes cannot be multiplied"
 """In the error of torch's linear layers when their input has another width: another model's conditioning."""
+
+COUNTER = "deepinv evaluations"
+"""Our own wrapper's key among a model's."""
 
 RANGE_TOLERANCE = 1e-3
 """Core's own schedules exceed the largest sigma by a rounding."""
@@ -73,10 +77,33 @@ def own_sigmas(model: Any, grid: torch.Tensor) -> torch.Tensor:
     return (values if flow else values / (1 - values)).float()
 
 
+class _Rows:
+    """Counts the rows that a model is evaluated on, whatever its guider and its patches do."""
+
+    def __init__(self) -> None:
+        self.seen = 0
+
+    def __call__(self, executor: Callable[..., Any], x: torch.Tensor, *args: Any, **more: Any) -> Any:
+        self.seen += len(x)
+        return executor(x, *args, **more)
+
+
+def _counted(model_options: dict[str, Any]) -> _Rows:
+    """The counter of a run, put around its model by the first who asks."""
+    kind, inside = comfy.patcher_extension.WrappersMP.APPLY_MODEL, model_options.setdefault("transformer_options", {})
+    known = comfy.patcher_extension.get_wrappers_with_key(kind, COUNTER, inside)
+    if not known:
+        known = [_Rows()]
+        comfy.patcher_extension.add_wrapper_with_key(kind, COUNTER, known[0], inside)
+    rows: _Rows = known[0]
+    return rows
+
+
 class GuiderVelocity:
     """A guider in mid-run as the core's velocity: ``v = (z - denoised) / sigma``.
 
-    For noise-prediction models ``sigma_k = sigma / (1 - sigma)`` and ``x = z * (1 + sigma_k)`` first.
+    For noise-prediction models ``sigma_k = sigma / (1 - sigma)`` and ``x = z * (1 + sigma_k)`` first. After a call
+    ``cost`` is what that call evaluated; before the first, what the guidance alone would.
     """
 
     def __init__(
@@ -85,7 +112,7 @@ class GuiderVelocity:
         """``cfg`` is the guider's own unless given."""
         sampling = guider.inner_model.model_sampling
         self._guider, self._denoise, self._extra_args = guider, denoise, extra_args
-        self._flow = is_flow(sampling)
+        self._flow, self._rows = is_flow(sampling), _counted(extra_args["model_options"])
         self.sigma_min = float(to_flow_time(sampling, torch.as_tensor(float(sampling.sigma_min))))
         self.cost = 1 if math.isclose(getattr(guider, "cfg", 1.0) if cfg is None else cfg, 1.0) else 2
 
@@ -97,6 +124,7 @@ class GuiderVelocity:
         """
         own = sigma if self._flow else sigma / (1 - sigma)
         x = z if self._flow else z * (1 + own)
+        before = self._rows.seen
         try:
             times = torch.full((len(x),), own, device=x.device, dtype=x.dtype)
             denoised = self._denoise(x, times, **self._extra_args)
@@ -107,6 +135,7 @@ class GuiderVelocity:
                 f"the model can't read what is connected to it ({error}): the conditioning must come from the text "
                 "encoder that belongs to this model, and so must each ControlNet, LoRA or patch"
             ) from error
+        self.cost = math.ceil((self._rows.seen - before) / len(z))
         return (z - denoised) / sigma
 
 

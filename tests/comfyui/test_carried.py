@@ -18,6 +18,7 @@ from .server import ComfyServer
 from .test_any_model import Built, flow_edited
 from .test_edit_nodes import Pair
 from .test_invert import TINY_SD3, log_stays_clean, node, relative
+from .test_refusals import refusal
 
 __all__ = ["log_stays_clean"]
 
@@ -232,3 +233,40 @@ def test_a_model_patch(name: str, server: ComfyServer, client: Client) -> None:
     assert_returns(saved, pair)
     changed = {"edited"} if name == "cfg" else {"noise", "edited"}  # the inversion has cfg 1
     assert {key for key in ("noise", "edited") if relative(saved[key], plain[key]) > 1e-3} == changed
+
+
+CACHE = {"reuse_threshold": 0.2, "start_percent": 0.15, "end_percent": 0.95, "verbose": False}
+REMEMBERING = {
+    "easycache": node("EasyCache", model=["model", 0], **CACHE),
+    "lazycache": node("LazyCache", model=["model", 0], **CACHE),
+    "Momentum": node("ProbeRemembering", model=["model", 0], kind="Momentum"),
+    "NearestAnswer": node("ProbeRemembering", model=["model", 0], kind="NearestAnswer"),
+}
+
+
+@pytest.mark.parametrize("name", REMEMBERING)
+@pytest.mark.parametrize("where", ["invert", "guider", "edit", "flow"])
+def test_a_patch_that_remembers_is_refused_by_name(where: str, name: str, server: ComfyServer, client: Client) -> None:
+    """Its answers depend on what was asked before; the photo came back at 11 dB, or a TypeError did."""
+    pair = Pair("flux_schnell" if name == "easycache" else "sd3", server)  # core's networks for SD3 don't ask EasyCache
+    graph = pair.edited(pair.graph(steps=8)) | {"patched": REMEMBERING[name]}
+    if where == "flow":
+        flow_edited(graph)
+    graph[where]["inputs"]["model"] = ["patched", 0]
+    if where == "guider":
+        graph["save"]["inputs"]["latent"] = ["back", 0]
+    said = refusal(client, graph)
+    assert f"the patch {name} on the model" in said and "Bypass its node" in said
+
+
+def test_evaluations_of_a_patch_are_counted(server: ComfyServer, client: Client) -> None:
+    """Skip-layer guidance asks the network twice; four questions more make sure that it doesn't remember."""
+    pair, found = Pair("sd3", server), []
+    slg = {"scale": 0.5, "double_layers": "1", "single_layers": "", "rescaling_scale": 0.0}
+    for model in ("model", "patched"):
+        graph = pair.graph("euler", steps=8)
+        graph["patched"] = node("SkipLayerGuidanceDiT", model=["model", 0], start_percent=0.0, end_percent=1.0, **slg)
+        graph["invert"]["inputs"]["model"] = graph["guider"]["inputs"]["model"] = [model, 0]
+        client.run(graph)
+        found.append(int(pair.result()["nfe"]))
+    assert found == [8, 2 * (8 + 4)]

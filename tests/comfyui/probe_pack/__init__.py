@@ -21,6 +21,7 @@ from .carried import ProbeControlNet, ProbeQuantised
 from .heap import ProbeHeap
 from .latents import ProbeShaped
 from .models import ProbeBuilt, ProbeFault, ProbeMemory, ProbePatch, ProbeSchedules, ProbeVaeDigest
+from .remembering import ProbeRemembering
 
 AnyType = io.Custom("*")
 InversionType = io.Custom("DEEPINV_INVERSION")
@@ -257,6 +258,7 @@ class ProbeExtension(ComfyExtension):
             ProbeHeap,
             ProbeSchedules,
             ProbeShaped,
+            ProbeRemembering,
         ]
 
 
