@@ -14,7 +14,7 @@ from ..deepinv_core.errors import DeepInvError
 from ..deepinv_core.images import contact_sheet, to_tensor
 from ..deepinv_core.inversion import Inversion
 from . import adapter
-from .types import ADVANCED, CATEGORY, InversionType, cfg_input, schema_extras, seed_input, share_input
+from .types import ADVANCED, CATEGORY, InversionType, cfg_input, option_input, schema_extras, seed_input, share_input
 
 
 def latent_mask(mask: torch.Tensor, latent: torch.Tensor) -> torch.Tensor:
@@ -119,6 +119,7 @@ def _more_inputs() -> list[io.Input]:
             **ADVANCED,
         ),
         io.Vae.Input("vae", optional=True, tooltip="Only for the sheet: the model's VAE."),
+        option_input("eta_share", default=-1.0, min=-1.0, after="-1 takes the inversion's own."),
     ]
 
 
@@ -233,6 +234,7 @@ class DeepInvEdit(io.ComfyNode):
         ladder_to: float = -1.0,
         ladder_count: int = 4,
         vae: Any = None,
+        eta_share: float = -1.0,
     ) -> io.NodeOutput:
         """Edit."""
         dials = PRESETS.get(preset, Dials(strength, cfg, anchor))
@@ -244,6 +246,7 @@ class DeepInvEdit(io.ComfyNode):
             anchor_share=anchor_share,
             mask=None if mask is None else latent_mask(mask, inversion.noise),
             eta=None if eta < 0 else eta,
+            eta_share=None if eta_share < 0 else eta_share,
             variation=variation,
             fresh=torch.randn(inversion.noise.shape, generator=generator) if variation else None,
         )

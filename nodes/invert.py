@@ -10,9 +10,9 @@ from comfy_api.latest import io
 
 from ..deepinv_core import verdict
 from ..deepinv_core.inversion import Inversion
-from ..deepinv_core.methods import BEST_TRAINING_FREE, METHODS, Method, Options, make_method
+from ..deepinv_core.methods import BEST_TRAINING_FREE, METHODS, Method, Options, make_method, options_of
 from . import adapter
-from .types import ADVANCED, CATEGORY, InversionType, Solver, cfg_input, scheduler_input, schema_extras, seed_input
+from .types import ADVANCED, CATEGORY, InversionType, Solver, cfg_input, option_input, scheduler_input, schema_extras
 
 AUTO = "auto"
 
@@ -24,6 +24,13 @@ def method_menu(names: Iterable[str] = METHODS) -> str:
         f"{name}: {METHODS[name].name}, {METHODS[name].price} evaluations, {METHODS[name].kept}" for name in names
     ]
     return "\n".join(lines)
+
+
+def more_options(names: Iterable[str], *ways: str, but: Iterable[str]) -> list[io.Input]:
+    """Inputs for the options of some methods, of the way ``"up"``, ``"back"`` or both, ``but`` those a node has."""
+    rules = [getattr(METHODS[name], way) for way in ways for name in names]
+    found = dict.fromkeys(option for rule in rules for option in options_of(rule))
+    return [option_input(name) for name in found if name not in but]
 
 
 class ChosenMethod(NamedTuple):
@@ -106,29 +113,9 @@ def _optional_inputs() -> list[io.Input]:
             tooltip="Guidance while inverting. 1 inverts best and costs half; guide on the way back instead.",
             **ADVANCED,
         ),
-        io.Int.Input(
-            "refine",
-            default=-1,
-            min=-1,
-            max=50,
-            optional=True,
-            tooltip="K, evaluations a step that improve the first guess: each makes the photo come back more "
-            "exactly and costs another N evaluations. -1 takes the method's own number.",
-            **ADVANCED,
-        ),
-        io.Float.Input(
-            "tolerance",
-            default=0.0,
-            min=0.0,
-            max=1.0,
-            step=0.0001,
-            round=False,
-            optional=True,
-            tooltip="Stop refining a step once its relative residual is this small, saving time on easy steps. "
-            "0 always does all K.",
-            **ADVANCED,
-        ),
-        seed_input("Only for rf_inversion: which noise it pulls towards.", **ADVANCED),
+        option_input("refine", default=-1, min=-1, max=50, after="-1 takes the method's own number."),
+        option_input("tolerance"),
+        option_input("seed"),
         io.Boolean.Input(
             "keep_trajectory",
             default=True,
@@ -144,6 +131,7 @@ def _optional_inputs() -> list[io.Input]:
             tooltip="Spend N more evaluations to measure how exactly each step can be undone; see the report.",
             **ADVANCED,
         ),
+        *more_options(METHODS, "up", but=("refine", "tolerance", "seed")),
     ]
 
 
@@ -202,11 +190,12 @@ class DeepInvInvert(io.ComfyNode):
         seed: int = 0,
         keep_trajectory: bool = True,
         measure_residual: bool = False,
+        **options: float,
     ) -> io.NodeOutput:
         """Invert."""
         if solver is not None:
             solver.check(model)
-        choice = choose(method, solver, conditioning, refine, tolerance=tolerance, seed=seed)
+        choice = choose(method, solver, conditioning, refine, tolerance=tolerance, seed=seed, **options)
         grid = adapter.levels(model, scheduler, steps, sigmas)
         began = time.perf_counter()
         inversion = adapter.run_inversion(

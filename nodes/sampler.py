@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from comfy_api.latest import io
 
 from ..deepinv_core.methods import METHODS, way_back
 from . import adapter
-from .invert import AUTO, choose, method_menu
+from .invert import AUTO, choose, method_menu, more_options
 from .types import ADVANCED, CATEGORY, Solver, schema_extras
 
-PURE = [name for name, info in METHODS.items() if info.kept == "pure"]
-"""Methods whose way back needs the noise alone: a LATENT carries nothing else."""
+
+def _names() -> list[str]:
+    """Methods whose way back needs no more than the noise and the photo: these can be connected."""
+    return [name for name, entry in METHODS.items() if entry.kept in ("pure", "+z_0")]
 
 
 class DeepInvInversionSampler(io.ComfyNode):
@@ -29,9 +33,9 @@ class DeepInvInversionSampler(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "method",
-                    options=[AUTO, *PURE],
+                    options=[AUTO, *_names()],
                     default=AUTO,
-                    tooltip="How each step's noise is found:\n" + method_menu(PURE),
+                    tooltip="How each step's noise is found:\n" + method_menu(_names()),
                 ),
                 io.Int.Input(
                     "refine",
@@ -49,6 +53,12 @@ class DeepInvInversionSampler(io.ComfyNode):
                     optional=True,
                     tooltip="Only for solvers of the paper's recipe: the prompt they read, usually the empty one.",
                 ),
+                io.Latent.Input(
+                    "latent",
+                    optional=True,
+                    tooltip="Only for rf_inversion: the photo's latent, which its way back is pulled towards.",
+                ),
+                *more_options(_names(), "up", "back", but=("refine",)),
             ],
             outputs=[
                 io.Sampler.Output(
@@ -70,8 +80,12 @@ class DeepInvInversionSampler(io.ComfyNode):
         refine: int,
         solver: adapter.SolverHandle | None = None,
         conditioning: adapter.Conditioning | None = None,
+        latent: dict[str, Any] | None = None,
+        **options: float,
     ) -> io.NodeOutput:
         """Build."""
-        choice = choose(method, solver, conditioning, refine)
-        back = adapter.PlainWayBack(way_back(choice.method, choice.options))
+        choice = choose(method, solver, conditioning, refine, **options)
+        rule = way_back(choice.method, choice.options)
+        photo = None if latent is None else latent["samples"]
+        back = adapter.PlainWayBack(rule, photo, reads_photo=METHODS[choice.method].kept == "+z_0")
         return io.NodeOutput(adapter.PlainInversionSampler(choice.build, choice.solver), back)

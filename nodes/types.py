@@ -9,6 +9,7 @@ from typing import Any
 
 from comfy_api.latest import io
 
+from ..deepinv_core.methods import known_options
 from . import adapter
 
 CATEGORY = "DeepInv"
@@ -45,6 +46,18 @@ def file_state(path: str | Path) -> str:
     """What changes when a file does, for ``fingerprint_inputs``."""
     state = Path(path).stat()
     return f"{path}:{state.st_mtime_ns}:{state.st_size}"
+
+
+def option_input(name: str, *, after: str = "", **changed: Any) -> io.Input:
+    """The input of a method's option as its rule declares it, with ``after`` added to its help."""
+    option = known_options()[name]
+    tooltip = f"{option.help} {after}".strip()
+    settings: dict[str, Any] = {"default": option.default, "min": option.low, "max": option.high, **ADVANCED, **changed}
+    if name == "seed":
+        return seed_input(tooltip, **ADVANCED)
+    if isinstance(option.default, int):
+        return io.Int.Input(name, optional=True, tooltip=tooltip, **settings)
+    return io.Float.Input(name, optional=True, tooltip=tooltip, step=option.step, round=False, **settings)
 
 
 def share_input(name: str, default: float, *, least: float = 0.0, most: float = 1.0, **more: Any) -> io.Input:

@@ -1,6 +1,6 @@
 """Inversion methods, a file each; :mod:`.registry` lists them."""
 
-from .entry import Cost, Entry, Option, option
+from .entry import Cost, Entry, Option, option, options_of
 from .registry import (
     BEST_TRAINING_FREE,
     METHODS,
@@ -28,5 +28,6 @@ __all__ = [
     "method_table",
     "method_values",
     "option",
+    "options_of",
     "way_back",
 ]

@@ -50,12 +50,14 @@ class Option:
         low: least value.
         high: largest value.
         help: what it does, a sentence or two.
+        step: in which a form changes it.
     """
 
     default: int | float
     low: int | float
     high: int | float
     help: str
+    step: float = 0.01
 
     @property
     def kind(self) -> str:
@@ -68,9 +70,9 @@ class Option:
         return isinstance(value, kinds) and not isinstance(value, bool) and self.low <= value <= self.high
 
 
-def option(default: int | float, low: int | float, high: int | float, text: str) -> Any:
-    """A field of a rule that is an option of the method; ``text`` is its help."""
-    return field(default=default, metadata={"option": Option(default, low, high, text)})
+def option(default: int | float, low: int | float, high: int | float, text: str, step: float = 0.01) -> Any:
+    """A field of a rule that is an option of the method; ``text`` is its help, the rest as in :class:`Option`."""
+    return field(default=default, metadata={"option": Option(default, low, high, text, step)})
 
 
 def refine_option(default: int = 3, least: int = 1) -> Any:
@@ -87,7 +89,7 @@ def tolerance_option() -> Any:
     text = (
         "Stop refining a step once its relative residual is this small, saving time on easy steps. 0 always does all K."
     )
-    return option(0.0, 0, 1, text)
+    return option(0.0, 0.0, 1.0, text, step=0.0001)
 
 
 def options_of(rule: Any) -> dict[str, Option]:

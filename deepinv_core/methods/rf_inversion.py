@@ -20,7 +20,10 @@ class TowardsNoise:
     """
 
     gamma: float = option(
-        0.5, 0, 1, "How strongly the way up is pulled towards one random noise: 0 leaves it to the model. Paper: 0.5."
+        0.5,
+        0.0,
+        1.0,
+        "How strongly the way up is pulled towards one random noise: 0 leaves it to the model. Paper: 0.5.",
     )
     seed: int = option(0, 0, 2**64 - 1, "Which noise it pulls towards.")
 
@@ -44,9 +47,11 @@ class TowardsImage:
     """
 
     eta: float = option(
-        0.9, 0, 1, "How strongly the way back is pulled towards the photo: more keeps more of it. Paper: 0.9."
+        0.9, 0.0, 1.0, "How strongly the way back is pulled towards the photo: more keeps more of it. Paper: 0.9."
     )
-    eta_share: float = option(0.25, 0, 1, "On which share of the way back eta acts, from the noise. Paper: a quarter.")
+    eta_share: float = option(
+        0.25, 0.0, 1.0, "On which share of the way back eta acts, from the noise. Paper: a quarter."
+    )
 
     def start(self, z: torch.Tensor, grid: Sequence[float], carried: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """The clean latent that the inversion kept."""

@@ -227,17 +227,35 @@ class PlainInversionSampler(CoreSampler):
 class PlainWayBack(CoreSampler):
     """The matching way back as ComfyUI's SAMPLER: takes the noise as latent_image, gives the photo."""
 
-    def __init__(self, rule: Rule) -> None:
-        self._rule = rule
+    def __init__(self, rule: Rule, photo: torch.Tensor | None = None, *, reads_photo: bool = False) -> None:
+        """``photo`` is the raw latent of the photo, for a rule that reads it."""
+        self._rule, self._photo, self._reads_photo = rule, photo, reads_photo
 
     def walk(self, call: Call) -> torch.Tensor:
         """Noise in, photo out."""
         if not call.latent.any():
             raise DeepInvError("latent_image is empty: connect the noise there, the latent of the sampler that made it")
+        clean = self._clean(call)
 
         def part(call: Call, rows: slice) -> torch.Tensor:
-            velocity = call.velocity
+            velocity, carried = call.velocity, {} if clean is None else {"latent_clean": clean[rows]}
             call.require_memoryless(velocity, torch.zeros_like(call.latent), rows)
-            return integrate(velocity, call.latent, call.grid.flip(0), self._rule, callback=call.callback).z
+            grid = call.grid.flip(0)
+            return integrate(velocity, call.latent, grid, self._rule, carried=carried, callback=call.callback).z
 
         return call.in_parts(part, torch.cat)
+
+    def _clean(self, call: Call) -> torch.Tensor | None:
+        """The photo in model space; None where the rule doesn't read it."""
+        if not self._reads_photo:
+            return None
+        if self._photo is None or self._photo.shape != call.latent.shape:
+            seen = (
+                "none is connected" if self._photo is None else f"one of shape {list(self._photo.shape)} is connected"
+            )
+            raise DeepInvError(
+                f"this way back reads the photo's latent, of shape {list(call.latent.shape)}, and {seen}: connect the "
+                "latent that was inverted to the latent input of the node that this sampler is from"
+            )
+        photo: torch.Tensor = call.guider.inner_model.process_latent_in(self._photo.to(call.latent))
+        return photo

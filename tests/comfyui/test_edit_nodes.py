@@ -381,3 +381,28 @@ def test_stored_noise_survives_the_file(server: ComfyServer, client: Client) -> 
     client.run(graph)
     tensors = load_file(server.base / "output" / "deepinv" / f"{name}.safetensors")
     assert tensors["carried.trajectory"].shape[0] == 7
+
+
+def test_rf_inversion_s_pulls_reach_the_core_from_every_node(server: ComfyServer, client: Client) -> None:
+    """Gamma and the seed on the way up, eta and its share on the way back: Invert and Edit, and the plain pair."""
+    up, back = {"gamma": 0.8, "seed": 3}, {"eta": 0.6, "eta_share": 0.5}
+    pair = Pair("sd3", server)
+    graph = pair.edited(pair.graph("rf_inversion", **up), positive=["inputs", 1], **back)
+    client.run(graph)
+    saved = pair.result()
+    inversion, expected = pair.core(saved, "rf_inversion", **up, **back)
+    other = pair.core(saved, "rf_inversion", seed=3)
+    assert relative(saved["noise"], inversion.noise) < 1e-3 < 1e-2 < relative(other[0].noise, inversion.noise)
+    assert relative(pair.in_model_space(saved["latent"]), expected) < 1e-3 < 1e-2 < relative(other[1], expected)
+
+    samplers = node("DeepInvInversionSampler", method="rf_inversion", refine=-1, latent=["inputs", 0], **up, **back)
+    graph |= {"samplers": samplers, "no_noise": node("DisableNoise")}
+    for name, sampler, latent in (("up", 0, ["inputs", 0]), ("down", 1, ["up", 0])):
+        links = {"noise": ["no_noise", 0], "guider": ["guider", 0], "sigmas": ["invert", 1]}
+        graph[name] = node("SamplerCustomAdvanced", **links, sampler=["samplers", sampler], latent_image=latent)
+    graph["save"]["inputs"]["latent"] = ["down", 0]
+    client.run(graph)
+    assert relative(pair.in_model_space(pair.result()["latent"]), expected) < 1e-3
+    del samplers["inputs"]["latent"]
+    with pytest.raises(client.module.WorkflowError, match=r"reads the photo's latent.*none is connected"):
+        client.run(graph)
