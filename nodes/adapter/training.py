@@ -25,7 +25,7 @@ from ...training.objectives import Bound
 from .latents import as_taken
 from .models import model_info
 from .prompts import Prompts, read, stack
-from .sampling import Call, run_inside
+from .sampling import SEED, Call, run_inside
 from .velocity import GuiderVelocity, checked_grid, give_back, schedule
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ class _Guider(comfy.samplers.CFGGuider):
         """Some of the conditionings for a latent ``[B, C, ...]``."""
         conds = {k: [entry.copy() for entry in self.unfitted[entries]] for k in ("positive", "negative")}
         fitted: dict[str, list[dict[str, Any]]] = comfy.samplers.process_conds(
-            self.inner_model, latent, conds, latent.device, latent_image=latent, latent_shapes=[latent.shape]
+            self.inner_model, latent, conds, latent.device, latent_image=latent, seed=SEED, latent_shapes=[latent.shape]
         )
         return fitted
 

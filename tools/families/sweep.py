@@ -15,7 +15,7 @@ PACK_NAME = "deepinv_families"
 CLOSE = 1e-3
 """Relative distance of what comes back from the latent that was inverted."""
 
-FELT = 1e-3
+FELT = 5e-6
 """Relative distance that an edit, or a reference image left out on the way back, has to make at least."""
 
 TIMEOUT = 300.0

@@ -137,7 +137,8 @@ def prompt(name: str, seed: int, *, reference: bool) -> list[list[Any]]:
 def _value(value: Any, generator: torch.Generator) -> Any:
     if isinstance(value, str):
         word, *sides = value.split()
-        return torch.full((1, *map(int, sides)), 1 if word == "ones" else 7, dtype=torch.int)
+        shape = (1, *map(int, sides))
+        return torch.ones(shape, dtype=torch.int) if word == "ones" else torch.randint(60, shape, generator=generator)
     if isinstance(value, list) and isinstance(value[0], list):
         return [torch.randn(shape, generator=generator) for shape in value]
     return torch.randn(value, generator=generator) if isinstance(value, list) else value
