@@ -34,6 +34,7 @@ class Inversion:
         nfe_residual: extra evaluations spent on measuring it.
         model: fingerprint of the base model, "" if unknown.
         prompt: what it was inverted under, in its caller's own form, None if unknown; no file keeps it.
+        mask: where the inverted latent may change, in its caller's own form, None for all of it; no file keeps it.
     """
 
     noise: torch.Tensor
@@ -46,6 +47,7 @@ class Inversion:
     nfe_residual: int = 0
     model: str = ""
     prompt: Any = None
+    mask: Any = None
 
     @property
     def kept(self) -> str:

@@ -42,6 +42,24 @@ def latent_mask(mask: torch.Tensor, latent: torch.Tensor) -> torch.Tensor:
     return small.reshape(len(mask), 1, *[1] * (latent.ndim - 4), *latent.shape[-2:])
 
 
+def both_masks(mask: torch.Tensor | None, inversion: Inversion) -> torch.Tensor | None:
+    """What is white in a MASK and in the noise mask of the latent that was inverted, as the core's mask.
+
+    Raises:
+        DeepInvError: nothing is; or as :func:`latent_mask`.
+    """
+    found = [latent_mask(one, inversion.noise) for one in (inversion.mask, mask) if one is not None]
+    if not found:
+        return None
+    shared = found[0] if len(found) == 1 else torch.minimum(*found)
+    if not bool((shared > 0).any()):
+        raise DeepInvError(
+            "the mask and the noise mask of the inverted latent share no pixel, so nothing would be edited: take one "
+            "away"
+        )
+    return shared
+
+
 def edit_outputs() -> list[io.Output]:
     """What an edit gives, whatever made it."""
     return [
@@ -160,7 +178,8 @@ def _optional_inputs() -> list[io.Input]:
         io.Mask.Input(
             "mask",
             optional=True,
-            tooltip="White is edited, black comes back exactly as it was in the latent; grey blends.",
+            tooltip="White is edited, black comes back exactly as it was in the latent; grey blends. Where the "
+            "inverted latent has a noise mask, only what is white in both is edited.",
         ),
         share_input(
             "anchor_share",
@@ -244,7 +263,7 @@ class DeepInvEdit(io.ComfyNode):
         hold = Hold(
             anchor=dials.anchor,
             anchor_share=anchor_share,
-            mask=None if mask is None else latent_mask(mask, inversion.noise),
+            mask=both_masks(mask, inversion),
             eta=None if eta < 0 else eta,
             eta_share=None if eta_share < 0 else eta_share,
             variation=variation,

@@ -35,7 +35,10 @@ class DeepInvSaveInversion(io.ComfyNode):
         """Save."""
         path = adapter.new_inversion_path(safe_name(name.removesuffix(".safetensors")))
         save_inversion(path, inversion)
-        return io.NodeOutput(path.name, ui=ui.PreviewText(f"saved as {path.name} in {path.parent}"))
+        said = f"saved as {path.name} in {path.parent}"
+        if inversion.mask is not None:
+            said += "; its latent's noise mask is not kept: connect the mask to DeepInv Edit"
+        return io.NodeOutput(path.name, ui=ui.PreviewText(said))
 
 
 class DeepInvLoadInversion(io.ComfyNode):

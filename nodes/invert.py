@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from comfy_api.latest import io
@@ -208,6 +209,7 @@ class DeepInvInvert(io.ComfyNode):
             keep_trajectory=keep_trajectory,
             measure_residual=measure_residual,
         )
+        inversion = replace(inversion, mask=latent.get("noise_mask"))
         report = describe(inversion, time.perf_counter() - began, cfg, chosen_by_us=method == AUTO)
         if names := adapter.patch_names(model):
             report += f"\npatched ({', '.join(names)}): {adapter.QUESTIONS} questions more, counted, answered alike"

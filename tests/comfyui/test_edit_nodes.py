@@ -406,3 +406,30 @@ def test_rf_inversion_s_pulls_reach_the_core_from_every_node(server: ComfyServer
     del samplers["inputs"]["latent"]
     with pytest.raises(client.module.WorkflowError, match=r"reads the photo's latent.*none is connected"):
         client.run(graph)
+
+
+def test_edit_obeys_the_noise_mask_of_the_inverted_latent(server: ComfyServer, client: Client) -> None:
+    """As a mask of its own does; both together leave what is white in both."""
+    pair, saved = Pair("sd3", server), []
+    for latent, own in (("masked", False), ("inputs", True), ("masked", True)):
+        graph = pair.edited(
+            pair.graph(), cfg=1.0, **({"mask": ["top" if latent == "masked" else "left", 0]} if own else {})
+        )
+        graph["none"] = node("SolidMask", value=0.0, width=64, height=64)
+        for name, width, height in (("left", 32, 64), ("top", 64, 32)):
+            graph[f"{name} part"] = node("SolidMask", value=1.0, width=width, height=height)
+            graph[name] = node(
+                "MaskComposite", destination=["none", 0], source=[f"{name} part", 0], x=0, y=0, operation="add"
+            )
+        graph["masked"] = node("SetLatentNoiseMask", samples=["inputs", 0], mask=["left", 0])
+        graph["invert"]["inputs"]["latent"] = [latent, 0]
+        client.run(graph)
+        saved.append(pair.result()["latent"])
+    by_latent, by_input, by_both = saved
+    assert torch.equal(by_latent, by_input)
+    assert (
+        relative(by_latent[..., 4:], pair.latent[..., 4:]) < 1e-5 < relative(by_latent[..., :4], pair.latent[..., :4])
+    )
+    assert relative(by_both[..., 4:, :], pair.latent[..., 4:, :]) < 1e-5
+    assert relative(by_both[..., 4:], pair.latent[..., 4:]) < 1e-5
+    assert relative(by_both[..., :4, :4], pair.latent[..., :4, :4]) > 1e-3
