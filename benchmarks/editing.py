@@ -24,7 +24,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from ..deepinv_core.editing import Hold, edit, flow_edit
+from ..deepinv_core.editing import EditOptions, edit, flow_edit
 from ..deepinv_core.inversion import Inversion, Reconstruction, invert
 from ..deepinv_core.methods import BEST_TRAINING_FREE, METHODS, make_method
 from ..deepinv_core.metrics import psnr
@@ -88,7 +88,7 @@ class Edits:
         made = make_method(method, solver=solver)
         return invert(self.model.velocity(""), self.latent, uniform_grid(STEPS), made, keep_trajectory=True)
 
-    def edited(self, inversion: Callable[[], Inversion], hold: Hold, cfg: float) -> dict[str, float]:
+    def edited(self, inversion: Callable[[], Inversion], hold: EditOptions, cfg: float) -> dict[str, float]:
         """An inversion sampled back as the target classes."""
         return self.judged(edit(self._under(self.target, cfg), inversion(), hold))
 
@@ -115,7 +115,7 @@ def measure(edits: Edits, store: Store) -> list[Row]:
             continue
         inversion = cache(partial(edits.inverted, name, solver))
         for cfg, strength, anchor in dials(name == ("deepinv" if solver else BEST_TRAINING_FREE)):
-            runs[name, cfg, strength, anchor] = partial(edits.edited, inversion, Hold(strength, anchor), cfg)
+            runs[name, cfg, strength, anchor] = partial(edits.edited, inversion, EditOptions(strength, anchor), cfg)
     runs |= {("flowedit", 5.5, round(1 - skip, 2), 0.0): partial(edits.flow, skip) for skip in SKIPS}
 
     def measured(key: tuple[Any, ...]) -> list[Row]:

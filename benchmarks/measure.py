@@ -13,7 +13,7 @@ from typing import Final
 import torch
 from torch import Tensor, nn
 
-from ..deepinv_core.editing import Hold, edit
+from ..deepinv_core.editing import EditOptions, edit
 from ..deepinv_core.errors import DeepInvError
 from ..deepinv_core.flow import Velocity
 from ..deepinv_core.inversion import Inversion, Reconstruction, invert, latent_snr, reconstruct, with_residual
@@ -32,7 +32,7 @@ from .photos import CLASSES, Images
 from .quality import against_photo, losses, summary, whiteness
 from .store import Row
 
-ASSISTED: Final = Hold(anchor=0.5, anchor_share=0.5)
+ASSISTED: Final = EditOptions(anchor=0.5, anchor_share=0.5)
 """The way back of DeepInv's released test code: half of the trajectory blended in, on the noisier half."""
 
 RESIDUAL_IMAGES: Final = 8
@@ -56,7 +56,7 @@ def there_and_back(
     method: Method,
     *,
     down: Velocity | None = None,
-    hold: Hold | None = None,
+    hold: EditOptions | None = None,
     keep_trajectory: bool = False,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Trip:

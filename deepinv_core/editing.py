@@ -1,4 +1,4 @@
-"""Edit a photo: sample its inversion back under another prompt, held to the photo as much as is wanted."""
+"""Edit a photo: sample its inversion back under another prompt, tied to the photo as much as is wanted."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from .schedule import custom_grid
 
 
 @dataclass(frozen=True)
-class Hold:
-    """How an edit is held to the photo.
+class EditOptions:
+    """How much of the photo an edit may change, and where.
 
     Attributes:
         strength: how early the edit starts, as a share of the steps from the image: 1 begins at the noise and may
@@ -45,7 +45,7 @@ class Hold:
     variation: float = 0.0
     fresh: torch.Tensor | None = None
 
-    def rows(self, rows: slice) -> Hold:
+    def rows(self, rows: slice) -> EditOptions:
         """For some images of a batch."""
         return replace(self, mask=rows_of(self.mask, rows), fresh=rows_of(self.fresh, rows))
 
@@ -56,28 +56,28 @@ class Hold:
 
 
 def edit(
-    velocity: Velocity, inversion: Inversion, hold: Hold | None = None, *, callback: Callback | None = None
+    velocity: Velocity, inversion: Inversion, options: EditOptions | None = None, *, callback: Callback | None = None
 ) -> Reconstruction:
     """Sample an inversion back under the prompt of ``velocity``.
 
     Args:
         velocity: base model with the target prompt; guidance as bound.
-        inversion: of the photo, with its trajectory kept unless ``hold`` leaves it unused.
-        hold: how the edit is held to the photo; None not at all.
+        inversion: of the photo, with its trajectory kept unless ``options`` leaves it unused.
+        options: what ties the edit to the photo; None for nothing.
         callback: called after each step.
 
     Raises:
         DeepInvError: the trajectory is needed and was not kept, or a mask that doesn't fit.
     """
-    hold = hold or Hold()
-    count = math.ceil(hold.strength * inversion.steps - 1e-9)
+    options = options or EditOptions()
+    count = math.ceil(options.strength * inversion.steps - 1e-9)
     needs = [
         name
         for name, needed in (
             ("strength below 1", count < inversion.steps),
-            ("an anchor", hold.anchor > 0),
-            ("a mask", hold.mask is not None),
-            ("a variation", hold.variation > 0),
+            ("an anchor", options.anchor > 0),
+            ("a mask", options.mask is not None),
+            ("a variation", options.variation > 0),
         )
         if needed
     ]
@@ -93,37 +93,41 @@ def edit(
         return Reconstruction(start, 0)
     if "previous" in carried and trajectory is not None:
         carried["previous"] = trajectory[count - 1]
-    if trajectory is not None and hold.variation > 0:
-        start = _varied(start, trajectory[0], float(inversion.sigmas[count]), hold)
+    if trajectory is not None and options.variation > 0:
+        start = _varied(start, trajectory[0], float(inversion.sigmas[count]), options)
         if "previous" in carried:
-            carried["previous"] = _varied(carried["previous"], trajectory[0], float(inversion.sigmas[count - 1]), hold)
-    rule = _held(inversion, hold, trajectory)
+            carried["previous"] = _varied(
+                carried["previous"], trajectory[0], float(inversion.sigmas[count - 1]), options
+            )
+    rule = _rule(inversion, options, trajectory)
     walk = integrate(velocity, start, inversion.sigmas[: count + 1].flip(0), rule, carried=carried, callback=callback)
     return Reconstruction(walk.z, walk.nfe)
 
 
-def _varied(z: torch.Tensor, clean: torch.Tensor, sigma: float, hold: Hold) -> torch.Tensor:
+def _varied(z: torch.Tensor, clean: torch.Tensor, sigma: float, options: EditOptions) -> torch.Tensor:
     """``z = (1-sigma)*z_0 + sigma*noise`` with its noise turned towards a fresh one of the same length."""
-    if hold.fresh is None or hold.fresh.shape != z.shape:
-        given = None if hold.fresh is None else list(hold.fresh.shape)
+    if options.fresh is None or options.fresh.shape != z.shape:
+        given = None if options.fresh is None else list(options.fresh.shape)
         raise DeepInvError(f"a variation needs fresh noise of shape {list(z.shape)}, {given} was given")
     if sigma <= 0:
         return z
-    noise, fresh = (z - (1 - sigma) * clean) / sigma, hold.fresh.to(z)
+    noise, fresh = (z - (1 - sigma) * clean) / sigma, options.fresh.to(z)
     fresh = fresh * per_sample(norm(noise) / norm(fresh).clamp_min(1e-12), z)
-    angle = hold.variation * math.pi / 2
+    angle = options.variation * math.pi / 2
     varied = (1 - sigma) * clean + sigma * (math.cos(angle) * noise + math.sin(angle) * fresh)
-    return varied if hold.mask is None else torch.lerp(z, varied, hold.mask.to(z).expand_as(z))
+    return varied if options.mask is None else torch.lerp(z, varied, options.mask.to(z).expand_as(z))
 
 
-def _held(inversion: Inversion, hold: Hold, trajectory: torch.Tensor | None) -> Rule:
-    changed = {name: value for name, value in (("eta", hold.eta), ("eta_share", hold.eta_share)) if value is not None}
+def _rule(inversion: Inversion, options: EditOptions, trajectory: torch.Tensor | None) -> Rule:
+    changed = {
+        name: value for name, value in (("eta", options.eta), ("eta_share", options.eta_share)) if value is not None
+    }
     rule = way_back(inversion.method, {**inversion.options, **changed})
-    if trajectory is not None and hold.anchor > 0:
-        rule = Anchored(rule, trajectory, hold.anchor, hold.anchor_share)
-    if trajectory is not None and hold.mask is not None:
-        _check_mask(hold.mask, trajectory.shape[1:])
-        rule = Masked(rule, trajectory, hold.mask)
+    if trajectory is not None and options.anchor > 0:
+        rule = Anchored(rule, trajectory, options.anchor, options.anchor_share)
+    if trajectory is not None and options.mask is not None:
+        _check_mask(options.mask, trajectory.shape[1:])
+        rule = Masked(rule, trajectory, options.mask)
     return rule
 
 
@@ -162,7 +166,7 @@ def flow_edit(
             50 steps on SD3 and 4 of 28 on FLUX.
         refine: last steps sampled plainly under the target.
         seed: of the noises.
-        mask: as in :class:`Hold`; outside it z_0 comes back exactly.
+        mask: as in :class:`EditOptions`; outside it z_0 comes back exactly.
         callback: called after each step.
 
     Raises:

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from comfy_api.latest import io
 
-from ..deepinv_core.editing import Hold
+from ..deepinv_core.editing import EditOptions
 from ..deepinv_core.errors import DeepInvError
 from ..deepinv_core.images import contact_sheet, to_tensor
 from ..deepinv_core.inversion import Inversion
@@ -260,7 +260,7 @@ class DeepInvEdit(io.ComfyNode):
         away = inversion.prompt if negative is None else negative
         target = adapter.Prompt(positive, away, dials.cfg)
         generator = torch.Generator().manual_seed(variation_seed)
-        hold = Hold(
+        hold = EditOptions(
             anchor=dials.anchor,
             anchor_share=anchor_share,
             mask=both_masks(mask, inversion),

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from ...deepinv_core.editing import Hold, flow_edit
+from ...deepinv_core.editing import EditOptions, flow_edit
 from ...deepinv_core.errors import DeepInvError
 from ...deepinv_core.images import save_png, to_image, to_tensor
 from ..cases import Case
@@ -72,7 +72,7 @@ class Editor:
             model.grid(self.base.steps, latent),
             case.method_of(self.base.solver, o.seed),
             down=model.velocity(item.target, cfg=o.cfg),
-            hold=Hold(o.strength, o.anchor, mask=self._mask(latent, item)) if held else None,
+            hold=EditOptions(o.strength, o.anchor, mask=self._mask(latent, item)) if held else None,
         )
         kept = "trajectory" if held else trip.inversion.kept
         return trip.back.latent, {"kept": kept, "nfe": trip.inversion.nfe + trip.back.nfe}
@@ -115,7 +115,7 @@ def run(args: argparse.Namespace) -> None:
     names = common.words(args.metrics, tuple(METRICS), "--metrics has")
     categories = common.words(args.categories, tuple(CATEGORIES), "--categories has")
     items = {item.key: item for item in read_items(args.pie_bench, categories)[: args.limit]}
-    Hold(args.strength, args.anchor)  # refuse before loading anything
+    EditOptions(args.strength, args.anchor)  # refuse before loading anything
     folders = given(args.edited)
     asked = None if args.edit is None else common.choices(args.edit, flowedit=True)
     device = "cuda" if torch.cuda.is_available() else "cpu"

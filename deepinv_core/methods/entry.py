@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from functools import cached_property
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 from ..integrator import Rule
 from .explicit import Euler
-
-R = TypeVar("R")
 
 Kept = Literal["pure", "+z_0", "+pair", "exact"]
 """What the way back reads besides the noise: nothing, the clean latent, the last two latents, the trajectory."""
@@ -104,16 +102,16 @@ def options_of(rule: Any) -> dict[str, Option]:
     return found
 
 
-def with_values(rule: R, values: Mapping[str, Any]) -> R:
+def with_values(rule: Any, values: Mapping[str, Any]) -> Any:
     """A rule with other values in its fields, and in those of the parts it is made of, by the fields' names."""
     changed = {}
-    for one in fields(rule):  # type: ignore[arg-type]
+    for one in fields(rule):
         value = getattr(rule, one.name)
         if one.name in values:
             changed[one.name] = values[one.name]
         elif is_dataclass(value):
             changed[one.name] = with_values(value, values)
-    return replace(rule, **changed)  # type: ignore[type-var]
+    return replace(rule, **changed)
 
 
 EULER_BACK = Euler()

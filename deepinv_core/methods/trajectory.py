@@ -1,4 +1,4 @@
-"""Ways back that are held to the inversion's own trajectory: for edits that keep a layout or a background."""
+"""Ways back that keep to the inversion's own trajectory: for edits that keep a layout or a background."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ import comfy.samplers
 import torch
 from comfy_execution.graph_utils import ExecutionBlocker
 
-from ...deepinv_core.editing import Hold, edit, flow_edit
+from ...deepinv_core.editing import EditOptions, edit, flow_edit
 from ...deepinv_core.inversion import Inversion, Reconstruction
 from ...deepinv_core.memory import rows_of
 from .latents import check_latent
@@ -72,7 +72,7 @@ class PairGuider(comfy.samplers.CFGGuider):
         return GuiderVelocity(self, denoise, extra_args, cfg=self._cfg[side])
 
 
-def run_edit(model: Any, inversion: Inversion, target: Prompt, hold: Hold) -> tuple[torch.Tensor, int]:
+def run_edit(model: Any, inversion: Inversion, target: Prompt, hold: EditOptions) -> tuple[torch.Tensor, int]:
     """Sample an inversion back under a prompt: the raw latent, and the NFE.
 
     Raises:

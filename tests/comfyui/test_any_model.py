@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from comfyui_deepinv.deepinv_core.editing import Hold, edit, flow_edit
+from comfyui_deepinv.deepinv_core.editing import EditOptions, edit, flow_edit
 from comfyui_deepinv.deepinv_core.inversion import invert
 from comfyui_deepinv.deepinv_core.methods import make_method
 
@@ -215,7 +215,7 @@ def test_edits_of_batches_and_aspect_ratios_are_the_core_s(
     pair = Pair("sd3", server, batch=batch, size=size)
     client.run(pair.edited(pair.graph(), strength=0.75))
     saved = pair.result()
-    expected = edit(pair.velocity("target", saved), kept(pair, saved), Hold(strength=0.75)).latent
+    expected = edit(pair.velocity("target", saved), kept(pair, saved), EditOptions(strength=0.75)).latent
     assert saved["latent"].shape == (batch, 16, *size)
     assert relative(pair.in_model_space(saved["latent"]), expected) < 2e-3
     client.run(flow_edited(pair.graph()))

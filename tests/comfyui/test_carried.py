@@ -9,7 +9,7 @@ import torch
 from diffusers import SD3ControlNetModel
 from safetensors.torch import load_file, save_file
 
-from comfyui_deepinv.deepinv_core.editing import Hold, edit
+from comfyui_deepinv.deepinv_core.editing import EditOptions, edit
 from comfyui_deepinv.deepinv_core.inversion import invert
 from comfyui_deepinv.deepinv_core.methods import Options, make_method
 
@@ -76,7 +76,7 @@ def gaps(saved: dict[str, torch.Tensor], pair: Pair) -> tuple[float, float]:
     method = make_method("anderson", Options(refine=CONVERGED["refine"], tolerance=CONVERGED["tolerance"]))
     latent, grid = pair.in_model_space(pair.latent), saved["sigmas"]
     inversion = invert(pair.velocity("source", saved), latent, grid, method, keep_trajectory=True)
-    edited = edit(pair.velocity("target", saved, 2.0), inversion, Hold(strength=0.75)).latent
+    edited = edit(pair.velocity("target", saved, 2.0), inversion, EditOptions(strength=0.75)).latent
     return relative(saved["noise"], inversion.noise), relative(pair.in_model_space(saved["edited"]), edited)
 
 

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from comfyui_deepinv.deepinv_core.editing import Hold, edit, flow_edit
+from comfyui_deepinv.deepinv_core.editing import EditOptions, edit, flow_edit
 from comfyui_deepinv.deepinv_core.images import to_tensor
 from comfyui_deepinv.deepinv_core.inversion import invert, load_inversion
 from comfyui_deepinv.deepinv_core.methods import METHODS, make_method
@@ -71,13 +71,15 @@ class Pair(Tiny):
 @pytest.mark.parametrize(
     ("inputs", "hold"),
     [
-        ({}, Hold()),
-        ({"cfg": 3.0, "negative": ["negative", 1]}, Hold()),
-        ({"strength": 0.5}, Hold(strength=0.5)),
-        ({"anchor": 0.4, "anchor_share": 0.7}, Hold(anchor=0.4, anchor_share=0.7)),
+        ({}, EditOptions()),
+        ({"cfg": 3.0, "negative": ["negative", 1]}, EditOptions()),
+        ({"strength": 0.5}, EditOptions(strength=0.5)),
+        ({"anchor": 0.4, "anchor_share": 0.7}, EditOptions(anchor=0.4, anchor_share=0.7)),
     ],
 )
-def test_edit_is_the_core_s(kind: str, inputs: dict[str, Any], hold: Hold, server: ComfyServer, client: Client) -> None:
+def test_edit_is_the_core_s(
+    kind: str, inputs: dict[str, Any], hold: EditOptions, server: ComfyServer, client: Client
+) -> None:
     pair = Pair(kind, server)
     client.run(pair.edited(pair.graph(), **inputs))
     saved = pair.result()
@@ -100,7 +102,7 @@ def test_every_method_can_be_edited(method: str, server: ComfyServer, client: Cl
     client.run(pair.edited(pair.graph(method), strength=0.5))
     saved = pair.result()
     inversion = kept(pair, saved, method)
-    expected = edit(pair.velocity("target", saved), inversion, Hold(strength=0.5)).latent
+    expected = edit(pair.velocity("target", saved), inversion, EditOptions(strength=0.5)).latent
     assert relative(pair.in_model_space(saved["latent"]), expected) < 5e-3
 
 
@@ -147,7 +149,7 @@ def test_without_a_negative_it_is_what_the_photo_was_inverted_under(server: Comf
         cfg=3.0,
         sigma_min=float(saved["sigma_min"]),
     )
-    expected = edit(source, kept(pair, saved), Hold())
+    expected = edit(source, kept(pair, saved), EditOptions())
     assert relative(pair.in_model_space(saved["latent"]), expected.latent) < 2e-3
     assert "negative: none is connected, so the prompt that the photo was inverted under" in texts(result)
 

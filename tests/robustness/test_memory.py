@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from comfyui_deepinv.deepinv_core.editing import Hold, edit, flow_edit
+from comfyui_deepinv.deepinv_core.editing import EditOptions, edit, flow_edit
 from comfyui_deepinv.deepinv_core.errors import DeepInvError
 from comfyui_deepinv.deepinv_core.inversion import Inversion, Reconstruction, invert, reconstruct, with_residual
 from comfyui_deepinv.deepinv_core.memory import in_parts, out_of_memory, rows_of
@@ -114,7 +114,7 @@ def test_divided_edits_are_the_same() -> None:
     latent = GaussianMixture().sample(5)
     mask = torch.rand(5, 1, *latent.shape[2:], generator=torch.Generator().manual_seed(1))
     up = there(Small(5), latent, make_method("anderson", Options()), keep_trajectory=True)
-    hold = Hold(strength=0.75, anchor=0.2, mask=mask)
+    hold = EditOptions(strength=0.75, anchor=0.2, mask=mask)
 
     def edited(small: Small, rows: slice) -> Reconstruction:
         return edit(small.of(rows), up.rows(rows), hold.rows(rows))

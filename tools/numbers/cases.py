@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from ...deepinv_core.demo import PHOTOS
-from ...deepinv_core.editing import Hold, edit, flow_edit
+from ...deepinv_core.editing import EditOptions, edit, flow_edit
 from ...deepinv_core.errors import DeepInvError
 from ...deepinv_core.flow import Velocity
 from ...deepinv_core.images import load_photo
@@ -129,7 +129,7 @@ def edits(
     found = {}
     for name in ("anderson_extrapolated", "leapfrog", "rf_inversion", "direct_alignment"):
         up = invert(source, z, grid, make_method(name), keep_trajectory=True)
-        found[f"edit, {name}"] = edit(target, up, Hold(strength=0.75, anchor=0.2, mask=mask)).latent
+        found[f"edit, {name}"] = edit(target, up, EditOptions(strength=0.75, anchor=0.2, mask=mask)).latent
     found["flow_edit"] = flow_edit(source, target, z, grid, seed=3, refine=1, mask=mask).latent
     return found
 

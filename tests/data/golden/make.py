@@ -22,7 +22,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from comfyui_deepinv.deepinv_core import checkpoint
-from comfyui_deepinv.deepinv_core.editing import Hold, edit
+from comfyui_deepinv.deepinv_core.editing import EditOptions, edit
 from comfyui_deepinv.deepinv_core.inversion import (
     invert,
     load_inversion,
@@ -229,7 +229,7 @@ def _inversions(folder: Path, given: dict[str, torch.Tensor]) -> Iterator[tuple[
             source, target = (models[found.model].velocity(prompt) for prompt in ("", "cat"))
         yield path.stem, reconstruct(source, found).latent
         if "trajectory" in found.carried and found.model:
-            hold = Hold(strength=0.7, anchor=0.2, mask=given["input.mask"])
+            hold = EditOptions(strength=0.7, anchor=0.2, mask=given["input.mask"])
             yield f"{path.stem} edited", edit(target, found, hold).latent
 
 
