@@ -7,10 +7,12 @@ told from it by eye, below 24 dB it is another picture. ``docs/troubleshooting.m
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-from .drift import Drift
 from .inversion import Inversion
+
+if TYPE_CHECKING:
+    from .drift import Drift
 
 GOOD_DB: Final = 35.0
 FAIR_DB: Final = 24.0

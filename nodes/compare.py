@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from comfy_api.latest import io, ui
 
 from ..deepinv_core import verdict
-from ..deepinv_core.drift import SMALLEST_SIDE, Drift, drift
 from ..deepinv_core.errors import DeepInvError
 from ..deepinv_core.images import difference_picture
 from ..deepinv_core.metrics import SSIM_SMALLEST_SIDE, compare, psnr, ssim
 from .types import ADVANCED, CATEGORY, schema_extras
+
+if TYPE_CHECKING:
+    from ..deepinv_core.drift import Drift
 
 GAP = 8
 """Pixels between the pictures of the grid."""
@@ -122,6 +124,8 @@ class DeepInvCompare(io.ComfyNode):
                 )
             columns.insert(1, ceiling)
             numbers = compare(photo, made, ceiling)
+        from ..deepinv_core.drift import SMALLEST_SIDE, drift  # here: scipy's optimizers take long to import
+
         large = min(photo.shape[2:]) >= SMALLEST_SIDE
         moves = [drift(*pair) for pair in zip(photo, made, strict=True)] if large else []
         sheet = grid(columns)

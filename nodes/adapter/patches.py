@@ -93,7 +93,7 @@ def require_memoryless(patcher: Any, velocity: GuiderVelocity, latent: torch.Ten
     network = patcher.model
     allowed = TOLERANCE.get(network.manual_cast_dtype or network.get_dtype(), EXACTLY)
     apart = float(relative_error(again, first).max())
-    if not apart <= allowed:
+    if apart > allowed:  # NaN is no memory: the walk says at which step it comes
         raise _refusal(names, f"answers the same question otherwise after another one, by {apart:.1%}")
     return spent
 

@@ -120,6 +120,9 @@ def test_a_training_with_little_memory_takes_the_same_steps(server: ComfyServer,
     assert losses[0] and losses[0] == pytest.approx(losses[1], rel=1e-3)
 
 
+QUESTIONS = 4
+"""What a patched model is asked before a walk, to find out whether it remembers."""
+
 SENTENCE = r"the model returned NaN or infinity at step \d+, sigma [01]\.\d{4}: a finite velocity is needed"
 
 
@@ -134,7 +137,7 @@ def test_nan_in_the_middle_is_named(name: str, server: ComfyServer, client: Clie
     elif name == "plain way back":
         graph = plain(graph, 1, ["inputs", 0], ["invert", 1], method="euler", refine=-1)
     who = {"flow edit": "flow", "way back": "guider", "plain way back": "guider"}.get(name, name)
-    said = refusal(client, faulty(graph, who, nan_from=3))
+    said = refusal(client, faulty(graph, who, nan_from=3 + QUESTIONS))  # which a patched model is asked before
     assert re.search(SENTENCE, said), said
     step = int(re.search(r"step (\d+)", said)[1])
     assert step == {"invert": 2, "flow edit": 2}.get(name, 3), said  # counted from the photo
