@@ -8,7 +8,7 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageChops, ImageCms
+from PIL import Image, ImageChops
 
 BACKGROUND: Final = "white"
 """What shows through where a picture is transparent."""
@@ -129,6 +129,8 @@ def _fitting_scale(image: Image.Image, kind: np.dtype[np.uint32] | None) -> floa
 
 def _from_profile(image: Image.Image, profile: bytes) -> tuple[Image.Image, str]:
     """The image in sRGB, and what was done: nothing where the profile says sRGB."""
+    from PIL import ImageCms  # here: the library it loads takes longer than the rest of the pack
+
     try:
         if len(profile) > MAX_PROFILE:
             raise ValueError
@@ -146,8 +148,10 @@ def _from_profile(image: Image.Image, profile: bytes) -> tuple[Image.Image, str]
         return image, "a broken colour profile ignored"
 
 
-def _moves(transform: ImageCms.ImageCmsTransform) -> bool:
+def _moves(transform: Any) -> bool:
     """Whether a transform from RGB to RGB changes any colour by more than :data:`SAME`."""
+    from PIL import ImageCms  # here: the library it loads takes longer than the rest of the pack
+
     levels = np.linspace(0, 255, 9).astype(np.uint8)
     probe = np.stack(np.meshgrid(levels, levels, levels), -1).reshape(9, 81, 3)
     moved = np.asarray(ImageCms.applyTransform(Image.fromarray(probe), transform))
