@@ -1,4 +1,4 @@
-"""A method as someone would add it, and what DeepInv Invert's menu then shows: one line of JSON.
+"""A method is added, and this is what DeepInv Invert's menu then shows: one line of JSON.
 
 python tests/comfyui/toy_method.py COMFYUI
 """
@@ -7,33 +7,13 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from import_cost import load_comfyui
 from run_comfyui import install_repairs
 
-from comfyui_deepinv.deepinv_core.integrator import Advance
-from comfyui_deepinv.deepinv_core.methods import METHODS, Cost, Entry, option
-
-
-@dataclass(frozen=True)
-class Lazy:
-    """Half a step, asked at both ends."""
-
-    laziness: float = option(0.25, 0.0, 2.0, "How much of each step is left out.")
-
-    def start(self, z: Any, grid: Any, carried: Any) -> None:
-        """Nothing to remember."""
-
-    def step(self, v: Any, z: Any, step: Any, state: Any) -> Advance:
-        """Two evaluations."""
-        mean = (v(z, step.sigma) + v(z, step.sigma_next)) / 2
-        return Advance(z + (1 - self.laziness) * step.h * mean)
-
-
-LAZY = Entry("lazy", "Lazy steps", Lazy(), cost=Cost(2), source="2600.00000")
+from comfyui_deepinv.deepinv_core.methods import METHODS
+from comfyui_deepinv.tests.core.lazy_method import LAZY
 
 
 def main(comfyui: str) -> None:

@@ -2,49 +2,27 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from comfyui_deepinv.cli.main import main
 from comfyui_deepinv.deepinv_core.errors import DeepInvError
-from comfyui_deepinv.deepinv_core.integrator import Advance
 from comfyui_deepinv.deepinv_core.inversion import invert, load_inversion, reconstruct, save_inversion
 from comfyui_deepinv.deepinv_core.methods import (
     METHODS,
-    Cost,
     Entry,
     known_options,
     make_method,
     method_table,
-    option,
 )
 from comfyui_deepinv.deepinv_core.schedule import uniform_grid
 
+from .lazy_method import LAZY
 from .problems import GaussianMixture
 
 ROOT = Path(__file__).absolute().parents[2]
-
-
-@dataclass(frozen=True)
-class Lazy:
-    """What a method's file has: a rule with its option, and an entry."""
-
-    laziness: float = option(0.25, 0.0, 2.0, "How much of each step is left out.")
-
-    def start(self, z: Any, grid: Any, carried: Any) -> None:
-        """Nothing to remember."""
-
-    def step(self, v: Any, z: Any, step: Any, state: Any) -> Advance:
-        """Two evaluations."""
-        mean = (v(z, step.sigma) + v(z, step.sigma_next)) / 2
-        return Advance(z + (1 - self.laziness) * step.h * mean)
-
-
-LAZY = Entry("lazy", "Lazy steps", Lazy(), cost=Cost(2), source="2600.00000")
 
 
 @pytest.fixture
