@@ -1,7 +1,8 @@
 """The first sentence of a report: good, fair or poor, and what to change. Every threshold of it is in this file.
 
 They were set where the included models' pictures change: a reconstruction within 35 dB of the VAE's own decode can't be
-told from it by eye, below 24 dB it is another picture. ``docs/troubleshooting.md`` explains them to users.
+told from it by eye, below 24 dB it is another picture. The help pages of DeepInv Invert and DeepInv Compare
+explain them.
 """
 
 from __future__ import annotations

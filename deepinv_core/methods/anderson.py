@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import torch
 
-from ..flow import CountedVelocity, norm, per_sample, relative_error
+from ..flow import CountedVelocity, norm, per_sample
 from .entry import Cost, Entry, refine_option, tolerance_option
-from .implicit import Best, Done, FixedPointMap, Implicit, Point, TargetEuler, first_known
+from .implicit import FixedPointMap, Implicit, Point, TargetEuler, first_known, iterate
 from .uni_inv import Extrapolated
 
 
@@ -26,20 +26,16 @@ class Anderson:
 
     def __call__(self, fixed_point: FixedPointMap, eps: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Iterate."""
-        residual, done, best = None, Done(self.tolerance), Best()
         last: tuple[torch.Tensor, torch.Tensor] | None = None
-        for _ in range(self.refine):
-            g = fixed_point(eps)
+
+        def mix(eps: torch.Tensor, g: torch.Tensor) -> torch.Tensor:
+            nonlocal last
             f = g - eps
-            latest = relative_error(g, eps)
             mixed = g if last is None else self._mix(g, f, *last)
             last = (g, f)
-            residual = done.keep(residual, latest)
-            best.see(eps, residual)
-            eps = done.keep(eps, mixed)
-            if done.update(latest):
-                break
-        return best.or_last(eps, residual)
+            return mixed
+
+        return iterate(fixed_point, eps, self.refine, self.tolerance, mix)
 
     def _mix(self, g: torch.Tensor, f: torch.Tensor, g_last: torch.Tensor, f_last: torch.Tensor) -> torch.Tensor:
         df = f - f_last

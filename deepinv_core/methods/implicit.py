@@ -14,7 +14,7 @@ from typing import Final, NamedTuple, Protocol
 
 import torch
 
-from ..flow import CountedVelocity, per_sample
+from ..flow import CountedVelocity, per_sample, relative_error
 from ..integrator import Advance, Step
 
 
@@ -151,6 +151,35 @@ class Best:
             return eps, residual
         fell = residual <= self._residual
         return torch.where(per_sample(fell, eps), eps, self._eps), torch.where(fell, residual, self._residual)
+
+
+def iterate(
+    fixed_point: FixedPointMap,
+    eps: torch.Tensor,
+    times: int,
+    tolerance: float,
+    update: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Evaluate the map ``times`` times, each time at ``update(eps, g)``, ``g`` being the map at ``eps``.
+
+    With a ``tolerance`` above 0 a sample whose relative residual reaches it is left alone, and the iteration ends when
+    all have; that test copies one number to the host each time.
+
+    Returns:
+        The last update, or the best iterate where the last residual is larger; and the residual ``[B]`` that goes with
+        it, None without an evaluation.
+    """
+    residual, done, best = None, Done(tolerance), Best()
+    for _ in range(times):
+        g = fixed_point(eps)
+        latest = relative_error(g, eps)
+        updated = update(eps, g)
+        residual = done.keep(residual, latest)
+        best.see(eps, residual)
+        eps = done.keep(eps, updated)
+        if done.update(latest):
+            break
+    return best.or_last(eps, residual)
 
 
 class _State(NamedTuple):
