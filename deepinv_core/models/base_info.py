@@ -8,6 +8,9 @@ from dataclasses import dataclass
 
 from ..errors import DeepInvError
 
+FLOWS = ("sd3", "flux")
+"""Families that predict a flow unless their fingerprint says otherwise."""
+
 
 @dataclass(frozen=True)
 class BaseInfo:
@@ -16,7 +19,8 @@ class BaseInfo:
     Attributes:
         family: ``"sd3"``, ``"flux"``, ...
         channels: Channels of its latent.
-        fingerprint: :func:`fingerprint` of its parameters.
+        fingerprint: :func:`fingerprint` of its parameters, followed by ``-`` and what it predicts (``noise``, ``v``,
+            ``flow``, ...) where the family leaves that open.
     """
 
     family: str
@@ -30,6 +34,11 @@ class BaseInfo:
                 f"Base model {self.family!r:.60}, {self.channels!r:.60} channels, fingerprint {self.fingerprint!r:.60}"
                 ": give two texts and a positive number of channels."
             )
+
+    def known_as(self, recorded: str) -> bool:
+        """Whether a file that has recorded this fingerprint is of this model; those of 0.1.0 lack what it predicts."""
+        older = "" if self.family in FLOWS else self.fingerprint.partition("-")[0]
+        return recorded in (self.fingerprint, older)
 
 
 def fingerprint(shapes: Mapping[str, Sequence[int]]) -> str:
@@ -46,9 +55,16 @@ def fingerprint(shapes: Mapping[str, Sequence[int]]) -> str:
 
 
 def describe_geometry(
-    family: str, *, channels: int, hidden: int, depth: Sequence[int], context: int, pooled: int
+    family: str,
+    *,
+    channels: int,
+    hidden: int,
+    depth: Sequence[int],
+    context: int,
+    pooled: int,
+    predicts: str = "flow",
 ) -> BaseInfo:
-    """The identity of a base model: the sizes a solver depends on.
+    """The identity of a base model: the sizes a solver depends on, and what the model predicts.
 
     Named here and not by parameter, because ComfyUI and diffusers name and fuse the same weights differently
     and one solver file must serve both.
@@ -60,4 +76,5 @@ def describe_geometry(
         "context": (context,),
         "pooled": (pooled,),
     }
-    return BaseInfo(family, channels, fingerprint(shapes))
+    said = "" if family in FLOWS and predicts == "flow" else f"-{predicts}"
+    return BaseInfo(family, channels, fingerprint(shapes) + said)

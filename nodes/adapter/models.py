@@ -22,6 +22,9 @@ from .files import require_no_way_out
 
 SOLVER_FOLDER = "deepinv"
 
+PREDICTIONS = {"EPS": "noise", "V_PREDICTION": "v", "CONST": "flow"}
+"""By the name of the class of ``comfy.model_sampling``; the others go by that name."""
+
 Conditioning = list[list[Any]]
 """ComfyUI's CONDITIONING: ``[[tokens [1, T, W], {"pooled_output": [1, P], ...}], ...]``."""
 
@@ -31,9 +34,16 @@ def register_folders() -> None:
     folder_paths.add_model_folder_path(SOLVER_FOLDER, str(Path(folder_paths.models_dir) / SOLVER_FOLDER))
 
 
+def _prediction(model: Any) -> str:
+    """What a MODEL predicts, as its sampling says, a node's before it included: the class that makes it an image."""
+    sampling = type(model.get_model_object("model_sampling"))
+    name: str = next(kind.__name__ for kind in sampling.__mro__ if "calculate_denoised" in vars(kind))
+    return PREDICTIONS.get(name, name.lower())
+
+
 def model_info(model: Any) -> BaseInfo:
     """The identity of a MODEL, the same as the diffusers adapter gives the same architecture."""
-    base = model.model
+    base, predicts = model.model, _prediction(model)
     config, channels = base.model_config.unet_config, base.latent_format.latent_channels
     if config.get("image_model") == "flux":
         return describe_geometry(
@@ -43,6 +53,7 @@ def model_info(model: Any) -> BaseInfo:
             depth=(config["depth"], config["depth_single_blocks"]),
             context=config["context_in_dim"],
             pooled=config["vec_in_dim"] or 0,
+            predicts=predicts,
         )
     if "context_embedder_config" in config:
         return describe_geometry(
@@ -52,9 +63,11 @@ def model_info(model: Any) -> BaseInfo:
             depth=(config["depth"], 0),
             context=config["context_embedder_config"]["params"]["in_features"],
             pooled=config.get("adm_in_channels") or 0,
+            predicts=predicts,
         )
     sizes = sorted(value for value in config.values() if isinstance(value, int) and not isinstance(value, bool))
-    return describe_geometry(type(base).__name__.lower(), channels=channels, hidden=0, depth=sizes, context=0, pooled=0)
+    name, unknown = type(base).__name__.lower(), {"hidden": 0, "context": 0, "pooled": 0}
+    return describe_geometry(name, channels=channels, depth=sizes, predicts=predicts, **unknown)
 
 
 def longest_side(model: Any) -> int:

@@ -88,16 +88,16 @@ def run_inversion(
 
 
 def require_same_model(model: Any, inversion: Inversion) -> None:
-    """Refuse an inversion that was made with another architecture.
+    """Refuse an inversion that was made with another architecture, or by what predicts something else.
 
     Raises:
         DeepInvError: the fingerprints differ.
     """
-    own = model_info(model).fingerprint
-    if inversion.model and inversion.model != own:
+    own = model_info(model)
+    if inversion.model and not own.known_as(inversion.model):
         raise DeepInvError(
-            f"the inversion was made with another model (fingerprint {inversion.model}, this one has {own}): "
-            "connect the model it was made with"
+            f"the inversion was made with another model (fingerprint {inversion.model}, this one has "
+            f"{own.fingerprint}): connect the model it was made with"
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from comfyui_deepinv.deepinv_core.editing import EditOptions, edit, flow_edit
-from comfyui_deepinv.deepinv_core.inversion import invert
+from comfyui_deepinv.deepinv_core.inversion import invert, load_inversion, save_inversion
 from comfyui_deepinv.deepinv_core.methods import make_method
 
 from .client import Client
@@ -119,6 +120,33 @@ def test_an_inversion_is_saved_and_loaded(kind: str, server: ComfyServer, client
     del again["report"]
     client.run(again)
     assert relative(built.result()["latent"], straight) < 1e-5
+
+
+@pytest.mark.parametrize("patched", [False, True])
+def test_an_inversion_of_what_predicts_otherwise_is_refused(patched: bool, server: ComfyServer, client: Client) -> None:
+    """The same network, by its own class or by core's node; as version 0.1.0 saved it, it goes back as before."""
+    built = Built("sd15", server)
+    graph = built.graph("rf_inversion")
+    graph["keep"] = node("DeepInvSaveInversion", inversion=["invert", 3], name=built.name)
+    client.run(graph)
+    path = server.base / "output" / "deepinv" / f"{built.name}.safetensors"
+    stored = load_inversion(path)
+    own, _, predicts = stored.model.partition("-")
+    assert predicts == "noise"
+
+    again = built.graph()
+    again["invert"] = node("DeepInvLoadInversion", inversion_name=path.name, model=["model", 0])
+    del again["report"]
+    other = {**again, "model": node("ProbeBuilt", kind="sd15_v")}
+    if patched:
+        as_v = {"model": ["plain", 0], "sampling": "v_prediction", "zsnr": False}
+        other |= {"plain": again["model"], "model": node("ModelSamplingDiscrete", **as_v)}
+    with pytest.raises(client.module.WorkflowError, match=f"fingerprint {own}-noise, this one has {own}-v"):
+        client.run(other)
+
+    save_inversion(path, replace(stored, model=own))
+    client.run(again)
+    client.run(other)
 
 
 @pytest.mark.parametrize("kind", SHAPES)

@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from comfyui_deepinv.deepinv_core import checkpoint
 from comfyui_deepinv.deepinv_core.errors import DeepInvError
-from comfyui_deepinv.deepinv_core.models.base_info import BaseInfo, fingerprint
+from comfyui_deepinv.deepinv_core.models.base_info import BaseInfo, describe_geometry, fingerprint
 from comfyui_deepinv.deepinv_core.solver import (
     CorrectorConfig,
     from_released,
@@ -459,6 +459,34 @@ def test_a_released_solver_fits_the_file(tmp_path, released):
     save_solver(tmp_path / "s.safetensors", from_released(state, num_heads=2), base=base, training=None)
     with torch.no_grad():
         assert (load_solver(tmp_path / "s.safetensors").solver(**call) - expected).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("family", "trained_for", "used_with", "accepted"),
+    [
+        ("sdxl", "noise", "noise", True),
+        ("sdxl", "v", "noise", False),
+        ("sdxl", "noise", "v", False),
+        ("sdxl", "flow", "noise", False),
+        ("sdxl", None, "noise", True),  # as version 0.1.0 wrote it
+        ("sdxl", None, "flow", True),
+        ("wan21", "flow", "flow", True),
+        ("sd3", "flow", "flow", True),
+        ("sd3", "flow", "noise", False),
+        ("flux", "noise", "flow", False),
+    ],
+)
+def test_a_base_is_told_by_what_it_predicts(tmp_path, family, trained_for, used_with, accepted):
+    sizes = {"channels": 3, "hidden": 8, "depth": (1,), "context": 4, "pooled": 4}
+    base, other = (describe_geometry(family, **sizes, predicts=one or "flow") for one in (trained_for, used_with))
+    if trained_for is None:
+        base = replace(base, fingerprint=base.fingerprint.partition("-")[0])
+    save_solver(tmp_path / "s.safetensors", trained(), base=base, training=None)
+    if accepted:
+        load_solver(tmp_path / "s.safetensors", expect=other)
+    else:
+        with pytest.raises(DeepInvError, match="fingerprint .shapes, prediction. is "):
+            load_solver(tmp_path / "s.safetensors", expect=other)
 
 
 @pytest.mark.parametrize(
