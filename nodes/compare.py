@@ -134,8 +134,14 @@ class DeepInvCompare(io.ComfyNode):
             difference.movedim(1, -1).contiguous(),
             describe(numbers, moves),
             numbers["psnr"],
-            ui=ui.PreviewImage(sheet, cls=cls),
+            ui=ui.PreviewImage(sheet, cls=cls).as_dict() | _before_after(cls, reference, result),
         )
+
+
+def _before_after(cls: type[io.ComfyNode], photo: torch.Tensor, result: torch.Tensor) -> dict[str, Any]:
+    """What web/compare.js puts into the slider, under the names of ComfyUI's own node for it."""
+    sides = {"a_images": photo, "b_images": result}
+    return {name: ui.PreviewImage(images[..., :3], cls=cls).as_dict()["images"] for name, images in sides.items()}
 
 
 def describe(numbers: dict[str, float], moves: list[Drift]) -> str:
