@@ -21,6 +21,7 @@ from .models import (
     training_folder,
 )
 from .patches import QUESTIONS, patch_names
+from .preview import fit_preview
 from .progress import TrainingProgress
 from .prompts import Prompts
 from .samplers import (
@@ -50,6 +51,7 @@ __all__ = [
     "TrainingProgress",
     "as_taken",
     "blocked",
+    "fit_preview",
     "in_model_space",
     "inversion_names",
     "inversion_path",
