@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Final
 
 from ..deepinv_core.errors import DeepInvError
+from ..training.lock import locked
 
 # The benchmarks are imported by what needs them: not every installation has them, nor the libraries that each takes.
 
@@ -160,7 +161,8 @@ def _measure(args: argparse.Namespace) -> None:
     for name, standard in (("images", 24), ("cfg_images", 8)):
         if getattr(args, name) != standard:
             command += f" --{name.replace('_', '-')} {getattr(args, name)}"
-    measure(settings, args.output, command)
+    with locked(args.output / "benchmark", "measuring"):
+        measure(settings, args.output, command)
     sys.stdout.write(f"wrote {args.output / 'benchmark.md'}\n")
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from ..deepinv_core.demo import run_demo
 from ..deepinv_core.models.by_name import DEMO_MODELS
+from ..training.lock import locked
 from .common import write_json
 from .progress import progress_bar
 
@@ -25,8 +26,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Write ``contact_sheet.png`` and ``report.json``, and print the table."""
-    report = run_demo(args.output, kind=DEMO_MODELS[args.model], steps=args.steps, progress=progress_bar)
-    write_json(args.output / "report.json", report)
+    with locked(args.output, "running the demo"):
+        report = run_demo(args.output, kind=DEMO_MODELS[args.model], steps=args.steps, progress=progress_bar)
+        write_json(args.output / "report.json", report)
     sys.stdout.write(
         f"\n{report['model']}, photos {', '.join(report['photos'])}; pure unless 'kept' says otherwise\n\n"
         f"{table(report)}\n\n"

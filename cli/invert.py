@@ -15,6 +15,7 @@ from ..deepinv_core.models.embedded import image_size
 from ..deepinv_core.runs import bound_solver, choose_method
 from ..deepinv_core.runs import run as run_measured
 from ..deepinv_core.schedule import uniform_grid
+from ..training.lock import locked
 from .common import model_option, say, write_json
 from .progress import progress_bar
 
@@ -59,12 +60,12 @@ def run(args: argparse.Namespace) -> None:
     options: Options = {name: getattr(args, name) for name in known_options()}
     method = choose_method(args.method, options, solver)
     grid = model.grid(args.steps, photo[:, :, ::8, ::8])
-    result = run_measured(model, photo, method, grid, keep_trajectory=args.keep_trajectory, progress=progress_bar)
-
-    save_inversion(args.output / "inversion.safetensors", result.inversion)
-    save_png(to_image(result.images[0]), args.output / "reconstruction.png")
-    report = {**result.report, "model": model.name, "image": str(args.image), "preparation": preparation}
-    write_json(args.output / "report.json", report)
+    with locked(args.output, "inverting a photo"):
+        result = run_measured(model, photo, method, grid, keep_trajectory=args.keep_trajectory, progress=progress_bar)
+        save_inversion(args.output / "inversion.safetensors", result.inversion)
+        save_png(to_image(result.images[0]), args.output / "reconstruction.png")
+        report = {**result.report, "model": model.name, "image": str(args.image), "preparation": preparation}
+        write_json(args.output / "report.json", report)
     say(report, _words(report, args.output), as_json=args.json)
 
 

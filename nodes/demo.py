@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..deepinv_core.models.embedded import load_part, load_prompts, shipped_photos, solver_file
+from ..deepinv_core.models.embedded import load_part, load_prompts, solver_file
 from . import adapter
 from .types import CATEGORY, Solver, schema_extras
 
@@ -12,9 +12,6 @@ LAYOUTS = {"SD3": ("sd3", 1.0), "FLUX": ("flux", None)}
 """Menu entry to file and schedule shift: both were trained for 1, which is FLUX-schnell's own."""
 
 EMPTY = "(empty)"
-
-PREVIEW_SIDE = 2
-"""Side in the model's own of the photos that its previews are fitted to: more pixels, steadier colours."""
 
 
 class DeepInvDemoModel(io.ComfyNode):
@@ -53,7 +50,6 @@ class DeepInvDemoModel(io.ComfyNode):
         model = adapter.load_flow_model(weights, heads=made["config"]["num_attention_heads"], shift=shift)
         weights, made = load_part("vae")
         vae = adapter.load_tiny_vae(weights, model, made["latent_gain"])
-        adapter.fit_preview(model, vae, shipped_photos(PREVIEW_SIDE * made["image_size"]).movedim(1, -1))
         shipped = solver_file(name)
         return io.NodeOutput(model, vae, adapter.load_solver_handle(shipped) if shipped else None)
 

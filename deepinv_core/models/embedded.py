@@ -16,7 +16,6 @@ import torch
 
 from .. import checkpoint
 from ..errors import DeepInvError
-from ..images import load_photo
 from ..schedule import uniform_grid
 from .base_model import BaseModel
 from .transformer import Conditioning, base_info
@@ -69,11 +68,6 @@ def describe_part(name: str) -> dict[str, Any]:
 def image_size() -> int:
     """Side in pixels of the pictures the models were trained on."""
     return int(describe_part("vae")["image_size"])
-
-
-def shipped_photos(side: int) -> torch.Tensor:
-    """The photographs that come with the pack, cropped and resized to ``[n, 3, side, side]`` in [0, 1]."""
-    return torch.cat([load_photo(file, side=side)[0] for file in sorted(PHOTOS_FOLDER.glob("*.png"))])
 
 
 class Prompts:

@@ -21,7 +21,6 @@ from .models import (
     training_folder,
 )
 from .patches import QUESTIONS, patch_names
-from .preview import fit_preview
 from .progress import TrainingProgress
 from .prompts import Prompts
 from .samplers import (
@@ -51,7 +50,6 @@ __all__ = [
     "TrainingProgress",
     "as_taken",
     "blocked",
-    "fit_preview",
     "in_model_space",
     "inversion_names",
     "inversion_path",

@@ -485,7 +485,7 @@ def test_a_base_is_told_by_what_it_predicts(tmp_path, family, trained_for, used_
     if accepted:
         load_solver(tmp_path / "s.safetensors", expect=other)
     else:
-        with pytest.raises(DeepInvError, match="fingerprint .shapes, prediction. is "):
+        with pytest.raises(DeepInvError, match=r"fingerprint .shapes, prediction. is "):
             load_solver(tmp_path / "s.safetensors", expect=other)
 
 

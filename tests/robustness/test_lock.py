@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -136,6 +137,21 @@ def test_the_command_does_not_train_where_another_one_does(tmp_path: Path, capsy
         assert cli.main(command) != 0
     assert "in use by process" in capsys.readouterr().err
     assert not output.exists()
+
+
+@pytest.mark.parametrize("command", ["invert", "demo"])
+def test_two_runs_do_not_mix_their_files(command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The folder would hold the noise of one photo and the picture of another."""
+    photo, output = photos(tmp_path) / "0.png", tmp_path / "out"
+    words = [command, *([str(photo)] if command == "invert" else []), "--output", str(output), "--steps", "1"]
+    with held(output) as holder:
+        assert cli.main(words) == 2
+        assert re.search(
+            rf"in use by process {holder.pid} on .*, which is training a solver: ", capsys.readouterr().err
+        )
+        assert [path.name for path in output.iterdir()] == [LOCK]
+    if command == "invert":
+        assert cli.main(words) == 0 and (output / "report.json").is_file()
 
 
 def test_no_module_of_one_system_is_imported_on_another() -> None:
