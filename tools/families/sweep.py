@@ -96,7 +96,7 @@ def round_trip(name: str, *, prompt: int = 1, way_back: int | None = None) -> Gr
             latent_image=["inputs", 0],
         ),
     }
-    return distance(graph, "back", "back")
+    return distance(shown(graph, "takes a reference", ["inputs", 4]), "back", "back")
 
 
 def edited(name: str) -> Graph:
@@ -145,7 +145,7 @@ def run_class(address: str, name: str) -> Outcome:
     try:
         for make in (edited, flow_edited, trained):
             found |= texts(client.run_workflow(address, make(name), timeout=TIMEOUT).outputs)
-        reference = _reference(client, address, name)
+        reference = _reference(client, address, name) if found["takes a reference"] == "yes" else None
     except client.WorkflowError as error:
         return _failed(name, str(error))
     back, edit = max(float(found["back"]), float(found["same"])), float(found["edit"])
@@ -158,8 +158,8 @@ def run_class(address: str, name: str) -> Outcome:
     return Outcome(name, "works", "", back, edit, reference)
 
 
-def _reference(client: Any, address: str, name: str) -> float | None:
-    """What comes back without the reference image; None for a class that takes none.
+def _reference(client: Any, address: str, name: str) -> float:
+    """How far from the latent is what comes back without the reference image that it was inverted with.
 
     Raises:
         WorkflowError: with the reference it doesn't run, or doesn't come back.
@@ -169,12 +169,9 @@ def _reference(client: Any, address: str, name: str) -> float | None:
         graph = round_trip(name, prompt=3, way_back=way_back)
         return float(texts(client.run_workflow(address, graph, timeout=TIMEOUT).outputs)["back"])
 
-    without = back(1)
-    if without < CLOSE:  # both prompts are the same
-        return None
     if not (with_it := back(3)) < CLOSE:
         raise client.WorkflowError(f"with a reference image what comes back is {with_it:.1e} away")
-    return without
+    return back(1)
 
 
 def _failed(name: str, message: str) -> Outcome:

@@ -51,14 +51,15 @@ class FamilyInputs(io.ComfyNode):
             node_id="FamilyInputs",
             category="families",
             inputs=[_class(), io.Model.Input("model"), io.Int.Input("batch", default=1)],
-            outputs=[io.Latent.Output(), *conditionings],
+            outputs=[io.Latent.Output(), *conditionings, io.String.Output(display_name="takes a reference")],
         )
 
     @classmethod
     def execute(cls, name: str, model: Any, batch: int) -> io.NodeOutput:
         """Make."""
         prompts = (prompt(name, seed, reference=reference) for seed, reference in ((3, False), (4, False), (3, True)))
-        return io.NodeOutput({"samples": latent(name, model, batch)}, *prompts)
+        taken = "yes" if small(name).reference else "no"
+        return io.NodeOutput({"samples": latent(name, model, batch)}, *prompts, taken)
 
 
 class FamilyDistance(io.ComfyNode):

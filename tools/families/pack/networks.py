@@ -92,6 +92,7 @@ def _get_model(name: str, config: dict[str, Any]) -> Any:
         given = {"cc_projection.weight": weight, "cc_projection.bias": torch.zeros(CC_PROJECTION[0])}
     while True:
         found = KINDS[name](dict(config))
+        found.unet_config.update(config)  # which the class's own fixed sizes had overwritten
         found.set_inference_dtype(torch.float32, None)
         try:
             return found.get_model(given, "")
