@@ -12,7 +12,7 @@ from ..deepinv_core.inversion import save_inversion
 from ..deepinv_core.methods import BEST_TRAINING_FREE, METHODS, Options, describe, known_options
 from ..deepinv_core.models.by_name import DEMO_MODELS, load_model
 from ..deepinv_core.models.embedded import image_size
-from ..deepinv_core.runs import bound_solver, choose_method
+from ..deepinv_core.runs import best_grid, bound_solver, choose_method
 from ..deepinv_core.runs import run as run_measured
 from ..deepinv_core.schedule import uniform_grid
 from ..training.lock import locked
@@ -59,7 +59,7 @@ def run(args: argparse.Namespace) -> None:
     solver = bound_solver(model, args.solver) if wants_solver else None
     options: Options = {name: getattr(args, name) for name in known_options()}
     method = choose_method(args.method, options, solver)
-    grid = model.grid(args.steps, photo[:, :, ::8, ::8])
+    grid = best_grid(model, solver, method, args.steps, photo[:, :, ::8, ::8])
     with locked(args.output, "inverting a photo"):
         result = run_measured(model, photo, method, grid, keep_trajectory=args.keep_trajectory, progress=progress_bar)
         save_inversion(args.output / "inversion.safetensors", result.inversion)

@@ -59,6 +59,22 @@ def choose_method(name: str | None, options: Options, solver: Solver | None) -> 
     return make_method(name or best, options, solver=solver)
 
 
+def best_grid(
+    model: BaseModel, solver: Solver | None, method: Method, steps: int, latent: torch.Tensor
+) -> torch.Tensor:
+    """The grid that the solver inverts best on where the method uses it and it has one, else the model's own.
+
+    Args:
+        model: the base model.
+        solver: what the method was made with.
+        method: the method.
+        steps: N.
+        latent: or anything of its shape ``[B, C, H, W]``.
+    """
+    best = None if solver is None else solver.grid(steps, int(method.options["refine"] or 0))
+    return model.grid(steps, latent) if best is None else best
+
+
 def run_back(velocity: Velocity, inversion: Inversion, *, callback: Callback | None = None) -> Reconstruction:
     """:func:`..inversion.reconstruct` of a batch; in parts where memory runs out."""
     return in_parts(

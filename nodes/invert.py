@@ -11,7 +11,15 @@ from comfy_api.latest import io
 
 from ..deepinv_core import verdict
 from ..deepinv_core.inversion import Inversion
-from ..deepinv_core.methods import BEST_TRAINING_FREE, METHODS, Method, Options, make_method, options_of
+from ..deepinv_core.methods import (
+    BEST_TRAINING_FREE,
+    METHODS,
+    Method,
+    Options,
+    make_method,
+    method_values,
+    options_of,
+)
 from . import adapter
 from .types import ADVANCED, CATEGORY, InversionType, Solver, cfg_input, option_input, scheduler_input, schema_extras
 
@@ -41,6 +49,11 @@ class ChosenMethod(NamedTuple):
     options: Options
     solver: adapter.SolverHandle | None
     build: Callable[[slice], Method]
+
+    def grid(self, steps: int) -> Any:
+        """The grid that the solver inverts best on, None without one or where any will do."""
+        refine = method_values(self.method, self.options)["refine"]
+        return self.solver.grid(steps, int(refine or 0)) if self.solver else None
 
 
 def choose(
@@ -197,7 +210,7 @@ class DeepInvInvert(io.ComfyNode):
         if solver is not None:
             solver.check(model)
         choice = choose(method, solver, conditioning, refine, tolerance=tolerance, seed=seed, **options)
-        grid = adapter.levels(model, scheduler, steps, sigmas)
+        grid = adapter.levels(model, scheduler, steps, sigmas, choice.grid(steps))
         began = time.perf_counter()
         inversion = adapter.run_inversion(
             model,

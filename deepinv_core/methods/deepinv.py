@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -32,7 +33,7 @@ class DeepInv:
     refine: int = refine_option(0, least=0)
     tolerance: float = tolerance_option()
 
-    @property
+    @cached_property
     def _rule(self) -> Rule:
         if self.solver is None:
             raise DeepInvError("no solver was given: build the method with make_method")

@@ -7,10 +7,10 @@ step rule that uses it. Settings and tensors are all that a solver file holds of
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import chain
-from typing import ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -52,6 +52,25 @@ class Network(nn.Module):
         raise DeepInvError(f"a {self.config.role} doesn't grow: take a corrector, or leave growth out")
 
 
+class Under(NamedTuple):
+    """What an inversion is made under.
+
+    Attributes:
+        cfg: scale of the guidance.
+        guidance: FLUX's, None where the model takes none.
+        prompt: the prompt's :func:`mark`; empty where it isn't known.
+    """
+
+    cfg: float = 1.0
+    guidance: float | None = None
+    prompt: tuple[float, ...] = ()
+
+
+def mark(context: Tensor) -> tuple[float, ...]:
+    """A few numbers by which a prompt's tokens ``[1, T, W]`` are known again, in any dtype."""
+    return tuple(round(value, 3) for value in context.float().mean((0, 1))[:16].tolist())
+
+
 @dataclass(frozen=True)
 class Solver(ABC):
     """A solver under a prompt, as the method ``deepinv`` uses it; a subclass a kind.
@@ -81,6 +100,16 @@ class Solver(ABC):
             refine: K, further evaluations a step.
             tolerance: relative fixed-point residual at which they stop; 0 for never.
         """
+
+    @classmethod
+    def cautions(cls, training: Mapping[str, Any], under: Under) -> list[str]:
+        """What speaks against its use here, each a sentence for a report; none for a kind that takes anything.
+
+        Args:
+            training: its training summary.
+            under: how it is used.
+        """
+        return []
 
     def grid(self, steps: int, refine: int) -> Tensor | None:
         """The sigmas it inverts best on, ascending float64 ``[steps + 1]``; None where any grid will do."""

@@ -8,10 +8,11 @@ from typing import Final
 from torch import Tensor
 
 from .corrector import Corrector
+from .fitted import Fitted
 from .kind import Network, Solver
 from .predictor import Predictor
 
-KINDS: Final[Mapping[str, type[Solver]]] = {kind.config_type.role: kind for kind in (Corrector, Predictor)}
+KINDS: Final[Mapping[str, type[Solver]]] = {kind.config_type.role: kind for kind in (Corrector, Predictor, Fitted)}
 
 
 def bind(network: Network, context: Tensor | None, pooled: Tensor | None) -> Solver:

@@ -102,6 +102,10 @@ class SolverHandle:
         """Refuse a model the solver was not trained for, saying what differs."""
         require_base(self.loaded.base, model_info(model), self.name)
 
+    def grid(self, steps: int, refine: int) -> torch.Tensor | None:
+        """The grid it inverts best on, in flow time; None where any will do."""
+        return bind(self.loaded.solver, None, None).grid(steps, refine)
+
     def bound(self, conditioning: Conditioning | None, rows: slice) -> Solver:
         """The solver under the prompt of some rows of a batch, as the step rule calls it.
 

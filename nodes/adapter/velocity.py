@@ -65,9 +65,13 @@ def schedule(model: Any, scheduler: str, steps: int) -> torch.Tensor:
     return comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), scheduler, steps).cpu()
 
 
-def levels(model: Any, scheduler: str, steps: int, given: torch.Tensor | None) -> torch.Tensor:
-    """The SIGMAS that were given, descending, else the schedule."""
-    return schedule(model, scheduler, steps) if given is None else descending(given)
+def levels(
+    model: Any, scheduler: str, steps: int, given: torch.Tensor | None, best: torch.Tensor | None = None
+) -> torch.Tensor:
+    """The SIGMAS that were given, descending; else a solver's ``best`` grid, in flow time; else the schedule."""
+    if given is not None:
+        return descending(given)
+    return schedule(model, scheduler, steps) if best is None else own_sigmas(model, best)
 
 
 def own_sigmas(model: Any, grid: torch.Tensor) -> torch.Tensor:

@@ -1,0 +1,73 @@
+"""``deepinv fit``: from the included model to a solver that inverts a photo on its own grid."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from comfyui_deepinv.cli import fit
+from comfyui_deepinv.cli.main import main
+from comfyui_deepinv.deepinv_core.models.embedded import PHOTOS_FOLDER
+from comfyui_deepinv.deepinv_core.solver import fit_solver, load_solver
+
+SMALL = ["fit", "--samples", "2", "--held-out", "1", "--size", "32"]
+PHOTO = str(PHOTOS_FOLDER / "coffee.png")
+
+
+def test_fit_inspect_and_invert(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "solver.safetensors"
+    assert main([*SMALL, "--steps", "2,4", "--output", str(path)]) == 0
+    shown = capsys.readouterr()
+    assert "evaluations, about" in shown.err and f"wrote {path}" in shown.out
+    assert [one.name for one in tmp_path.iterdir()] == [path.name]
+    loaded = load_solver(path)
+    assert loaded.training is not None and [row["steps"] for row in loaded.training["rows"]] == [2, 4]
+    assert main(["inspect", str(path), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["role"] == "fitted"
+    invert = ["invert", PHOTO, "--solver", str(path), "--json"]
+    assert main([*invert, "--steps", "4", "--output", str(tmp_path / "out")]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert (report["nfe_inversion"], report["method"]) == (5, "deepinv") and report["latent_snr_db"] > 12
+    assert main([*invert, "--steps", "5", "--output", str(tmp_path / "out")]) == 2
+    assert "fitted on grids of its own, for steps 2, 4" in capsys.readouterr().err
+
+
+def test_one_that_is_stopped_goes_on_by_the_same_command(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, whole = tmp_path / "solver.safetensors", tmp_path / "whole.safetensors"
+    command = [*SMALL, "--steps", "2,3", "--output", str(path)]
+    with monkeypatch.context() as patch:
+
+        def stop(bar: object, event: fit_solver.FitEvent) -> None:
+            if event.doing.startswith("3 steps"):
+                raise KeyboardInterrupt
+
+        patch.setattr(fit, "_show", stop)
+        assert main(command) == 130
+    state = tmp_path / "solver.fit.safetensors"
+    assert f"the same command goes on with what is in {state}" in capsys.readouterr().err
+    assert state.exists() and not path.exists()
+    assert main(command) == 0 and path.exists() and not state.exists()
+    assert main([*command[:-1], str(whole)]) == 0
+    one, other = (load_solver(file).solver.state_dict() for file in (path, whole))
+    assert all((one[name] == other[name]).all() for name in other)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--steps", "four"], "steps is 'four'"),
+        (["--refine", "-1"], "refine is '-1'"),
+        (["--size", "60"], "--size is '60'"),
+        (["--samples", "0"], "samples is 0"),
+        (["--output", "solver.bin"], "ends in .safetensors"),
+    ],
+)
+def test_what_can_t_be_is_refused(
+    arguments: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*SMALL, "--output", str(tmp_path / "s.safetensors"), *arguments]) == 2
+    assert said in capsys.readouterr().err
