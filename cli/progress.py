@@ -11,7 +11,7 @@ from tqdm import tqdm
 from ..deepinv_core.integrator import Callback, Progress
 
 if TYPE_CHECKING:
-    from ..training.loop import Event
+    from ..training.run import Event
     from .stop import Stop
 
 TRAINING_FORMAT: Final = "{desc}: {percentage:.1f}%|{bar}| {postfix}"

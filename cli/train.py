@@ -22,13 +22,16 @@ from ..deepinv_core.errors import DeepInvError
 from ..deepinv_core.models.base_model import BaseModel
 from ..deepinv_core.models.by_name import DEMO_MODELS, load_model
 from ..deepinv_core.solver import CorrectorConfig, save_solver
+from ..training.base_model import base_of
+from ..training.budget import Budget
 from ..training.encoding import latents_of_folder, require_images
 from ..training.lock import locked
-from ..training.loop import Budget, Trained, Training
+from ..training.loop import Trained
+from ..training.loop import train as train_solver
 from ..training.plot import PLOT
 from ..training.recipes import RECIPES
-from ..training.setup import base_of, geometry, recipe_for, step_counts
-from ..training.state import FILE, STATS, load_state
+from ..training.setup import geometry, recipe_for, step_counts
+from ..training.state import FILE, STATS
 from ..training.validation import Checks, table
 from ..training.workers import Workers, join
 from .common import model_option
@@ -96,8 +99,7 @@ def _train(args: argparse.Namespace, workers: Workers) -> None:
         work_folder(args.output, resume=args.resume)  # again: who held it may have trained
         cache = latents_of_folder(args.images, folder / "latents", model, side, workers, bar.encoded)
         bar.close()
-        state = load_state(folder) if args.resume else None
-        training = Training(
+        trained = train_solver(
             base_of(model),
             cache,
             _network(args.recipe, name, args.seed, model),
@@ -105,13 +107,11 @@ def _train(args: argparse.Namespace, workers: Workers) -> None:
             folder,
             budget,
             seed=args.seed,
+            resume=bool(args.resume),
             checks=replace(checks, batch=max(1, recipe.batch // workers.world), decode=model.decode),
             progress=bar.trained,
             workers=workers,
         )
-        if state is not None:
-            training.resume(state)
-        trained = training.run()
     if workers.rank == 0:
         save_solver(args.output, trained.network, base=model.info, training=trained.summary)
         sys.stdout.write(_result(trained, args.output, folder))
@@ -199,9 +199,10 @@ def _checks(args: argparse.Namespace, demo: bool) -> Checks:
 
 def _result(trained: Trained, output: Path, folder: Path) -> str:
     summary = trained.summary
+    told = "".join(f"{note}\n" for note in trained.notes)
     return (
         f"latent SNR in dB of held-out images, pure (base evaluations to invert)\n\n{table(summary['validation'])}\n\n"
         f"{summary['images_seen']} images of {summary['images_trained_on']}, {summary['base_evaluations']} base "
         f"evaluations, {summary['seconds']:.0f} s, {summary['skipped']} of {summary['updates']} updates skipped\n"
-        f"wrote {output}; {', '.join((STATS, PLOT))} and the state are in {folder}\n"
+        f"{told}wrote {output}; {', '.join((STATS, PLOT))} and the state are in {folder}\n"
     )

@@ -7,13 +7,11 @@ gives the velocity ``v(z, sigma) ~ eps - z_0 = dz/dsigma``. Sampling walks sigma
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Protocol
 
 import torch
 
 from .errors import DeepInvError
-from .memory import Chunks
 
 
 class Velocity(Protocol):
@@ -47,10 +45,8 @@ class CountedVelocity:
     once at the end.
     """
 
-    def __init__(self, velocity: Velocity, rows: slice | None = None, count: int = 0, *, split: bool = True) -> None:
-        """``rows`` and ``count`` where it is called with some rows of a batch of ``count`` only."""
-        self._velocity, self._rows, self._count = velocity, rows, count
-        self._chunks: Chunks | None = getattr(velocity, "chunks", None) or (Chunks() if split else None)
+    def __init__(self, velocity: Velocity) -> None:
+        self._velocity = velocity
         self._finite: list[torch.Tensor] = []
         self._places: list[tuple[int, float]] = []
         self.nfe = 0
@@ -63,27 +59,11 @@ class CountedVelocity:
     def of(self, velocity: Velocity, z: torch.Tensor, sigma: float) -> torch.Tensor:
         """The same for another velocity, counted with this one's: FlowEdit walks under two prompts."""
         sigma = max(sigma, velocity.sigma_min)
-        v = self.in_chunks(len(z), lambda rows: self._ask(velocity, z, sigma, rows)).to(z.dtype)
+        v = velocity(z, sigma).to(z.dtype)
         self.nfe += velocity.cost
         self._finite.append(torch.isfinite(v).all())
         self._places.append((self.step, sigma))
         return v
-
-    def in_chunks(self, count: int, compute: Callable[[slice], torch.Tensor]) -> torch.Tensor:
-        """Rows of ``compute``, in a training as many at a time as there is memory for."""
-        if self._chunks is None:
-            return compute(slice(0, count))
-        parts = self._chunks.run(count, compute)
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
-
-    def _ask(self, velocity: Velocity, z: torch.Tensor, sigma: float, rows: slice) -> torch.Tensor:
-        first = 0 if self._rows is None else self._rows.start
-        rows_of_all, count = slice(first + rows.start, first + rows.stop), self._count or len(z)
-        part = getattr(velocity, "part", None)
-        if part is None or rows_of_all == slice(0, count):
-            return velocity(z[rows], sigma)
-        found: torch.Tensor = part(z[rows], sigma, rows_of_all, count)
-        return found
 
     def answers(self) -> list[tuple[torch.Tensor, int, float]]:
         """Whether each answer was finite, on the device, with its step and sigma."""

@@ -117,7 +117,7 @@ def integrate(
     grid = sigmas.tolist()
     count = len(grid) - 1
     inverting = grid[-1] > grid[0]
-    counted = CountedVelocity(velocity, split=False)
+    counted = CountedVelocity(velocity)
     z = z.to(torch.promote_types(z.dtype, torch.float32))
     state = rule.start(z, grid, carried or {})
     trajectory = [z] if keep_trajectory else []

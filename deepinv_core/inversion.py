@@ -182,7 +182,7 @@ def with_residual(velocity: Velocity, inversion: Inversion, *, drop_trajectory: 
     """
     if "trajectory" not in inversion.carried:
         raise DeepInvError("the residual is measured along the trajectory, which was not kept: invert with it kept")
-    counted = CountedVelocity(velocity, split=False)
+    counted = CountedVelocity(velocity)
     grid, z = inversion.sigmas.tolist(), inversion.carried["trajectory"]
     residual = []
     for i in range(inversion.steps):

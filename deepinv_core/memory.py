@@ -47,7 +47,7 @@ def enough_memory(run: Callable[[], T], doing: str) -> T:
     except (RuntimeError, MemoryError) as error:
         if not out_of_memory(error):
             raise
-        said = _brief(error)
+        said = brief(error)
     # Here, and not above: within ``except`` it would hold the error, and with it all that its frames hold.
     free_memory()
     raise DeepInvError(f"there is not enough memory to {doing} ({said}): {ADVICE}")
@@ -82,7 +82,7 @@ def in_parts(
         except (RuntimeError, MemoryError) as error:
             if not out_of_memory(error):
                 raise
-            said = _brief(error)
+            said = brief(error)
         free()  # here, and not above: see enough_memory
         if tried == 1:
             raise DeepInvError(f"there is not enough memory for one image at a time ({said}): {ADVICE}")
@@ -97,57 +97,11 @@ def rows_of(values: torch.Tensor | None, rows: slice) -> torch.Tensor | None:
     return values if values is None or len(values) == 1 else values[rows]
 
 
-class Chunks:
-    """How many rows of a batch are computed at once: all, and half as many each time memory runs out."""
-
-    def __init__(self, free: Callable[[], None] = free_memory, *, split: bool = True) -> None:
-        """``free`` hands unused memory back; without ``split`` the first failure is the last."""
-        self._free, self._split = free, split
-        self.most: int | None = None
-
-    def run(self, count: int, compute: Callable[[slice], T], restart: Callable[[], None] | None = None) -> list[T]:
-        """``compute`` of all rows, chunk by chunk.
-
-        Args:
-            count: rows in all.
-            compute: of the rows of a slice; a call that fails is made again with fewer.
-            restart: where chunks leave something behind, such as gradients: takes that back, and all begin again.
-
-        Raises:
-            DeepInvError: memory runs out at a single row. What else ``compute`` raises passes through.
-        """
-        done: list[T] = []
-        at = 0
-        while at < count:
-            rows = slice(at, min(count, at + (self.most or count)))
-            try:
-                done.append(compute(rows))
-                at = rows.stop
-                continue
-            except (RuntimeError, MemoryError) as error:
-                if not out_of_memory(error):
-                    raise
-                said = _brief(error)
-            if restart is not None:
-                restart()
-                done, at = [], 0
-            self._halve(rows.stop - rows.start, count, said)
-        return done
-
-    def _halve(self, tried: int, count: int, said: str) -> None:
-        self._free()
-        if tried == 1 or not self._split:
-            what = "one image" if tried == 1 else f"{tried} images, which several processes can't divide further"
-            raise DeepInvError(f"there is not enough memory for {what} at a time ({said}): {ADVICE}")
-        first, self.most = self.most is None, (tried + 1) // 2
-        if first:
-            log.warning("there is not enough memory for %d images at a time (%s): going on with fewer", count, said)
-
-
 ADVICE: Final = (
     "use smaller images or a smaller batch, or a smaller or more strongly quantised model, or close what else uses it"
 )
 
 
-def _brief(error: BaseException) -> str:
+def brief(error: BaseException) -> str:
+    """The beginning of what an error says, in one line."""
     return " ".join(str(error).split())[:90] or type(error).__name__

@@ -6,7 +6,7 @@ import logging
 import math
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,10 +20,12 @@ from ..deepinv_core.solver import LoadedSolver
 from ..training.budget import Budget
 from ..training.latents import LatentCache, from_tensors
 from ..training.lock import locked
-from ..training.loop import Event, Trained, Training
+from ..training.loop import Trained
+from ..training.loop import train as train_solver
 from ..training.recipes import Recipe
+from ..training.run import Event
 from ..training.setup import geometry, recipe_for, step_counts
-from ..training.state import FILE, load_state
+from ..training.state import FILE
 from ..training.validation import Checks, table
 from . import adapter
 
@@ -81,23 +83,25 @@ def run(
     prompts = adapter.Prompts(conditionings, [len(latent) for latent in found])
     largest = max((latent.shape[1:] for latent in found), key=math.prod)
     recipe = _recipe(settings, largest)
-    network = _network(settings, largest[0], prompts)
-    state: dict[str, Any] | None = None
+    network = _network(settings, recipe, largest[0], prompts)
 
     def train(setting: adapter.Setting) -> Trained:
-        nonlocal state
         watch = _Watch(setting.decode)
-        within = Checks(checks.steps, checks.refine, checks.images, min(checks.images, recipe.batch), watch.decode)
-        base, seed = setting.base, settings.seed
-        training = Training(base, cache, network, recipe, folder, budget, seed=seed, checks=within, progress=watch)
-        if state is not None:
-            training.resume(state)
-            state = None  # as large as all that is trained
-        return training.run()
+        return train_solver(
+            setting.base,
+            cache,
+            network,
+            recipe,
+            folder,
+            budget,
+            seed=settings.seed,
+            resume=True,
+            checks=replace(checks, batch=min(checks.images, recipe.batch), decode=watch.decode),
+            progress=watch,
+        )
 
     with locked(folder, "training a solver"):
-        state = _earlier(folder, name, cache, resume=settings.resume)
-        finished = state is not None and state["metadata"]["position"]["stage"] >= len(recipe.stages())
+        _require_resumable(folder, name, cache, resume=settings.resume)
         try:
             trained = adapter.run_training(model, vae, prompts, network, (recipe.batch, *largest), train)
         except OSError as error:
@@ -109,10 +113,7 @@ def run(
                 log.warning("the training of %r stopped; run it again with resume on to go on: %s", name, folder / FILE)
             raise
     solver = adapter.SolverHandle(LoadedSolver(trained.network, adapter.model_info(model), trained.summary), name)
-    report = _describe(trained, cache, folder, recipe, settings)
-    if finished:
-        report += "\nit was finished before, and nothing was added: train longer under another name"
-    return Outcome(solver, [loss for _, loss in trained.losses], report)
+    return Outcome(solver, [loss for _, loss in trained.losses], _describe(trained, cache, folder, recipe, settings))
 
 
 def _serve(found: Sequence[Tensor]) -> LatentCache:
@@ -133,8 +134,8 @@ def _recipe(settings: Settings, largest: torch.Size) -> Recipe:
     return recipe_for(settings.recipe, settings.preset, {**given, "batch": most})
 
 
-def _network(settings: Settings, channels: int, prompts: adapter.Prompts) -> Any:
-    if settings.recipe != "fast":
+def _network(settings: Settings, recipe: Recipe, channels: int, prompts: adapter.Prompts) -> Any:
+    if recipe.solver.reads_prompt:
         prompts.require_one_length()
     context, pooled = prompts.widths
     config = geometry(settings.recipe, settings.preset, channels=channels, context_width=context, pooled_width=pooled)
@@ -143,17 +144,13 @@ def _network(settings: Settings, channels: int, prompts: adapter.Prompts) -> Any
         return config.build()
 
 
-def _earlier(folder: Path, name: str, cache: LatentCache, *, resume: bool) -> dict[str, Any] | None:
-    """The state of the training of that name, None where there is none.
-
-    Raises:
-        DeepInvError: a name that is taken and not to be resumed, or was trained on other latents.
-    """
+def _require_resumable(folder: Path, name: str, cache: LatentCache, *, resume: bool) -> None:
+    """Refuse a name that is taken and not to be resumed, or was trained on other latents."""
     solver = folder / SOLVER_FILE
     if not (folder / FILE).exists():
         if solver.exists():
             raise DeepInvError(f"{folder} holds a solver but no training to go on with: choose another name")
-        return None
+        return
     if not resume:
         raise DeepInvError(
             f"a training named {name!r} is in {folder}, and is left as it is: choose another name, or turn resume on "
@@ -165,8 +162,6 @@ def _earlier(folder: Path, name: str, cache: LatentCache, *, resume: bool) -> di
             f"the training {name!r} had {before['images_trained_on']} latents to train on, now there are "
             f"{cache.train}: connect those it was started with, or choose another name"
         )
-    with torch.inference_mode(False):
-        return load_state(folder)
 
 
 class _Watch:
@@ -212,4 +207,7 @@ def _describe(trained: Trained, cache: LatentCache, folder: Path, recipe: Recipe
     if psnr:
         text = ", ".join(f"{row['psnr_to_vae']:.1f} dB at {row['steps']} steps" for row in psnr)
         lines.insert(-1, f"image PSNR of the solver against the VAE's own decode: {text}")
+    lines += trained.notes
+    if not trained.added:
+        lines.append("it was finished before, and nothing was added: train longer under another name")
     return "\n".join(lines)

@@ -6,7 +6,6 @@ import gc
 import statistics
 import time
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
@@ -17,8 +16,7 @@ from ..deepinv_core.integrator import Step
 from ..deepinv_core.models.transformer import Conditioning, TransformerVelocity, base_info
 from ..deepinv_core.schedule import uniform_grid
 from ..deepinv_core.solver import Config, bind
-from ..training.loop import Base, make_objective
-from ..training.objectives import Bound
+from ..training.base_model import Base, Bound
 from ..training.recipes import Stage
 from ..training.setup import recipe_for
 from ..training.trainee import SolverTrainee
@@ -145,8 +143,7 @@ def training_rate(
     prompt = conditioning(base, 1, device)
     bound = Bound(TransformerVelocity(transformer, prompt), prompt.context.float(), prompt.pooled.float())
     trained = Base(base_info(transformer), lambda names: bound, lambda steps, latent: uniform_grid(steps), device)
-    autocast = torch.autocast("cuda", DTYPE) if device.type == "cuda" else nullcontext()
-    objective = make_objective(recipe, trained, 0, autocast, Workers())
+    objective = recipe.objective(trained, 0, Workers())
     with torch.device(device):
         trainee = SolverTrainee(config.build(), recipe)
     clean: Tensor = torch.randn(recipe.batch, base.channels, base.side, base.side, device=device)
@@ -155,8 +152,10 @@ def training_rate(
     def carry(number: int) -> int:
         walk = objective.begin(stage, number, clean, tuple(map(str, range(recipe.batch))))
         while not walk.done:
-            for loss in objective.losses(walk, trainee.model, bound):
-                trainee.update(loss, recipe.batch, recipe.lr)
+            for _ in range(objective.updates(walk)):
+                trainee.step(trainee.accumulate(objective.losses(walk, trainee.network)), recipe.lr)
+                trainee.follow()
+            objective.go(walk)
         return walk.index
 
     carry(0)

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 from ..deepinv_core.errors import DeepInvError
-from .recipes import Stage
+from .recipes.base import Stage
 
 
 @dataclass(frozen=True)

@@ -1,20 +1,14 @@
-"""Training data: a folder of images encoded once into shards of latents, or latents in memory, served in batches.
-
-A cache is a folder: ``latents-00000.safetensors``, ... each with one tensor ``latents [n, C, h, w]`` of one bucket,
-and ``index.json``, which names the source of every row. The index is replaced after every shard, so that an
-interrupted encoding goes on where it stopped. A source is known by name, size and time of modification.
-
-One process encodes into a cache at a time, by a lock: of several, the first does and the others wait and open it.
-"""
+"""Training data: latents in the shards of a cache on the disk, or in memory, served in batches."""
 
 from __future__ import annotations
 
+import json
 import logging
+import math
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, field
-from itertools import groupby, islice
+from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Final
 
@@ -23,10 +17,8 @@ from torch import Tensor
 
 from ..deepinv_core import checkpoint
 from ..deepinv_core.errors import DeepInvError
-from .buckets import Size, buckets, find_images, image_size, read_image
-from .latent_index import KIND, Index, Row, Shard, damaged_shard, read_shard_names, stored_dtype, usable_name
+from .latent_index import KIND, Index, damaged_shard, read_shard_names, stored_dtype
 from .latent_order import batch_order, derived_seed, epoch_order, name_hash
-from .lock import locked
 
 log = logging.getLogger(__name__)
 
@@ -66,7 +58,7 @@ class LatentCache:
     def __init__(
         self, items: Sequence[Item], read: Callable[[Item], Tensor], holdout: float, anchor: str | None = None
     ) -> None:
-        """Split the items; called by :func:`encode_folder`, :meth:`open` and :func:`from_tensors`.
+        """Split the items; called by :meth:`open` and :func:`from_tensors`.
 
         ``read`` gives the latent ``[C, h, w]`` of an item, ``holdout`` is the share in [0, 1); ``anchor`` is held out
         whatever its hash, None for the one of the smallest. DeepInvError when nothing is left to train on.
@@ -106,7 +98,7 @@ class LatentCache:
             state = "an unfinished encoding" if index else "no latents"
             raise DeepInvError(f"{str(cache)!r} holds {state}: encode the folder of images first")
         index.require(cache, vae_fingerprint, side)
-        groups = {file: _group(shard.dtype, shard.shape) for file, shard in index.shards.items()}
+        groups = {file: group_of(shard.dtype, shard.shape) for file, shard in index.shards.items()}
         items = [Item(row.name, row.shard, row.row, groups[row.shard]) for row in index.ordered()]
         opened = cls(items, _ShardReader(cache, index), holdout, index.anchor)
         opened.unreadable = tuple(index.unreadable)
@@ -153,6 +145,11 @@ class LatentCache:
                 chosen.append(flat[group][orders[group][1][place]])
             yield self._load(chosen)
 
+    def largest(self, batch: int) -> Batch:
+        """A batch of one of the largest latents to train on, to try with what there is memory for."""
+        largest = max(self._train, key=_values)
+        return self._load([self._train[largest][0][0]] * batch)
+
     def held_out(self, batch: int) -> Iterator[Batch]:
         """The held-out latents, each once, always in the same order.
 
@@ -186,176 +183,16 @@ def from_tensors(latents: Sequence[Tensor], holdout: float = HOLDOUT) -> LatentC
     stored = [latent.detach().to("cpu") for latent in latents]
     items: list[Item] = []
     for number, latent in enumerate(stored):
-        _check_latents(latent, f"latent {number}")
-        first, group = len(items), _group(stored_dtype(latent), latent.shape)
+        check_latents(latent, f"latent {number}")
+        first, group = len(items), group_of(stored_dtype(latent), latent.shape)
         items += [Item(str(first + row), str(number), row, group) for row in range(latent.shape[0])]
     if not items:
         raise DeepInvError("no latent was given: connect at least two, or one with nothing held out")
     return LatentCache(items, lambda item: stored[int(item.shard)][item.row], holdout)
 
 
-def encode_folder(
-    images: Path,
-    cache: Path,
-    encode: Callable[[Tensor], Tensor],
-    *,
-    vae_fingerprint: str,
-    side: int,
-    batch: int,
-    shard_size: int,
-    seed: int,
-    progress: Callable[[int, int], None] | None = None,
-    holdout: float = HOLDOUT,
-) -> LatentCache:
-    """Encode a folder of images once; what an earlier call finished is kept, what changed since is encoded again.
-
-    An interrupted encoding loses the shard it was at. Called again with the same arguments, it leaves the same files,
-    bit for bit, as one that wasn't interrupted.
-
-    Args:
-        images: folder of images, searched with its sub-folders.
-        cache: folder for the shards and the index, made if missing.
-        encode: images ``[B, 3, H, W]`` in [0, 1], float32, CPU, to latents ``[B, C, h, w]``; no gradient is kept.
-        vae_fingerprint: what tells the VAE from others.
-        side: side in pixels of the square whose area the buckets keep to.
-        batch: images encoded at once.
-        shard_size: latents in a shard, at most.
-        seed: which images share a shard, and the random state a VAE that samples sees.
-        progress: called with the images done and the images in all, at the start and after every batch.
-        holdout: share held out, in [0, 1); may differ from call to call.
-
-    Raises:
-        DeepInvError: no folder, no readable image, a size that can't be, a cache of another VAE or side, one that is
-            damaged or in use, wrong latents, or a disk that refuses. What ``encode`` raises passes through.
-    """
-    if min(batch, shard_size) < 1 or not vae_fingerprint or not 0 <= holdout < 1:
-        seen = f"batch {batch}, shard size {shard_size}, holdout {holdout} and VAE fingerprint {vae_fingerprint!r}"
-        raise DeepInvError(f"{seen} can't be: sizes from 1, a share from 0 to below 1 and some text are accepted")
-    buckets([], side)
-    sources = find_images(images)
-    with locked(cache, "encoding images"):
-        index = Index.read(cache) or Index(vae_fingerprint, side)
-        index.require(cache, vae_fingerprint, side)
-        before, report = index.text(), progress or (lambda *_: None)
-        (encoder := _Encoder(cache, index, encode, batch, shard_size, seed, report, sources)).run()
-        if not index.rows:
-            raise DeepInvError(f"none of the {len(sources)} image files of {str(images)!r} can be read: choose others")
-        index.complete, index.unreadable = True, sorted(encoder.unreadable)
-        index.anchor = index.anchor if index.anchor in index.rows else min(index.rows, key=name_hash)
-        if index.text() != before:
-            index.write(cache)
-    if index.unreadable:
-        log.warning("%d of %d image files could not be read and were left out", len(index.unreadable), len(sources))
-    return LatentCache.open(cache, vae_fingerprint=vae_fingerprint, side=side, holdout=holdout)
-
-
-@dataclass
-class _Encoder:
-    """One call of :func:`encode_folder`."""
-
-    cache: Path
-    index: Index
-    encode: Callable[[Tensor], Tensor]
-    batch: int
-    shard_size: int
-    seed: int
-    progress: Callable[[int, int], object]
-    sources: dict[str, Path]
-    unreadable: list[str] = field(default_factory=list)
-    _stamps: dict[str, tuple[int, int]] = field(default_factory=dict)
-
-    def run(self) -> None:
-        """Drop what is gone or changed, then encode what is missing, bucket by bucket, shard by shard."""
-        for name, path in self.sources.items():
-            try:
-                status = path.stat()
-                self._stamps[name] = status.st_size, status.st_mtime_ns
-            except OSError as error:
-                self._leave_out(name, error)
-        self.index.complete = False
-        self._drop_stale()
-        self.progress(len(self.index.rows), len(self.sources))
-        for bucket, names in sorted(self._missing().items()):
-            stream = self._readable(sorted(names, key=lambda name: derived_seed(self.seed, "shard", name)), bucket)
-            while self._write_shard(stream, bucket):
-                pass
-
-    def _drop_stale(self) -> None:
-        index = self.index
-        there = {file: shard for file, shard in index.shards.items() if (self.cache / file).exists()}
-        names = {file: read_shard_names(self.cache, file, shard, index.vae) for file, shard in there.items()}
-        for row in index.rows.values():
-            if row.shard in names and names[row.shard][row.row] != row.name:
-                raise damaged_shard(row.shard, "its rows are of other images than the index says")
-        intact = [row for row in index.rows.values() if row.shard in names]
-        kept = {row.name: row for row in intact if self._stamps.get(row.name) == (row.size, row.mtime_ns)}
-        if len(kept) == len(index.rows):
-            return
-        dead = index.shards.keys() - {row.shard for row in kept.values()}
-        index.rows = kept
-        index.shards = {file: shard for file, shard in index.shards.items() if file not in dead}
-        index.write(self.cache)  # before the files go: the index never names a shard that isn't there
-        for file in dead:
-            with suppress(OSError):
-                (self.cache / file).unlink(missing_ok=True)
-
-    def _missing(self) -> dict[Size, list[str]]:
-        """The images to encode, by bucket."""
-        sizes: dict[str, Size] = {}
-        for name in sorted(self._stamps.keys() - self.index.rows.keys()):
-            try:
-                if not usable_name(name):
-                    raise DeepInvError(f"{name!r} can't name an image of a cache: rename it")
-                sizes[name] = image_size(self.sources[name])
-            except DeepInvError as error:
-                self._leave_out(name, error)
-        result: dict[Size, list[str]] = {}
-        for name, bucket in zip(sizes, buckets(list(sizes.values()), self.index.side), strict=True):
-            result.setdefault(bucket, []).append(name)
-        return result
-
-    def _readable(self, names: list[str], bucket: Size) -> Iterator[tuple[str, Tensor]]:
-        for name in names:
-            try:
-                yield name, read_image(self.sources[name], bucket)
-            except DeepInvError as error:
-                self._leave_out(name, error)
-
-    def _leave_out(self, name: str, error: Exception) -> None:
-        log.warning("left out %r: %s", name, error)
-        self.unreadable.append(name)
-
-    def _write_shard(self, stream: Iterator[tuple[str, Tensor]], bucket: Size) -> bool:
-        """Encode and save the next shard; False when no image is left."""
-        names: list[str] = []
-        parts: list[Tensor] = []
-        while taken := list(islice(stream, min(self.batch, self.shard_size - len(names)))):
-            parts.append(self._encode_batch([name for name, _ in taken], torch.cat([pixels for _, pixels in taken])))
-            names += [name for name, _ in taken]
-            if len(shapes := {_group(stored_dtype(part), part.shape) for part in parts}) > 1:
-                raise DeepInvError(f"images of one size gave latents {sorted(shapes)}, not of one shape: check the VAE")
-            self.progress(len(self.index.rows) + len(names), len(self.sources))
-        if not names:
-            return False
-        latents, index, file = torch.cat(parts), self.index, self.index.next_file()
-        own = {"vae": index.vae, "side": index.side, "bucket": list(bucket), "names": names}
-        checkpoint.save(self.cache / file, {KIND: latents}, {**checkpoint.header(KIND), **own})
-        index.shards[file] = Shard(bucket, tuple(latents.shape), stored_dtype(latents))
-        for row, name in enumerate(names):
-            index.rows[name] = Row(name, *self._stamps[name], file, row)
-        index.write(self.cache)
-        return True
-
-    @torch.no_grad()
-    def _encode_batch(self, names: list[str], pixels: Tensor) -> Tensor:
-        with torch.random.fork_rng([torch.cuda.current_device()] if torch.cuda.is_initialized() else []):
-            torch.manual_seed(derived_seed(self.seed, "encode", *names))  # for a VAE that samples
-            latents = self.encode(pixels).detach().to("cpu")
-        _check_latents(latents, f"the encoding of {names[0]!r} and what is encoded with it", len(names))
-        return latents
-
-
-def _check_latents(latents: Tensor, what: str, count: int | None = None) -> None:
+def check_latents(latents: Tensor, what: str, count: int | None = None) -> None:
+    """Refuse latents that are no ``[count, C, h, w]`` of finite floats."""
     if latents.ndim < 3 or not latents.is_floating_point() or count not in (None, latents.shape[0]):
         seen = f"shape {list(latents.shape)} and dtype {latents.dtype}"
         raise DeepInvError(f"{what} has {seen} where [{count or 'n'}, C, h, w] of floats is accepted: check the VAE")
@@ -363,9 +200,14 @@ def _check_latents(latents: Tensor, what: str, count: int | None = None) -> None
         raise DeepInvError(f"{what} holds NaN or infinity: run the VAE in a wider dtype, or remove the image")
 
 
-def _group(dtype: str, shape: Sequence[int]) -> str:
+def group_of(dtype: str, shape: Sequence[int]) -> str:
     """What latents ``[n, C, h, w]`` can be stacked with."""
     return f"{dtype} {list(shape[1:])}"
+
+
+def _values(group: str) -> int:
+    """How many values a latent of a :func:`group_of` has."""
+    return math.prod(json.loads(group.partition(" ")[2]))
 
 
 class _ShardReader:

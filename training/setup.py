@@ -3,26 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any
 
 from ..deepinv_core.errors import DeepInvError
-from ..deepinv_core.models.base_model import BaseModel
-from ..deepinv_core.solver import Config, CorrectorConfig, PredictorConfig
-from .loop import Base
-from .objectives import Bound
+from ..deepinv_core.solver import Config
 from .recipes import Recipe, make_recipe
-
-LARGE: Final[Mapping[str, Mapping[str, Any]]] = {"fast": {"batch": 8, "lr": 2e-4}, "paper": {}}
-"""Settings by recipe for networks above ``tiny``, whose images are large too; the recipes' own fit ``tiny``."""
 
 
 def recipe_for(name: str, preset_name: str, settings: Mapping[str, Any]) -> Recipe:
     """A recipe with the settings that suit a preset, and those given; errors as :func:`.recipes.make_recipe`."""
-    return make_recipe(name, **{**({} if preset_name == "tiny" else LARGE.get(name, {})), **settings})
+    recipe = make_recipe(name)
+    return recipe.with_settings(**{**({} if preset_name == "tiny" else recipe.large), **settings})
 
 
 def geometry(name: str, preset_name: str, *, channels: int, context_width: int, pooled_width: int) -> Config:
-    """A preset's network for a base model: a predictor for the fast recipe, a corrector for the paper's.
+    """A preset's network for a base model, of the kind that the recipe trains.
 
     Args:
         name: of the recipe.
@@ -34,7 +29,7 @@ def geometry(name: str, preset_name: str, *, channels: int, context_width: int, 
     Raises:
         DeepInvError: an unknown preset, or a width out of range.
     """
-    kind = PredictorConfig if name == "fast" else CorrectorConfig
+    kind = make_recipe(name).solver.config_type
     return kind.preset(preset_name, channels=channels, context_width=context_width, pooled_width=pooled_width)
 
 
@@ -51,10 +46,3 @@ def step_counts(text: str) -> tuple[int, ...]:
             "accepted, as in 2,4,8"
         )
     return tuple(dict.fromkeys(map(int, parts)))
-
-
-def base_of(model: BaseModel) -> Base:
-    """The base model under the empty prompt at CFG 1, which a solver is trained with."""
-    empty = model.condition("")
-    bound = Bound(model.velocity(""), empty.context.to(model.device), empty.pooled.to(model.device))
-    return Base(model.info, lambda names: bound, model.grid, model.device)

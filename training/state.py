@@ -22,7 +22,19 @@ FILE: Final = "state.safetensors"
 STATS: Final = "stats.jsonl"
 MAX_REPORT: Final = 2**30
 """Bytes of report lines that are read."""
-KEYS: Final = ("recipe", "seed", "base", "network", "position", "fresh", "losses", "rows", "lines", "walk")
+KEYS: Final = (
+    "recipe",
+    "seed",
+    "base",
+    "network",
+    "position",
+    "fresh",
+    "losses",
+    "rows",
+    "lines",
+    "micro_batch",
+    "walk",
+)
 
 
 def save_state(folder: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
@@ -41,6 +53,7 @@ def load_state(folder: Path) -> dict[str, Any] | None:
     if not os.path.lexists(folder / FILE):
         return None
     tensors, metadata = checkpoint.load(folder / FILE, kind=KIND)
+    metadata.setdefault("micro_batch", 0)  # of a version that did not know it
     wrong = [key for key in KEYS if key not in metadata or not _CHECKS.get(key, _is_anything)(metadata[key])]
     if wrong:
         raise DeepInvError(
@@ -100,6 +113,7 @@ _CHECKS: Final[dict[str, Callable[[object], bool]]] = {
     "losses": _is_losses,
     "rows": _is_rows,
     "lines": _is_count,
+    "micro_batch": _is_count,
     "walk": _is_walk,
 }
 """What has to hold of each part; the others are compared with those of the training that is resumed."""
@@ -131,14 +145,37 @@ def _keep_lines(path: Path, count: int) -> None:
         temporary.write_bytes(b"".join(lines[:count]))
 
 
-def require_same(folder: Path, metadata: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Refuse a state that was not started as the training that is to go on."""
-    for name, value in now.items():
-        if metadata[name] != value:
-            raise DeepInvError(
-                f"the training in {folder} was started with another {name} ({ascii(metadata[name])[:300]}), now "
-                f"{value}: resume with the same, or train into a new folder"
-            )
+def require_same(
+    folder: Path, what: str, before: object, now: Mapping[str, Any], defaults: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Refuse a state that was not started as the training that is to go on; settings are compared by name.
+
+    Args:
+        folder: the training's.
+        what: the settings are of, for the message.
+        before: the settings it was started with.
+        now: the settings it is to go on with.
+        defaults: values of those that an older version did not know.
+
+    Returns:
+        The settings that it was started without, which take their defaults.
+
+    Raises:
+        DeepInvError: a setting has another value, or isn't known any more.
+    """
+    known = before if isinstance(before, dict) else {what: before}
+    missing = {name: defaults[name] for name in now if name not in known and name in defaults}
+    then = {**known, **missing}
+    changed = [name for name in {**now, **then} if then.get(name) != now.get(name)]
+    if changed:
+        seen = ", ".join(
+            f"{ascii(name)[1:-1]:.40} {then.get(name)!a:.80}, now {now.get(name, 'unknown')}" for name in changed
+        )
+        raise DeepInvError(
+            f"the training in {folder} was started with another {what} ({seen:.400}): resume with the same, or "
+            "train into a new folder"
+        )
+    return missing
 
 
 def require_due(folder: Path, position: Position, stages: int, grown: list[int], due: list[int]) -> None:

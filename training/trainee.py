@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from ..deepinv_core.errors import DeepInvError
-from ..deepinv_core.memory import Chunks
 from .latent_order import derived_seed
-from .recipes import Recipe
+from .workers import Workers
 
 if TYPE_CHECKING:
     from ..deepinv_core.solver import Network
-    from .objectives import Broken, Share
+    from .recipes.base import Recipe
+    from .recipes.objective import Broken
 
 
 class SolverTrainee:
@@ -25,29 +24,22 @@ class SolverTrainee:
 
     Attributes:
         network: the network.
-        model: what is called in training: the network, or its wrapper for several processes.
         average: its moving average, what is validated and saved.
+        parameters: those of its weights that are trained.
         updates: updates done.
         skipped: how many of them were skipped because their gradient was not finite, on the device.
     """
 
-    def __init__(
-        self,
-        network: Network,
-        recipe: Recipe,
-        wrap: Callable[[Any], Any] = lambda model: model,
-        *,
-        split: bool = True,
-    ) -> None:
-        """Without ``split`` a batch is never divided where memory runs out, as several processes need."""
-        self.network, self._recipe, self._wrap = network.train(), recipe, wrap
-        self._chunks = Chunks(split=split)
+    def __init__(self, network: Network, recipe: Recipe, workers: Workers | None = None) -> None:
+        """With several processes the weights become the first one's, and all gradients their mean."""
+        self.network, self._recipe, self._workers = network.train(), recipe, workers or Workers()
+        self._workers.spread(network.state_dict().values())
         self.updates = 0
         self.skipped = torch.zeros((), device=network.device)
         self._loss = torch.zeros((), device=network.device)
         self._counted = 0
         self.train_all()
-        self.average = copy.deepcopy(network).requires_grad_(False).eval()  # of the weights that all processes have now
+        self.average = copy.deepcopy(network).requires_grad_(False).eval()
 
     def train_all(self) -> None:
         """Train every weight from here on, with a fresh optimizer."""
@@ -76,56 +68,58 @@ class SolverTrainee:
         for parameter in self.network.parameters():
             parameter.requires_grad_(id(parameter) in trained)
         recipe = self._recipe
-        self._parameters = parameters
+        self.parameters = parameters
         self.optimizer = torch.optim.AdamW(
             parameters, lr=recipe.lr, betas=recipe.betas, eps=recipe.eps, weight_decay=recipe.weight_decay, fused=True
         )
-        self.model = self._wrap(self.network)
 
-    def unwrap(self) -> None:
-        """Let the wrapper for several processes go, when the training is over."""
-        self.model = self.network
+    @property
+    def trains_all(self) -> bool:
+        """Whether every weight is trained."""
+        return all(parameter.requires_grad for parameter in self.network.parameters())
 
     @property
     def lr(self) -> float:
         """Learning rate of the last update."""
         return self.optimizer.param_groups[0]["lr"]
 
-    def update(self, share: Share, count: int, lr: float) -> None:
-        """One step down a loss, its gradient clipped; skipped, without a host sync, where that is not finite.
+    def accumulate(self, losses: Iterable[Tensor]) -> Tensor:
+        """The gradient of a sum of losses, each let go of before the next is asked for; returns the sum."""
+        self.forget()
+        parts = []
+        for loss in losses:
+            loss.backward()
+            parts.append(loss.detach())
+        return torch.stack(parts).sum()
 
-        Where memory runs out, the gradient is summed up over chunks of the batch: the step is the same.
+    def forget(self) -> None:
+        """Let the gradient go."""
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def step(self, loss: Tensor, lr: float) -> None:
+        """Follow the gradient, clipped; skipped, without a host sync, where it is not finite.
 
         Args:
-            share: of the loss, by rows of the batch.
-            count: rows of the batch.
-            lr: learning rate.
-
-        Raises:
-            DeepInvError: too little memory for one row.
+            loss: whose gradient it is, for the report.
+            lr: learning rate after the warm-up.
         """
+        self._workers.average(parameter.grad for parameter in self.parameters if parameter.grad is not None)
         for group in self.optimizer.param_groups:
-            group["lr"] = lr
-        forget = partial(self.optimizer.zero_grad, set_to_none=True)
-
-        def descend(rows: slice) -> Tensor:
-            part = share(rows)
-            part.backward()
-            return part.detach()
-
-        forget()
-        loss = torch.stack(self._chunks.run(count, descend, forget)).sum()
-        size = torch.nn.utils.clip_grad_norm_(self._parameters, self._recipe.clip)
+            group["lr"] = lr * min(1.0, (self.updates + 1) / max(1, self._recipe.warmup))
+        size = torch.nn.utils.clip_grad_norm_(self.parameters, self._recipe.clip)
         broken = (~torch.isfinite(size)).float()
         self.optimizer.found_inf = broken  # type: ignore[attr-defined]  # as torch's GradScaler hands it over
         self.optimizer.step()
         self.updates += 1
-        decay = min(self._recipe.average, self.updates / (self.updates + 9))
-        with torch.no_grad():
-            torch._foreach_lerp_(list(self.average.parameters()), list(self.network.parameters()), 1 - decay)
-            self.skipped += broken
-            self._loss += torch.where(broken > 0, 0, loss)
+        self.skipped += broken
+        self._loss += torch.where(broken > 0, 0, loss)
         self._counted += 1
+
+    @torch.no_grad()
+    def follow(self) -> None:
+        """Let the moving average follow the weights; its decay grows from 1/10 to the recipe's."""
+        decay = min(self._recipe.average, self.updates / (self.updates + 9))
+        torch._foreach_lerp_(list(self.average.parameters()), list(self.network.parameters()), 1 - decay)
 
     def mean_loss(self, broken: Broken) -> float:
         """Mean loss since the last call; NaN when there was no update.
@@ -168,7 +162,7 @@ class SolverTrainee:
                 state.setdefault(int(index), {})[key] = value
             for number, values in state.items():
                 shapes = {key: value.shape for key, value in values.items()}
-                shape = self._parameters[number].shape
+                shape = self.parameters[number].shape
                 if number < 0 or shapes != {"step": torch.Size(), "exp_avg": shape, "exp_avg_sq": shape}:
                     raise ValueError(f"optimizer.{number} is of other shapes")
             groups = self.optimizer.state_dict()["param_groups"]

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from itertools import chain
+from typing import Any, Final, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..deepinv_core.integrator import Callback
 from ..deepinv_core.inversion import invert, latent_snr, reconstruct, with_residual
+from ..deepinv_core.memory import in_parts
 from ..deepinv_core.methods import Options, make_method
 from ..deepinv_core.metrics import psnr
 from ..deepinv_core.solver import Solver
-from .objectives import Bound, Grid
+from .base_model import Base, Bound
+from .latents import LatentCache
+from .workers import Workers
 
 BASELINES: Final[tuple[tuple[str, int | None], ...]] = (
     ("euler", None),
@@ -47,26 +51,47 @@ class Checks:
     decode: Callable[[Tensor], Tensor] | None = None
 
 
-Latents = Sequence[tuple[Tensor, Bound]]
-"""Held-out latents in model space, in batches of one shape, each with its base model."""
+Latents = Sequence[tuple[Tensor, tuple[str, ...]]]
+"""Held-out latents in model space, in batches of one shape, with their names."""
+
+
+def held_out(latents: LatentCache, checks: Checks, workers: Workers) -> Latents:
+    """What is validated on; nothing in the processes that leave it to the first."""
+    found: list[tuple[Tensor, tuple[str, ...]]] = []
+    left = 0 if workers.rank else checks.images
+    for batch in latents.held_out(checks.batch):
+        if left <= 0:
+            break
+        found.append((batch.latents[:left], batch.names[:left]))
+        left -= len(batch.latents)
+    return found
 
 
 def validate_solver(
     solver: Callable[[Bound], Solver],
     latents: Latents,
-    grid: Grid,
+    base: Base,
     checks: Checks,
     callback: Callback | None = None,
 ) -> list[dict]:
     """A row for each step count and K of the solver; ``callback`` is called after each step of each way."""
-    runs = [("deepinv", steps, k) for steps in checks.steps for k in checks.refine]
-    return [_row(name, steps, k, latents, grid, checks, solver, callback) for name, steps, k in runs]
+    runs = [("deepinv", steps, k) for steps in checks.steps for k in checks.refine if latents]
+    return [_row(name, steps, k, latents, base, checks, solver, callback) for name, steps, k in runs]
 
 
-def validate_baselines(latents: Latents, grid: Grid, checks: Checks, callback: Callback | None = None) -> list[dict]:
+def validate_baselines(latents: Latents, base: Base, checks: Checks, callback: Callback | None = None) -> list[dict]:
     """A row for each step count and method of :data:`BASELINES`."""
-    runs = [(name, steps, k) for steps in checks.steps for name, k in BASELINES]
-    return [_row(name, steps, k, latents, grid, checks, None, callback) for name, steps, k in runs]
+    runs = [(name, steps, k) for steps in checks.steps for name, k in BASELINES if latents]
+    return [_row(name, steps, k, latents, base, checks, None, callback) for name, steps, k in runs]
+
+
+class _RoundTrip(NamedTuple):
+    """Of each image: latent SNR, mean residual, PSNR of its decode against that of the clean latent; and the NFE."""
+
+    snr: Tensor
+    residual: Tensor | None
+    quality: Tensor | None
+    nfe: int
 
 
 def _row(
@@ -74,29 +99,38 @@ def _row(
     steps: int,
     refine: int | None,
     latents: Latents,
-    grid: Grid,
+    base: Base,
     checks: Checks,
     solver: Callable[[Bound], Solver] | None,
     callback: Callback | None,
 ) -> dict[str, Any]:
     """Pure reconstruction under CFG as bound, sampled back by the method's own rule; means over the images."""
-    snr, residual, quality, nfe = [], [], [], 0
-    for clean, bound in latents:
+
+    def round_trip(clean: Tensor, bound: Bound) -> _RoundTrip:
         method = make_method(name, Options(refine=refine), solver=solver(bound) if solver else None)
-        sigmas = grid(steps, clean)
-        inversion = invert(bound.velocity, clean, sigmas, method, keep_trajectory=True, callback=callback)
+        inversion = invert(
+            bound.velocity, clean, base.grid(steps, clean), method, keep_trajectory=True, callback=callback
+        )
         inversion = with_residual(bound.velocity, inversion, drop_trajectory=True)
         back = reconstruct(bound.velocity, inversion, callback=callback).latent
-        nfe = inversion.nfe
-        snr.append(latent_snr(back, clean).cpu())
-        if inversion.residual is not None:
-            residual.append(inversion.residual.mean(0).cpu())
-        if checks.decode is not None:
-            quality.append(psnr(checks.decode(back), checks.decode(clean)).cpu())
-    row = {"method": name, "steps": steps, "refine": refine, "nfe": nfe, "latent_snr_db": _mean(snr)}
-    row["residual"] = _mean(residual, digits=6)
-    if quality:
-        row["psnr_to_vae"] = _mean(quality)
+        residual = None if inversion.residual is None else inversion.residual.mean(0).cpu()
+        quality = None if checks.decode is None else psnr(checks.decode(back), checks.decode(clean)).cpu()
+        return _RoundTrip(latent_snr(back, clean).cpu(), residual, quality, inversion.nfe)
+
+    def as_memory_allows(latents: Tensor, names: tuple[str, ...]) -> list[_RoundTrip]:
+        clean = latents.to(base.device, torch.float32)
+
+        def some(rows: slice) -> list[_RoundTrip]:
+            return [round_trip(clean[rows], base.bind(names[rows]))]
+
+        return in_parts(len(clean), some, lambda parts: [*chain(*parts)], base.free)
+
+    found = [trip for batch in latents for trip in as_memory_allows(*batch)]
+    row = {"method": name, "steps": steps, "refine": refine, "nfe": found[-1].nfe}
+    row["latent_snr_db"] = _mean(trip.snr for trip in found)
+    row["residual"] = _mean((trip.residual for trip in found if trip.residual is not None), digits=6)
+    if checks.decode is not None:
+        row["psnr_to_vae"] = _mean(trip.quality for trip in found if trip.quality is not None)
     return row
 
 

@@ -1,21 +1,19 @@
 """Several processes training one solver (torchrun); one process is the case of one worker.
 
 All read the images and write the training folder under the same path, so on several machines on a shared disk. What
-they tell each other, besides gradients, are a few numbers a pass, between CPUs.
+they tell each other, besides gradients, are a few numbers an update, between CPUs.
 """
 
 from __future__ import annotations
 
-import gc
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.nn.parallel import DistributedDataParallel
 
 PATIENCE = timedelta(days=2)
 """How long a process waits for the others: the first encodes the images and validates alone, which can take hours."""
@@ -33,21 +31,32 @@ class Workers:
     rank: int = 0
     world: int = 1
 
-    def wrap(self, model: Any) -> Any:
-        """The model, with its gradients averaged over the processes; its weights become rank 0's."""
-        return DistributedDataParallel(model) if self.world > 1 else model
+    def spread(self, tensors: Iterable[Tensor]) -> None:
+        """Make tensors rank 0's, in place."""
+        if self.world > 1:
+            for tensor in tensors:
+                dist.broadcast(tensor, src=0)
+
+    def average(self, tensors: Iterable[Tensor]) -> None:
+        """Make tensors the mean of all processes' tensors, in place."""
+        if self.world == 1:
+            return
+        parts = list(tensors)
+        together = torch.cat([part.flatten() for part in parts])  # one message: many small ones take longer
+        dist.all_reduce(together)
+        together /= self.world
+        for part, mean in zip(parts, together.split([part.numel() for part in parts]), strict=True):
+            part.copy_(mean.view_as(part))
 
     def share(self, batch: Tensor) -> Tensor:
         """This process's part of a batch."""
         return batch[self.rank :: self.world]
 
-    def agree(self, *values: float) -> tuple[float, ...]:
-        """Rank 0's values, on every process: clocks differ."""
-        if self.world == 1:
-            return values
-        numbers = torch.tensor(values, dtype=torch.float64)
-        dist.broadcast(numbers, src=0)
-        return tuple(numbers.tolist())
+    def agree(self, value: float) -> float:
+        """Rank 0's value, on every process: clocks differ."""
+        number = torch.tensor(value, dtype=torch.float64)
+        self.spread([number])
+        return float(number)
 
     def mean(self, value: float) -> float:
         """The mean of all processes' values."""
@@ -66,12 +75,8 @@ class Workers:
         self.mean(0.0)
 
     def leave(self) -> None:
-        """Part from the others at the very end, when nothing wrapped is held any more.
-
-        Where one is, gloo's threads live on, and may abort the process when the interpreter ends.
-        """
+        """Part from the others at the very end."""
         if self.world > 1:
-            gc.collect()
             dist.destroy_process_group()
 
 

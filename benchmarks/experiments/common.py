@@ -19,10 +19,12 @@ from ...deepinv_core.models.embedded import load_embedded
 from ...deepinv_core.solver import Config, CorrectorConfig, PredictorConfig, Solver, bind
 from ...tools.embedded.data import load_split, upsample
 from ...tools.embedded.spec import CLASSES, CONTEXT_WIDTH, LATENT_CHANNELS, POOLED_WIDTH
+from ...training.base_model import Base, Bound
+from ...training.budget import Budget
 from ...training.latents import from_tensors
-from ...training.loop import Base, Budget, Training
-from ...training.objectives import Bound
+from ...training.loop import train as train_solver
 from ...training.recipes import FastRecipe, PaperRecipe, Recipe
+from ...training.run import Event
 from ...training.validation import Checks
 from ..cases import Case
 from ..measure import condition, prompted, there_and_back
@@ -146,22 +148,21 @@ def train(
     torch.manual_seed(seed)
     network, waiting, watching = start or config.build(), list(marks), 0.0
 
-    def progress(event: object) -> None:
+    def progress(event: Event) -> None:
         nonlocal watching
-        while watch is not None and waiting and training.evaluations >= waiting[0]:
+        while watch is not None and waiting and event.evaluations >= waiting[0]:
             began = time.monotonic()
             waiting.pop(0)
-            watch(training.network, training.evaluations)
+            watch(event.average, event.evaluations)
             watching += time.monotonic() - began
 
     base, photos = setup.base(classes), from_tensors([setup.train.latents], holdout=0)
     budget, checks = Budget(evaluations=evaluations), Checks(steps=(), images=0)
     with tempfile.TemporaryDirectory() as folder:
-        training = Training(
+        began = time.monotonic()
+        done = train_solver(
             base, photos, network, recipe, Path(folder), budget, seed=seed, checks=checks, progress=progress
         )
-        began = time.monotonic()
-        done = training.run()
     costs = {"parameters": sum(parameter.numel() for parameter in done.network.parameters())}
     costs |= {"evaluations": done.summary["base_evaluations"], "updates": done.summary["updates"]}
     seconds = round(time.monotonic() - began - watching, 1)

@@ -18,7 +18,7 @@ from torch import Tensor
 from ...deepinv_core.errors import DeepInvError
 from ...deepinv_core.solver import Network
 from ...tools.embedded.classifier import Classifier, accuracy, load_classifier
-from ...training.objectives import Bound
+from ...training.base_model import Bound
 from .. import plots
 from ..cases import Case
 from ..measure import there_and_back

@@ -33,11 +33,6 @@ class Point(NamedTuple):
     step: Step
     history: tuple[Known, ...]
 
-    def part(self, rows: slice) -> Point:
-        """Some rows of it."""
-        history = tuple(Known(known.sigma, known.velocity[rows]) for known in self.history)
-        return Point(self.z[rows], self.latent_clean[rows], self.step, history)
-
     def slope(self) -> torch.Tensor | None:
         """Change of the velocity with sigma between the last two known ones; None where there is only one."""
         if len(self.history) < 2:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 import torch
@@ -118,16 +118,7 @@ class Corrector(Solver):
 
     def __call__(self, v: CountedVelocity, point: Point) -> Tensor:
         """Target-sigma Euler's noise, corrected by the network."""
-        return self.corrected(v, TargetEuler()(v, point), point)
-
-    def corrected(self, v: CountedVelocity, e: Tensor, point: Point) -> Tensor:
-        """:meth:`correct`, as many rows at a time as there is memory for."""
-        return v.in_chunks(len(e), lambda rows: self.part(rows).correct(e[rows], point.part(rows)))
-
-    def part(self, rows: slice) -> Corrector:
-        """The same for some rows of a batch."""
-        context, pooled = (one if one is None or len(one) == 1 else one[rows] for one in (self.context, self.pooled))
-        return replace(self, context=context, pooled=pooled)
+        return self.correct(TargetEuler()(v, point), point)
 
     def correct(self, e: Tensor, point: Point) -> Tensor:
         """``eps*`` from an ``e`` that is already there."""

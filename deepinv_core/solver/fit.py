@@ -70,7 +70,7 @@ def fit_walk(
     guess = torch.zeros(count, width, dtype=torch.float64)
     result = torch.zeros(count, refine + 1, refine + 1 + width, dtype=torch.float64)
     latents = latents.to(torch.promote_types(latents.dtype, torch.float32))
-    v, z = CountedVelocity(velocity, split=False), latents
+    v, z = CountedVelocity(velocity), latents
     known: tuple[Tensor, ...] = ()
     change: Tensor | None = None
     for i in range(count):

@@ -56,7 +56,7 @@ def round_trip(velocity: Velocity, latents: Tensor, walk: Walk) -> Trip:
     """
     up = integrate(velocity, latents, walk.sigmas, FittedRule((walk,)), keep_trajectory=True)
     grid, path = walk.sigmas.tolist(), up.trajectory
-    v = CountedVelocity(velocity, split=False)
+    v = CountedVelocity(velocity)
     back = path[-1]
     left, residual = [0.0] * walk.steps, [0.0] * walk.steps
     kept = [1.0] * walk.steps  # of an error above step i, what is left of it below

@@ -69,7 +69,7 @@ class Predictor(Solver):
         """A guess; free, but for one evaluation in the first step."""
         history = point.history or (first_known(v, point.z, point.step),)
         point = point._replace(history=history)
-        return v.in_chunks(len(point.z), lambda rows: self.predict(point.part(rows)))
+        return self.predict(point)
 
     def predict(self, point: Point) -> Tensor:
         """The guess from the velocities in ``point.history``."""

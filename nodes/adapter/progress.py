@@ -11,7 +11,7 @@ from comfy_execution.utils import get_executing_context
 from server import PromptServer
 
 from ...deepinv_core.images import to_image
-from ...training.loop import Event
+from ...training.run import Event
 
 PARTS = 1000
 """Of the bar."""

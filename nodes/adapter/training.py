@@ -19,9 +19,9 @@ import torch
 from torch import Tensor
 
 from ...deepinv_core.errors import DeepInvError
-from ...deepinv_core.memory import Chunks, out_of_memory
-from ...training.loop import Base, Trained
-from ...training.objectives import Bound
+from ...deepinv_core.memory import out_of_memory
+from ...training.base_model import Base, Bound
+from ...training.loop import Trained
 from .latents import as_taken
 from .models import model_info
 from .prompts import Prompts, read, stack
@@ -108,11 +108,9 @@ class PromptedVelocity(GuiderVelocity):
         entries: Sequence[slice],
         prompts: Sequence[int],
         extra_args: dict[str, Any],
-        chunks: Chunks,
     ) -> None:
         super().__init__(guider, self._denoised, extra_args)
-        self._entries, self._prompts, self._now = entries, torch.tensor(prompts), torch.tensor(prompts)
-        self.chunks = chunks
+        self._entries, self._prompts = entries, torch.tensor(prompts)
         self._conds: dict[tuple[int, torch.Size], dict[str, list[dict[str, Any]]]] = {}
 
     def __call__(self, z: Tensor, sigma: float) -> Tensor:
@@ -121,21 +119,13 @@ class PromptedVelocity(GuiderVelocity):
             v = _to_the_end(partial(super().__call__, z, sigma))
         return v.clone()  # outside inference mode, so that autograd may keep it
 
-    def part(self, z: Tensor, sigma: float, rows: slice, count: int) -> Tensor:
-        """Velocity at some rows of it."""
-        self._now = self._prompts[rows]
-        try:
-            return self(z, sigma)
-        finally:
-            self._now = self._prompts
-
     def _denoised(self, x: Tensor, sigma: Tensor, **extra: Any) -> Tensor:
-        present = self._now.unique().tolist()
+        present = self._prompts.unique().tolist()
         if len(present) == 1:
             return self._under(present[0], x, sigma, extra)
         out = torch.empty_like(x)
         for prompt in present:
-            rows = (self._now == prompt).nonzero()[:, 0].to(x.device)
+            rows = (self._prompts == prompt).nonzero()[:, 0].to(x.device)
             out[rows] = self._under(prompt, x[rows], sigma[rows], extra).to(out)
         return out
 
@@ -168,11 +158,10 @@ def _base(model: Any, prompts: Prompts, call: Call) -> Base:
     ends = list(accumulate((len(prompt) for prompt in prompts.distinct), initial=0))
     entries = [slice(*pair) for pair in pairwise(ends)]
     texts = [read(prompt, device) for prompt in prompts.distinct]
-    chunks = Chunks(give_back)
 
     def bind(names: tuple[str, ...]) -> Bound:
         numbers = prompts.of(names)
-        velocity = PromptedVelocity(call.guider, entries, numbers, call.extra_args, chunks)
+        velocity = PromptedVelocity(call.guider, entries, numbers, call.extra_args)
         if len(set(numbers)) == 1:
             return Bound(velocity, *texts[numbers[0]])
         return Bound(velocity, stack([texts[k][0] for k in numbers]), stack([texts[k][1] for k in numbers]))
@@ -181,7 +170,7 @@ def _base(model: Any, prompts: Prompts, call: Call) -> Base:
     def levels(steps: int) -> Tensor:
         return checked_grid(call.model_sampling, schedule(model, SCHEDULER, steps))
 
-    return Base(model_info(model), bind, lambda steps, latent: levels(steps), device)
+    return Base(model_info(model), bind, lambda steps, latent: levels(steps), device, give_back)
 
 
 @torch.inference_mode()

@@ -6,12 +6,17 @@ If one of these fails, users' solvers, inversions or trainings are broken: mend 
 from __future__ import annotations
 
 import json
+import shutil
+from dataclasses import make_dataclass
 from pathlib import Path
 
 import pytest
 import torch
 
+from comfyui_deepinv.deepinv_core.errors import DeepInvError
 from comfyui_deepinv.deepinv_core.methods import METHODS
+from comfyui_deepinv.training.recipes import RECIPES
+from comfyui_deepinv.training.state import STATS
 
 from ..data.golden import make as golden
 
@@ -41,6 +46,11 @@ def assert_computes_what_was_recorded(folder: Path) -> None:
     trained = [name for name in expected if name.startswith("training")]
     gaps = {name: relative(found[name], expected[name]) for name in expected if name not in trained}
     assert max(gaps.values()) < TOLERANCE, {name: gap for name, gap in gaps.items() if not gap < TOLERANCE}
+    assert_trained_as_recorded(folder, found, expected)
+
+
+def assert_trained_as_recorded(folder: Path, found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
+    trained = [name for name in expected if name.startswith("training")]
     for training in golden.TRAININGS:
         state = golden.checkpoint.load(folder / training / golden.FILE, kind="training")[0]
         names = [name for name in trained if name.startswith(f"{training} ") and "blocks_img" not in name]  # these grow
@@ -51,6 +61,45 @@ def assert_computes_what_was_recorded(folder: Path) -> None:
 
 def test_the_files_of_0_1_0_are_read_and_compute_what_they_did() -> None:
     assert_computes_what_was_recorded(FOLDER)
+
+
+def test_a_new_setting_stops_no_training(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Trainings of 0.1.0 go on by a version whose recipes have one more; it takes its default, and is told."""
+    for name, recipe in RECIPES.items():
+        more = make_dataclass("More", [("novelty", float, 0.25)], bases=(recipe,), frozen=True)
+        monkeypatch.setitem(RECIPES, name, more)
+    given, expected = golden.recorded(FOLDER)
+    assert_trained_as_recorded(FOLDER, dict(golden.trainings(FOLDER, given)), expected)
+    said = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert len(said) == 2 and all("take their defaults: novelty = 0.25" in text for text in said)
+    for name in golden.TRAININGS:
+        copy = tmp_path / name
+        shutil.copytree(FOLDER / name, copy)
+        trained = golden.train(copy, name, given["input.images"], None)
+        assert trained is not None and "novelty = 0.25" in trained.notes[0]
+        lines = [json.loads(line) for line in (copy / STATS).read_text().splitlines()]
+        assert [line["defaults"] for line in lines if "defaults" in line] == [{"novelty": 0.25}]
+        assert trained.summary["novelty"] == 0.25
+        again = golden.train(copy, name, given["input.images"], None)
+        assert again is not None and again.notes == [], "it is told once"
+
+
+def test_only_a_changed_setting_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A new one that is given another value than its default, and one that is gone, are changes too."""
+    shutil.copytree(FOLDER / "training_fast", tmp_path, dirs_exist_ok=True)
+    latents = golden.recorded(FOLDER)[0]["input.images"]
+    more = make_dataclass("More", [("novelty", float, 0.25)], bases=(RECIPES["fast"],), frozen=True)
+    before = RECIPES["fast"]
+    monkeypatch.setitem(RECIPES, "fast", more)
+    for settings, said in (({"novelty": 0.5}, "novelty 0.25, now 0.5"), ({"lr": 1e-3}, "lr 0.01, now 0.001")):
+        with pytest.raises(DeepInvError, match=rf"another recipe \({said}\): resume with the same"):
+            golden.train(tmp_path, "training_fast", latents, None, **settings)
+    golden.train(tmp_path, "training_fast", latents, 1)
+    monkeypatch.setitem(RECIPES, "fast", before)
+    with pytest.raises(DeepInvError, match="novelty"):
+        golden.train(tmp_path, "training_fast", latents, None, novelty=None)
 
 
 def test_every_method_has_its_file() -> None:

@@ -22,8 +22,9 @@ from comfyui_deepinv.deepinv_core.errors import DeepInvError
 from comfyui_deepinv.training import buckets as parts
 from comfyui_deepinv.training import latents as module
 from comfyui_deepinv.training.buckets import buckets
+from comfyui_deepinv.training.encoding import encode_folder
 from comfyui_deepinv.training.latent_order import WINDOW_SHARDS, epoch_order
-from comfyui_deepinv.training.latents import LatentCache, encode_folder, from_tensors
+from comfyui_deepinv.training.latents import LatentCache, from_tensors
 
 SIDE = 32
 SIZES = [(40, 40), (30, 60), (64, 31), (33, 33), (50, 49)]

@@ -17,10 +17,10 @@ from comfyui_deepinv.deepinv_core.flow import CountedVelocity
 from comfyui_deepinv.deepinv_core.solver import Corrector, load_solver
 from comfyui_deepinv.training import loop
 from comfyui_deepinv.training.budget import Budget, Position, Schedule
-from comfyui_deepinv.training.loop import Event
-from comfyui_deepinv.training.paper import PaperObjective
-from comfyui_deepinv.training.pseudo_labels import make_labels
 from comfyui_deepinv.training.recipes import PaperRecipe, Stage, make_recipe
+from comfyui_deepinv.training.recipes.paper import PaperObjective
+from comfyui_deepinv.training.recipes.stored_labels import make_labels
+from comfyui_deepinv.training.run import Event
 from comfyui_deepinv.training.trainee import SolverTrainee
 from comfyui_deepinv.training.validation import Checks, validate_baselines, validate_solver
 from comfyui_deepinv.training.workers import Workers
@@ -66,7 +66,7 @@ def stored(steps: int, number: int = 1, relabel: bool = False) -> Stage:
 def entered(folder: Path, recipe: PaperRecipe = SHORT, network=None):
     """An objective with the labels of round 1, the velocity it asks, its solver, and what the labels cost."""
     model, watched = base()
-    objective = PaperObjective(recipe, model, 0, NO_AUTOCAST, Workers())
+    objective = PaperObjective(recipe, model, 0, Workers())
     network = network or solver(CORRECTOR)
     cost = enter(objective, stored(1, relabel=True), network, folder)
     return objective, watched, network, cost
@@ -76,9 +76,17 @@ def enter(objective: PaperObjective, stage: Stage, network, folder: Path, fresh:
     return objective.enter(stage, network, images(), folder, fresh=fresh, progress=lambda done, total: None)
 
 
-def walk_of(objective: PaperObjective, stage: Stage):
-    batch = next(objective.batches(stage, images(), 2, 0, 0))
-    return objective.begin(stage, 0, batch.latents, batch.names), base()[0].bind(batch.names)
+def walk_of(objective: PaperObjective, stage: Stage, velocity=None):
+    """A walk, and its one micro-batch; the base model is asked through ``velocity`` if given."""
+    batch = next(objective.batches(stage, images(), 0))
+    walk = objective.begin(stage, 0, batch.latents, batch.names)
+    return asked_through(walk, velocity or base()[0].bind(batch.names).velocity)
+
+
+def asked_through(walk, velocity):
+    (part,) = walk.parts
+    part.bind = lambda names: base()[0].bind(names)._replace(velocity=velocity)
+    return walk, part
 
 
 def test_every_number_of_the_released_recipe_is_a_default() -> None:
@@ -169,9 +177,11 @@ def test_a_training_may_begin_with_stored_labels_and_have_its_last_passes_withou
         replace(SHORT, start_round=2)
 
 
-def all_losses(objective: PaperObjective, walk, network, bound) -> list[torch.Tensor]:
-    """Of a step, each of the whole batch."""
-    return [share(slice(0, len(walk.z))) for share in objective.losses(walk, network, bound)]
+def all_losses(objective: PaperObjective, walk, network) -> list[torch.Tensor]:
+    """Of a step, each of the whole batch; the walk has gone it."""
+    losses = [sum(objective.losses(walk, network)) for _ in range(objective.updates(walk))]
+    objective.go(walk)
+    return losses
 
 
 def test_evaluations_of_each_kind_of_stage(tmp_path: Path) -> None:
@@ -180,18 +190,17 @@ def test_evaluations_of_each_kind_of_stage(tmp_path: Path) -> None:
     assert cost == watched.rows == 4 * 2 * 4
     assert objective.evaluations == 0
     for steps, alone in ((1, 1), (2, 1), (3, 2), (4, 2)):
-        walk, bound = walk_of(objective, stored(steps))
-        bound = bound._replace(velocity=watched)
+        walk, _ = walk_of(objective, stored(steps), watched)
         before, counted, losses = watched.rows, objective.evaluations, []
         while not walk.done:
-            losses.append(len(all_losses(objective, walk, network, bound)))
+            losses.append(len(all_losses(objective, walk, network)))
         assert losses == [1] * alone + [3] * (steps - alone)
         assert watched.rows - before == objective.evaluations - counted == 2 * (alone + 4 * (steps - alone))
-    fresh = PaperObjective(SHORT, base()[0], 0, NO_AUTOCAST, Workers())
+    fresh = PaperObjective(SHORT, base()[0], 0, Workers())
     first = Stage("round 0", 1, 4, (4,))
     assert enter(fresh, first, network, tmp_path) == 0
-    walk, bound = walk_of(fresh, first)
-    assert [len(all_losses(fresh, walk, network, bound)) for _ in range(4)] == [3, 3, 3, 3]
+    walk, _ = walk_of(fresh, first)
+    assert [len(all_losses(fresh, walk, network)) for _ in range(4)] == [3, 3, 3, 3]
     assert fresh.evaluations == 2 * 4 * 4
 
 
@@ -252,11 +261,10 @@ def test_easyinv_s_mixing_is_that_of_the_method() -> None:
     labels = make_labels(CountedVelocity(flow), Corrector(scaled, None, None), clean, grid, recipe, NO_AUTOCAST)
     torch.testing.assert_close(labels[-1], flow(z, 1.0))
     model = replace(base()[0], grid=lambda steps, latent: torch.tensor(grid))
-    objective = PaperObjective(recipe, model, 0, NO_AUTOCAST, Workers())
-    walk = objective.begin(Stage("round 0", 1, 10, (10,)), 0, clean, ("0", "1"))
-    bound = base()[0].bind(())._replace(velocity=flow)
+    objective = PaperObjective(recipe, model, 0, Workers())
+    walk, _ = asked_through(objective.begin(Stage("round 0", 1, 10, (10,)), 0, clean, ("0", "1")), flow)
     while not walk.done:
-        all_losses(objective, walk, scaled, bound)
+        all_losses(objective, walk, scaled)
     torch.testing.assert_close(walk.z, z)
 
 
@@ -269,16 +277,17 @@ def test_the_losses_by_hand(tmp_path: Path) -> None:
         files[about["name"]] = label["labels"].float()
     assert len(files) == 4
     for steps, places in ((2, (0, 2)), (3, (0, 1, 3))):
-        walk, bound = walk_of(objective, stored(steps))
+        walk, part = walk_of(objective, stored(steps))
+        bound = part.bound
         for i, place in enumerate(places):
             z, h, sigma = walk.z, walk.grid[i + 1] - walk.grid[i], walk.grid[i + 1]
             with torch.no_grad():
                 e = bound.velocity(z, sigma)
-                eps = Corrector(network, bound.context, bound.pooled).correct(e, walk.point())
+                eps = Corrector(network, bound.context, bound.pooled).correct(e, part.point(walk.step))
                 own = F.mse_loss(eps, bound.velocity(z + h * eps, sigma))
-                other = F.mse_loss(eps, torch.stack([files[name][place] for name in walk.names]))
+                other = F.mse_loss(eps, torch.stack([files[name][place] for name in part.names]))
             alone = i < 0.5 * steps
-            losses = all_losses(objective, walk, network, bound)
+            losses = all_losses(objective, walk, network)
             wanted = other if alone else 0.7 * own + 0.3 * other
             assert len(losses) == (1 if alone else 3)
             for loss in losses:  # no update between them: three times the same
@@ -294,19 +303,19 @@ def gradient(loss: torch.Tensor, network: torch.nn.Module) -> torch.Tensor:
 def test_the_fused_label_is_more_than_a_self_label_rescaled(tmp_path: Path) -> None:
     """With the current eps* in place of the stored label, the gradient would be lambda_1 times that of L_self."""
     objective, _, network, _ = entered(tmp_path)
-    walk, bound = walk_of(objective, stored(2))
-    all_losses(objective, walk, network, bound)
+    walk, part = walk_of(objective, stored(2))
+    bound = part.bound
+    all_losses(objective, walk, network)
     z, h, sigma = walk.z, walk.grid[2] - walk.grid[1], walk.grid[2]
     with torch.no_grad():
         e = bound.velocity(z, sigma)
-    eps = Corrector(network, bound.context, bound.pooled).correct(e, walk.point())
+    eps = Corrector(network, bound.context, bound.pooled).correct(e, part.point(walk.step))
     label = bound.velocity(z + h * eps.detach(), sigma)
     of_self = 0.7 * gradient(F.mse_loss(eps, label), network).clone()
-    eps = Corrector(network, bound.context, bound.pooled).correct(e, walk.point())
+    eps = Corrector(network, bound.context, bound.pooled).correct(e, part.point(walk.step))
     degenerate = gradient(F.mse_loss(eps, 0.7 * label + 0.3 * eps.detach()), network)
     torch.testing.assert_close(degenerate, of_self, rtol=1e-3, atol=1e-6)
-    share = next(objective.losses(walk, network, bound))
-    ours = gradient(share(slice(0, len(walk.z))), network)
+    ours = gradient(next(objective.losses(walk, network)), network)
     assert (ours - of_self).norm() > 0.1 * of_self.norm()
 
 
@@ -322,7 +331,7 @@ def test_labels_are_shared_kept_and_replaced(tmp_path: Path) -> None:
     assert watched.rows == spent
 
     (folder / "round-1-00002.safetensors").unlink()
-    resumed = PaperObjective(SHORT, base()[0], 0, NO_AUTOCAST, Workers())
+    resumed = PaperObjective(SHORT, base()[0], 0, Workers())
     enter(resumed, stored(2), other, tmp_path, fresh=False)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == files
 
@@ -335,23 +344,23 @@ def test_labels_are_shared_kept_and_replaced(tmp_path: Path) -> None:
     assert all(path.read_bytes() != files[path.name] for path in folder.iterdir())
 
     (folder / "round-1.safetensors").unlink()
-    gone = PaperObjective(SHORT, base()[0], 0, NO_AUTOCAST, Workers())
+    gone = PaperObjective(SHORT, base()[0], 0, Workers())
     with pytest.raises(DeepInvError, match=r"round-1.safetensors' is missing"):
         enter(gone, stored(2), other, tmp_path, fresh=False)
 
 
 def test_a_round_with_labels_runs_over_its_own_images(tmp_path: Path) -> None:
     objective, *_ = entered(tmp_path)
-    order = [batch.names for batch in itertools.islice(objective.batches(stored(1), images(), 2, 0, 0), 20)]
+    order = [batch.names for batch in itertools.islice(objective.batches(stored(1), images(), 0), 20)]
     assert len({name for names in order for name in names}) == 4
-    later = [batch.names for batch in itertools.islice(objective.batches(stored(1), images(), 2, 0, 7), 13)]
+    later = [batch.names for batch in itertools.islice(objective.batches(stored(1), images(), 7), 13)]
     assert later == order[7:]
     clean = {one.names[0]: one.latents[0] for one in itertools.islice(images().batches(1, 0), 9)}
-    batch = next(objective.batches(stored(1), images(), 2, 0, 0))
+    batch = next(objective.batches(stored(1), images(), 0))
     assert all(torch.equal(row, clean[name]) for name, row in zip(batch.names, batch.latents, strict=True))
-    second = PaperObjective(SHORT, base()[0], 0, NO_AUTOCAST, Workers())
+    second = PaperObjective(SHORT, base()[0], 0, Workers())
     enter(second, stored(1, number=2, relabel=True), solver(CORRECTOR), tmp_path / "other")
-    names = {n for batch in itertools.islice(second.batches(stored(1, 2), images(), 2, 0, 0), 20) for n in batch.names}
+    names = {n for batch in itertools.islice(second.batches(stored(1, 2), images(), 0), 20) for n in batch.names}
     assert names != {name for names in order for name in names}
 
 
@@ -466,7 +475,7 @@ def test_an_added_block_changes_nothing_before_its_first_update() -> None:
     assert torch.equal(answer(trainee.network), old)
     assert torch.equal(answer(trainee.average), average)
     loss = (
-        trainee.model(
+        trainee.network(
             velocity=clean,
             latent=clean,
             latent_clean=clean,
@@ -477,7 +486,8 @@ def test_an_added_block_changes_nothing_before_its_first_update() -> None:
         .square()
         .mean()
     )
-    trainee.update(lambda rows: loss, 1, 1e-2)
+    trainee.step(trainee.accumulate([loss]), 1e-2)
+    trainee.follow()
     assert not torch.equal(answer(trainee.network), old)
     assert not torch.equal(answer(trainee.average), average)
 
@@ -488,15 +498,15 @@ def test_a_short_training_on_one_batch_beats_target_sigma_euler(tmp_path: Path) 
     config = replace(CORRECTOR, head_dim=32)
     model, _ = base()
     cache = images(5)  # four to train on
-    training = loop.Training(
+    done = loop.train(
         model, cache, solver(config), recipe, tmp_path, Budget(images=4 * 40), checks=Checks((2,), (0,), 1)
     )
-    network, clean = training.run().network, next(cache.batches(4, 0)).latents
-    latents, checks = [(clean, model.bind(()))], Checks((2,), (0,))
+    batch = next(cache.batches(4, 0))
+    latents, checks = [(batch.latents, batch.names)], Checks((2,), (0,))
     (trained,) = validate_solver(
-        lambda bound: Corrector(network, bound.context, bound.pooled), latents, model.grid, checks
+        lambda bound: Corrector(done.network, bound.context, bound.pooled), latents, model, checks
     )
-    euler = validate_baselines(latents, model.grid, checks)[0]
+    euler = validate_baselines(latents, model, checks)[0]
     assert euler["method"] == "euler"
     assert trained["residual"] < euler["residual"] / 3
     assert trained["latent_snr_db"] > euler["latent_snr_db"] + 6

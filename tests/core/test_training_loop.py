@@ -19,9 +19,9 @@ from comfyui_deepinv.deepinv_core.errors import DeepInvError
 from comfyui_deepinv.deepinv_core.solver import load_solver
 from comfyui_deepinv.training import loop
 from comfyui_deepinv.training.budget import Budget
-from comfyui_deepinv.training.loop import Event
-from comfyui_deepinv.training.objectives import Broken
 from comfyui_deepinv.training.recipes import FastRecipe
+from comfyui_deepinv.training.recipes.objective import Broken
+from comfyui_deepinv.training.run import Event
 from comfyui_deepinv.training.state import FILE, STATS, load_state
 from comfyui_deepinv.training.trainee import SolverTrainee
 
@@ -215,9 +215,14 @@ def test_too_many_nans_end_the_training(tmp_path: Path) -> None:
 def test_a_network_that_breaks_by_itself_is_not_blamed_on_the_base(tmp_path: Path) -> None:
     network = solver(PREDICTOR)
     trainee = SolverTrainee(network, replace(FAST, max_skipped=0))
-    trainee.update(lambda rows: sum(p.sum() for p in network.parameters()) * torch.nan, 1, 1e-2)
+    trainee.step(trainee.accumulate([sum(p.sum() for p in network.parameters()) * torch.nan]), 1e-2)
     with pytest.raises(DeepInvError, match="all that the base model returned was finite: lower the learning rate"):
         trainee.mean_loss(Broken())
+
+
+def one_update(trainee: SolverTrainee) -> None:
+    trainee.step(trainee.accumulate([sum(p.square().sum() for p in trainee.network.parameters())]), 1e-2)
+    trainee.follow()
 
 
 def test_the_moving_average_by_hand() -> None:
@@ -225,13 +230,13 @@ def test_the_moving_average_by_hand() -> None:
     trainee = SolverTrainee(solver(PREDICTOR), replace(FAST, average=0.2))
     wanted = {name: value.double() for name, value in trainee.network.state_dict().items()}
     for decay in (1 / 10, 2 / 11, 0.2, 0.2):
-        trainee.update(lambda rows: sum(p.square().sum() for p in trainee.network.parameters()), 1, 1e-2)
+        one_update(trainee)
         new = trainee.network.state_dict()
         wanted = {name: decay * value + (1 - decay) * new[name].double() for name, value in wanted.items()}
     for name, value in trainee.average.state_dict().items():
         torch.testing.assert_close(value.double(), wanted[name], rtol=1e-5, atol=1e-7)
     without = SolverTrainee(solver(PREDICTOR), replace(FAST, average=0.0))
-    without.update(lambda rows: sum(p.square().sum() for p in without.network.parameters()), 1, 1e-2)
+    one_update(without)
     pairs = zip(without.average.parameters(), without.network.parameters(), strict=True)
     assert all(torch.equal(one, two) for one, two in pairs)
 
@@ -254,7 +259,7 @@ def clock() -> Iterator[float]:
 def test_a_budget_of_minutes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """By a clock that is looked at several times a pass: each of two stages ends with the pass that fills its half."""
     ticks = clock()
-    monkeypatch.setattr(loop.time, "monotonic", lambda: next(ticks))
+    monkeypatch.setattr(time, "monotonic", lambda: next(ticks))
     events: list[Event] = []
     train(tmp_path, FAST, Budget(minutes=0.5), PREDICTOR, stop=lambda event: events.append(event) or False)
     ends = [event.seconds for event in events if event.rows][1:]

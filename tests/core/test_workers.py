@@ -26,6 +26,9 @@ TOLERANCE = 1e-5
 STOPS = {"fast": (1, 0.4), "paper": (0, 0.6)}
 """The rank that stops, and when."""
 
+SHORT = {"fast": (1, 8), "paper": (0, 0)}
+"""The rank that has memory for one image only, and after how many calls of its network."""
+
 
 def two_processes(plans: list[dict]) -> list[bool]:
     """Run plans, one after the other, in two processes with torchrun's environment; whether each ran to its end."""
@@ -61,7 +64,8 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
         stopped = str(root / f"{recipe}_stopped")
         plans.append({"folder": stopped, "recipe": recipe, "stop": STOPS[recipe]})
         plans.append({"folder": str(root / f"{recipe}_resumed_by_two"), "recipe": recipe, "resume": stopped})
-    assert two_processes(plans) == [True, False, True] * len(IMAGES)
+        plans.append({"folder": str(root / f"{recipe}_short"), "recipe": recipe, "short": SHORT[recipe]})
+    assert two_processes(plans) == [True, False, True, True] * len(IMAGES)
     for recipe in IMAGES:
         stopped = str(root / f"{recipe}_stopped")
         assert run(Workers(), str(root / f"{recipe}_resumed_by_one"), recipe, resume=stopped)
@@ -110,6 +114,16 @@ def test_two_processes_end_together_and_resume(done: Path, recipe: str) -> None:
         assert_same(resumed, done / f"{recipe}_two", tolerance)
         last = [stats(folder)[-1] for folder in (resumed, done / f"{recipe}_two")]
         assert last[0]["evaluations"] == last[1]["evaluations"] and last[0]["images"] == IMAGES[recipe]
+
+
+@pytest.mark.parametrize("recipe", IMAGES)
+def test_two_processes_halve_together(done: Path, recipe: str) -> None:
+    """Where one has memory for one image only, at once or after some steps, both compute one by one: the same steps."""
+    short, two = done / f"{recipe}_short", done / f"{recipe}_two"
+    assert_same(short, two, TOLERANCE)
+    told = [line["micro_batch"] for line in stats(short) if "micro_batch" in line]
+    assert told == ([2, 1] if SHORT[recipe][1] else [1])
+    assert stats(short)[-1]["updates"] == stats(two)[-1]["updates"]
 
 
 def test_a_batch_that_cant_be_shared_is_refused(tmp_path: Path) -> None:

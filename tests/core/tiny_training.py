@@ -14,11 +14,14 @@ import torch
 from comfyui_deepinv.deepinv_core import checkpoint
 from comfyui_deepinv.deepinv_core.models.embedded import load_embedded
 from comfyui_deepinv.deepinv_core.solver import CorrectorConfig, PredictorConfig
+from comfyui_deepinv.training.base_model import Base, Bound
+from comfyui_deepinv.training.budget import Budget
 from comfyui_deepinv.training.latents import LatentCache, from_tensors
-from comfyui_deepinv.training.loop import Base, Budget, Event, Trained, Training
-from comfyui_deepinv.training.objectives import Bound
+from comfyui_deepinv.training.loop import Trained
+from comfyui_deepinv.training.loop import train as train_solver
 from comfyui_deepinv.training.recipes import FastRecipe, Recipe
-from comfyui_deepinv.training.state import FILE, STATS, load_state
+from comfyui_deepinv.training.run import Event
+from comfyui_deepinv.training.state import FILE, STATS
 from comfyui_deepinv.training.validation import Checks
 
 CORRECTOR = replace(
@@ -100,14 +103,11 @@ def train(
 
     folder.mkdir(exist_ok=True)
     base_model = options.pop("base", None) or base()[0]
-    training = Training(
-        base_model, images(), solver(config), recipe, folder, budget, checks=CHECKS, progress=progress, **options
+    assert (folder / FILE).exists() or not resume
+    return train_solver(
+        *(base_model, images(), solver(config), recipe, folder, budget),
+        **{"resume": resume, "checks": CHECKS, "progress": progress, **options},
     )
-    if resume:
-        state = load_state(folder)
-        assert state is not None
-        training.resume(state)
-    return training.run()
 
 
 def tensors(folder: Path) -> dict[str, torch.Tensor]:

@@ -15,11 +15,12 @@ import torch
 
 from comfyui_deepinv.deepinv_core.models.embedded import load_embedded
 from comfyui_deepinv.deepinv_core.solver import CorrectorConfig, PredictorConfig
+from comfyui_deepinv.training.base_model import base_of
+from comfyui_deepinv.training.budget import Budget
 from comfyui_deepinv.training.latents import from_tensors
-from comfyui_deepinv.training.loop import Budget, Event, Training
+from comfyui_deepinv.training.loop import train
 from comfyui_deepinv.training.recipes import make_recipe
-from comfyui_deepinv.training.setup import base_of
-from comfyui_deepinv.training.state import load_state
+from comfyui_deepinv.training.run import Event
 from comfyui_deepinv.training.validation import Checks
 from comfyui_deepinv.training.workers import Workers, join
 
@@ -41,9 +42,16 @@ IMAGES = {"fast": 32, "paper": 64}
 
 
 def run(
-    workers: Workers, folder: str, recipe: str, stop: tuple[int, float] | None = None, resume: str | None = None
+    workers: Workers,
+    folder: str,
+    recipe: str,
+    stop: tuple[int, float] | None = None,
+    resume: str | None = None,
+    short: tuple[int, int] | None = None,
 ) -> bool:
     """Train, from a copy of the folder ``resume`` if given, until a rank stops it, ``(rank, share of the budget)``.
+
+    ``short`` is a rank that has memory for one image after so many calls of the network.
 
     Returns:
         Whether it ran to its end.
@@ -56,6 +64,8 @@ def run(
         workers.rank + 10 * bool(resume)
     )  # what the training doesn't seed itself differs, as it may in life
     network = NETWORKS[recipe].build()
+    if short and workers.rank == short[0]:
+        _shrink(network, short[1])
 
     def progress(event: Event) -> None:
         if stop and workers.rank == stop[0] and event.fraction >= stop[1]:
@@ -63,26 +73,33 @@ def run(
 
     Path(folder).mkdir(exist_ok=True)
     latents = torch.randn(24, 16, 4, 4, generator=torch.Generator().manual_seed(1))
-    training = Training(
-        base_of(load_embedded("sd3")),
-        from_tensors([latents]),
-        network,
-        make_recipe(recipe, **SETTINGS[recipe]),
-        Path(folder),
-        Budget(images=IMAGES[recipe]),
-        checks=Checks(steps=(2,), images=2),
-        progress=progress,
-        workers=workers,
-    )
-    if resume:
-        state = load_state(Path(folder))
-        assert state is not None
-        training.resume(state)
     try:
-        training.run()
+        train(
+            base_of(load_embedded("sd3")),
+            from_tensors([latents]),
+            network,
+            make_recipe(recipe, **SETTINGS[recipe]),
+            Path(folder),
+            Budget(images=IMAGES[recipe]),
+            resume=bool(resume),
+            checks=Checks(steps=(2,), images=2),
+            progress=progress,
+            workers=workers,
+        )
     except KeyboardInterrupt:
         return False
     return True
+
+
+def _shrink(network: Any, after: int) -> None:
+    forward, calls = network.forward, iter(range(10**9))
+
+    def limited(**given: torch.Tensor) -> torch.Tensor:
+        if next(calls) >= after and torch.is_grad_enabled() and len(given["latent"]) > 1:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return forward(**given)
+
+    network.forward = limited
 
 
 if __name__ == "__main__":

@@ -37,7 +37,7 @@ def writers() -> dict[str, Callable[[Path, int], object]]:
     from comfyui_deepinv.deepinv_core.methods import make_method
     from comfyui_deepinv.deepinv_core.models.embedded import load_embedded
     from comfyui_deepinv.deepinv_core.solver import PredictorConfig, save_solver
-    from comfyui_deepinv.training.latents import encode_folder
+    from comfyui_deepinv.training.encoding import encode_folder
     from comfyui_deepinv.training.plot import plot
     from comfyui_deepinv.training.state import STATS, add_line, save_state
 

@@ -20,7 +20,7 @@ from PIL import Image
 from comfyui_deepinv.cli import main as cli
 from comfyui_deepinv.deepinv_core.atomic import replacing
 from comfyui_deepinv.deepinv_core.errors import DeepInvError
-from comfyui_deepinv.training import latents, lock
+from comfyui_deepinv.training import encoding, lock
 from comfyui_deepinv.training.lock import LOCK, locked
 
 ROOT = Path(__file__).absolute().parents[2]
@@ -125,9 +125,9 @@ def test_the_same_latents_are_not_encoded_twice_at_a_time(tmp_path: Path) -> Non
         return torch.zeros(len(pixels), 4, 4, 4)
 
     with held(cache), pytest.raises(DeepInvError, match="in use by process"):
-        latents.encode_folder(source, cache, encode, **options)
+        encoding.encode_folder(source, cache, encode, **options)
     assert sorted(path.name for path in cache.iterdir()) == [LOCK]
-    assert latents.encode_folder(source, cache, encode, **options).train
+    assert encoding.encode_folder(source, cache, encode, **options).train
 
 
 def test_the_command_does_not_train_where_another_one_does(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

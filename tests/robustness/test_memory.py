@@ -17,18 +17,24 @@ import torch
 from comfyui_deepinv.deepinv_core.editing import EditOptions, edit, flow_edit
 from comfyui_deepinv.deepinv_core.errors import DeepInvError
 from comfyui_deepinv.deepinv_core.inversion import Inversion, Reconstruction, invert, reconstruct, with_residual
-from comfyui_deepinv.deepinv_core.memory import in_parts, out_of_memory, rows_of
+from comfyui_deepinv.deepinv_core.memory import free_memory, in_parts, out_of_memory, rows_of
 from comfyui_deepinv.deepinv_core.methods import METHODS, Method, Options, make_method
 from comfyui_deepinv.deepinv_core.runs import run
 from comfyui_deepinv.deepinv_core.schedule import uniform_grid
 from comfyui_deepinv.deepinv_core.solver import bind
 from comfyui_deepinv.training import loop
+from comfyui_deepinv.training.accumulation import Accumulation
 from comfyui_deepinv.training.budget import Budget
+from comfyui_deepinv.training.latents import from_tensors
 from comfyui_deepinv.training.recipes import FastRecipe, PaperRecipe
+from comfyui_deepinv.training.recipes.fast import FastObjective
 from comfyui_deepinv.training.trainee import SolverTrainee
+from comfyui_deepinv.training.validation import Checks
+from comfyui_deepinv.training.walk import MicroBatch, Walk
+from comfyui_deepinv.training.workers import Workers
 
 from ..core.problems import GaussianMixture
-from ..core.tiny_training import CHECKS, CORRECTOR, PREDICTOR, base, embedded, images, solver, tensors
+from ..core.tiny_training import CHECKS, CORRECTOR, PREDICTOR, base, embedded, images, report, solver, tensors
 
 GRID = torch.linspace(0, 1, 5, dtype=torch.float64)
 
@@ -235,8 +241,7 @@ def train(folder: Path, recipe: FastRecipe | PaperRecipe, config: object, limit:
     folder.mkdir()
     network = solver(config)
     limit(network)
-    training = loop.Training(base()[0], images(), network, recipe, folder, Budget(images=16), checks=CHECKS)
-    training.run()
+    loop.train(base()[0], images(), network, recipe, folder, Budget(images=16), checks=CHECKS)
     return tensors(folder)
 
 
@@ -258,35 +263,121 @@ def test_a_divided_training_takes_the_same_steps(
     sizes: list[int] = []
     divided = train(tmp_path / "divided", recipe, config, lambda network: sizes.extend(few(network, 3, where)))
     assert warnings(caplog) >= 1
+    assert micro_batches(tmp_path / "divided") == [2]
     assert divided["counts"].tolist() == whole["counts"].tolist() and not int(divided["skipped"])
     apart = {name: float((divided[name].double() - value.double()).abs().max()) for name, value in whole.items()}
     moved = {name: value for name, value in apart.items() if name.startswith(("network.", "average."))}
     assert max(moved.values()) < 2e-5, max(moved.items(), key=lambda item: item[1])
 
 
-def test_a_gradient_of_chunks_is_that_of_the_batch() -> None:
-    """What a chunk that failed half way had left of its gradient is taken back."""
-    found = []
-    for most in (6, 2):
-        trainee = SolverTrainee(solver(PREDICTOR), FAST)
-        weight = trainee.network.proj_out.weight
+def micro_batches(folder: Path) -> list[int]:
+    """As the report says they were, in order."""
+    return [line["micro_batch"] for line in report(folder) if "micro_batch" in line]
 
-        def share(rows: slice, weight: torch.Tensor = weight, most: int = most) -> torch.Tensor:
-            part = sum(factor * weight.square().mean() for factor in torch.arange(1.0, 7.0)[rows])
-            if rows.stop - rows.start > most:
-                part.backward(retain_graph=True)
-                claim(2, 1, "card")
-            return part
 
-        trainee.update(share, 6, 1e-2)
-        found.append(weight.grad.clone())
-    torch.testing.assert_close(found[0], found[1])
+@pytest.mark.parametrize(("recipe", "config"), [(FAST, PREDICTOR), (PAPER, CORRECTOR)], ids=["fast", "paper"])
+def test_memory_that_runs_out_later_costs_no_step(
+    recipe: FastRecipe | PaperRecipe, config: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the middle of a walk, in a later update of its step: that update is made again by halves, no other."""
+    monkeypatch.setattr(loop, "plot", lambda *given: False)
+    whole = train(tmp_path / "whole", recipe, config, lambda network: None)
+
+    def limit(network: torch.nn.Module) -> None:
+        forward, updates, most = network.forward, iter(range(10**6)), [4]
+
+        def limited(*given: object, **named: torch.Tensor) -> torch.Tensor:
+            if torch.is_grad_enabled() and len(named["latent"]) == 4 and next(updates) == 6:
+                most[0] = 2
+            claim(len(named["latent"]), most[0], "card")
+            return forward(*given, **named)
+
+        network.forward = limited
+
+    shrunk = train(tmp_path / "shrunk", recipe, config, limit)
+    assert micro_batches(tmp_path / "whole") == [4] and micro_batches(tmp_path / "shrunk") == [4, 2]
+    assert shrunk["counts"].tolist() == whole["counts"].tolist()
+    apart = {name: float((shrunk[name].double() - value.double()).abs().max()) for name, value in whole.items()}
+    assert max(gap for name, gap in apart.items() if name.startswith(("network.", "average."))) < 2e-5
+
+
+def test_how_many_images_fit_is_found_first_and_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the largest latents there are; the trial leaves nothing behind, and its evaluations are nobody's."""
+    monkeypatch.setattr(loop, "plot", lambda *given: False)
+    small, large = (torch.randn(8, 16, side, 8, generator=torch.Generator().manual_seed(side)) for side in (4, 8))
+    network, tried = solver(PREDICTOR), []
+    forward = network.forward
+
+    def limited(*given: object, **named: torch.Tensor) -> torch.Tensor:
+        tried.append(tuple(named["latent"].shape))
+        claim(named["latent"][:, 0].numel(), 2 * 8 * 8, "card")
+        return forward(*given, **named)
+
+    network.forward = limited
+    model, watched = base()
+    latents = from_tensors([small, large], holdout=0.01)
+    done = loop.train(model, latents, network, FAST, tmp_path, Budget(images=16), checks=Checks((), ()))
+    assert tried[:2] == [(4, 16, 8, 8), (2, 16, 8, 8)]
+    assert {shape[0] for shape in tried[2:]} == {2}
+    assert micro_batches(tmp_path) == [2] and report(tmp_path)[0]["updates"] == 0
+    assert done.notes == ["batches of 4 were computed 2 at a time: there is memory for no more"]
+    assert done.summary["base_evaluations"] == watched.rows - 4 - 2 * 4, (
+        "a first step asks twice; the first try came half way"
+    )
+
+
+class Line(FastObjective):
+    """Six losses of known gradients; a micro-batch that does not fit fails in the middle of its backward pass."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__(FAST, base()[0], 0)
+        self.most = most
+
+    def loss(self, walk: Walk, part: MicroBatch, model: torch.nn.Module) -> torch.Tensor:
+        """The mean of its images' losses."""
+        loss = part.clean.mean() * model.proj_out.weight.square().mean()
+        if len(part.z) > self.most:
+            loss.backward(retain_graph=True)
+            claim(2, 1, "card")
+        return loss
+
+
+def gradient(most: int, workers: Workers) -> torch.Tensor:
+    trainee, objective, accumulation = (
+        SolverTrainee(solver(PREDICTOR), FAST),
+        Line(most),
+        Accumulation(6, workers, free_memory),
+    )
+    clean = torch.arange(1.0, 7.0).view(6, 1)
+    walk = Walk(0, [0.0, 1.0], 1, [MicroBatch(clean, tuple("abcdef"), objective.base.bind, clean)])
+    accumulation.run(walk, lambda walk: trainee.accumulate(objective.losses(walk, trainee.network)))
+    assert max(len(part.z) for part in walk.parts) == accumulation.size
+    weight = trainee.network.proj_out.weight.grad
+    assert weight is not None
+    return weight
+
+
+def test_a_gradient_of_micro_batches_is_that_of_the_batch() -> None:
+    """What a micro-batch that failed half way had left of its gradient is taken back."""
+    torch.testing.assert_close(gradient(6, Workers()), gradient(2, Workers()))
+
+
+def test_all_processes_halve_where_one_has_to() -> None:
+    """This one has memory for all: another has not, once."""
+
+    class Together(Workers):
+        short = 1
+
+        def any(self, flag: bool) -> bool:
+            assert not flag
+            Together.short -= 1
+            return Together.short >= 0
+
+    torch.testing.assert_close(gradient(6, Workers()), gradient(6, Together()))
+    assert Together.short == -1
 
 
 def test_a_training_without_memory_for_one_row_says_so(tmp_path: Path) -> None:
     with pytest.raises(DeepInvError, match="not enough memory for one image at a time") as caught:
         train(tmp_path / "none", FAST, PREDICTOR, lambda network: few(network, 0, "backward"))
     assert caught.value.__context__ is None
-    trainee = SolverTrainee(solver(PREDICTOR), FAST, split=False)
-    with pytest.raises(DeepInvError, match="4 images, which several processes can't divide"):
-        trainee.update(lambda rows: claim(4, 1, "card"), 4, 1e-2)

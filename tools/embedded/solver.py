@@ -15,14 +15,13 @@ import logging
 from ast import literal_eval
 from typing import Any
 
-import torch
-
 from ...deepinv_core.models.embedded import load_embedded
-from ...deepinv_core.solver import CorrectorConfig, PredictorConfig
+from ...training.base_model import base_of
+from ...training.budget import Budget
 from ...training.latents import from_tensors
-from ...training.loop import Base, Budget, Training
-from ...training.objectives import Bound
+from ...training.loop import train
 from ...training.recipes import make_recipe
+from ...training.setup import geometry
 from ...training.state import load_state
 from ...training.validation import Checks
 from .flow_model import cached_latents
@@ -44,32 +43,23 @@ def main() -> None:
     latents = cached_latents(args.data)["train"][0]  # without the mirrored ones: a held-out photo's mirror is the photo
 
     model = load_embedded(args.kind)
-    empty = model.condition("")
-    bound = Bound(model.velocity(""), empty.context, empty.pooled)
-    base = Base(model.info, lambda names: bound, model.grid, torch.device("cpu"))
-    fast = args.recipe == "fast"
     widths = {"context_width": CONTEXT_WIDTH, "pooled_width": POOLED_WIDTH}
-    config = (
-        PredictorConfig.preset("tiny", channels=LATENT_CHANNELS)
-        if fast
-        else CorrectorConfig.preset("tiny", channels=LATENT_CHANNELS, **widths)
-    )
+    config = geometry(args.recipe, "tiny", channels=LATENT_CHANNELS, **widths)
     state = load_state(args.run)
     if state is not None:
         config = type(config).from_dict(state["metadata"]["network"])
-    training = Training(
-        base,
+    trained = train(
+        base_of(model),
         from_tensors([latents], holdout=0.002),
         config.build(),
         make_recipe(args.recipe, **settings),
         args.run,
         Budget(minutes=args.minutes),
         seed=args.seed,
-        checks=Checks(refine=(0, 1) if fast else (0,), images=24, batch=24, decode=model.decode),
+        resume=True,
+        checks=Checks(images=24, batch=24, decode=model.decode),
     )
-    if state is not None:
-        training.resume(state)
-    log.info("%s", training.run().summary)
+    log.info("%s", trained.summary)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from ...tests.core import released
 from ...tests.core import tiny_training as tiny
 from ...tests.core.problems import ZERO, GaussianMixture
 from ...training.buckets import image_size, read_image
-from ...training.pseudo_labels import StoredLabels
+from ...training.recipes.stored_labels import StoredLabels
 from . import pickles, pictures
 from . import training_readers as training
 from .guard import BOUND, Reader

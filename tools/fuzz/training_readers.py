@@ -15,11 +15,16 @@ from PIL import Image
 from ...deepinv_core.errors import DeepInvError
 from ...tests.core import tiny_training as tiny
 from ...training import loop
-from ...training.latents import Batch, LatentCache, encode_folder
+from ...training.budget import Budget, Schedule
+from ...training.encoding import encode_folder
+from ...training.latents import Batch, LatentCache
 from ...training.lock import LOCK
-from ...training.loop import Budget, Training
 from ...training.recipes import PaperRecipe, Recipe
+from ...training.resume import resume_run
+from ...training.run import Event, Run
 from ...training.state import FILE, STATS, load_state
+from ...training.trainee import SolverTrainee
+from ...training.workers import Workers
 from .guard import BOUND, Reader
 from .mutations import BYTES, JSON
 from .tensors import OWN, TENSORS
@@ -52,20 +57,6 @@ class _Enough(Exception):
     """Stops a training from its progress callback."""
 
 
-def _training(folder: Path, kind: _Kind) -> Training:
-    seen = 0
-
-    def progress(event: loop.Event) -> None:
-        nonlocal seen
-        seen += 1
-        if seen > 2:
-            raise _Enough
-
-    network = tiny.solver(kind.config)
-    base, images = tiny.base()[0], tiny.images()
-    return Training(base, images, network, kind.recipe, folder, kind.budget, checks=tiny.CHECKS, progress=progress)
-
-
 @cache
 def _state_samples(kind: _Kind) -> tuple[list[bytes], dict[Path, bytes]]:
     """The states, and what lies beside the last of them: the report, and the labels where there are any."""
@@ -88,23 +79,32 @@ def _lay(files: dict[Path, bytes], folder: Path) -> None:
         (folder / name).write_bytes(content)
 
 
-def _resumed(path: Path, kind: _Kind) -> Training:
-    state = load_state(path.parent)
-    if state is None:
-        return _training(path.parent, kind)
-    training = _training(path.parent, kind)
-    training.resume(state)
-    return training
+def _resumed(path: Path, kind: _Kind) -> Run:
+    recipe, workers = kind.recipe, Workers()
+    trainee = SolverTrainee(tiny.solver(kind.config), recipe, workers)
+    schedule = Schedule(recipe.stages(), kind.budget, recipe.batch)
+    info, images = tiny.base()[0].info, tiny.images().train
+    run = Run(path.parent, recipe, 0, info, images, schedule, trainee, workers, lambda event: None, 120.0)
+    resume_run(run)
+    return run
 
 
-def _check_training(path: Path, training: Training) -> None:
+def _check_training(path: Path, run: Run) -> None:
     """It goes on: a few steps, then a state that can be read again; or it says why not.
 
     Values may make it diverge, and a walk that the state stands in is only compared with its latents when it goes on.
     """
+    seen = iter(range(10**6))
+
+    def progress(event: Event) -> None:
+        if next(seen) >= 2:
+            raise _Enough
+
+    kind = next(kind for kind in (FAST, PAPER) if kind.recipe == run.recipe)
+    given = tiny.base()[0], tiny.images(), tiny.solver(kind.config), kind.recipe, path.parent, kind.budget
     try:
         with suppress(_Enough):
-            training.run()
+            loop.train(*given, resume=True, checks=tiny.CHECKS, progress=progress)
     except DeepInvError as error:
         assert any(words in str(error) for words in ("NaN or infinite", "not finite", "that don't fit: it is damaged"))
     assert load_state(path.parent) is not None
@@ -126,7 +126,7 @@ def _training_state(name: str, kind: _Kind) -> Reader:
 
 
 def training_state() -> Reader:
-    """``load_state`` and ``Training.resume``, as DeepInv Train Solver and the command line use them."""
+    """``load_state`` and ``resume_run``, as DeepInv Train Solver and the command line use them."""
     return _training_state("training state", FAST)
 
 

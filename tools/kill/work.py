@@ -22,7 +22,8 @@ from ...deepinv_core.solver import load_solver
 from ...tests.core.tiny_training import FAST, PREDICTOR, assert_same_training, embedded, metadata, train
 from ...training import loop
 from ...training.budget import Budget
-from ...training.latents import LatentCache, encode_folder
+from ...training.encoding import encode_folder
+from ...training.latents import LatentCache
 from ...training.lock import LEFT_OVER, LOCK, locked
 from ...training.state import FILE
 

@@ -9,7 +9,7 @@ import torch
 from ...deepinv_core import checkpoint
 from ...tests.core.tiny_training import CHECKS, CORRECTOR, PREDICTOR, base, images, solver, tensors
 from ...training.budget import Budget
-from ...training.loop import Training
+from ...training.loop import train
 from ...training.recipes import FastRecipe, PaperRecipe
 
 RECIPES = {
@@ -27,7 +27,7 @@ def trained(folder: Path, recipe: str) -> dict[str, torch.Tensor]:
     folder.mkdir()
     network = solver(config)
     torch.manual_seed(torch.seed())
-    Training(base()[0], images(), network, settings, folder, Budget(images=16), checks=CHECKS).run()
+    train(base()[0], images(), network, settings, folder, Budget(images=16), checks=CHECKS)
     written, metadata = checkpoint.load(folder / "solver.safetensors", kind="solver")
     assert metadata["training"]["updates"] > 4 and metadata["training"]["skipped"] == 0
     return {f"{recipe}: solver.{name}": value for name, value in written.items()} | {

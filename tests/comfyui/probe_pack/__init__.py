@@ -232,7 +232,7 @@ class ProbeTrainingBase(io.ComfyNode):
                     start, end = walks[int(name)]
                     worst = max(worst, float((v - (end - start)[0] / (grid[1] - grid[0])).abs().max()))
             gaps["velocities"] = worst
-            return Trained(network, {})
+            return Trained(network, {}, [], [], 0, [])
 
         with torch.inference_mode(False):
             network = PredictorConfig.preset("tiny", channels=found[0].shape[1]).build()

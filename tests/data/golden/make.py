@@ -39,10 +39,11 @@ from comfyui_deepinv.deepinv_core.solver.convert import convert
 from comfyui_deepinv.deepinv_core.solver.grids import token_positions
 from comfyui_deepinv.deepinv_core.solver.released import POSITIONS
 from comfyui_deepinv.training import loop
+from comfyui_deepinv.training.base_model import base_of
 from comfyui_deepinv.training.budget import Budget
 from comfyui_deepinv.training.latents import from_tensors
-from comfyui_deepinv.training.objectives import Bound
 from comfyui_deepinv.training.recipes import make_recipe
+from comfyui_deepinv.training.run import Event
 from comfyui_deepinv.training.state import FILE, load_state
 from comfyui_deepinv.training.validation import Checks
 
@@ -105,7 +106,7 @@ def make(folder: Path) -> None:
     _make_solvers(folder)
     _make_inversions(folder, given)
     for name in TRAININGS:
-        _train(folder / name, name, given["input.images"], STOP_AT[name])
+        train(folder / name, name, given["input.images"], STOP_AT[name])
         (folder / name / "solver.safetensors").unlink()  # another copy of what the state holds
     save_file(given | {f"output.{name}": value for name, value in compute(folder, given).items()}, folder / EXPECTED)
     (folder / FACTS).write_text(json.dumps(facts(folder), sort_keys=True) + "\n")
@@ -162,45 +163,45 @@ class _Stop(Exception):
     """Ends a training half way."""
 
 
-def _train(folder: Path, name: str, latents: torch.Tensor, stop_at: int | None) -> None:
-    """A training from its beginning, or on from its state; ``stop_at`` steps later it is interrupted."""
+def train(folder: Path, name: str, latents: torch.Tensor, stop_at: int | None, **changed: Any) -> loop.Trained | None:
+    """A training from its beginning, or on from its state; ``stop_at`` steps later it is interrupted.
+
+    Some settings may be ``changed``; None leaves one out.
+    """
     recipe, settings, config = TRAININGS[name]
     folder.mkdir(exist_ok=True)
     state, seen = load_state(folder), iter(range(10**6))
     if state is not None:  # as the file says it was started, not as this script would start it today
         settings = {key: value for key, value in state["metadata"]["recipe"].items() if key != "recipe"}
 
-    def progress(event: loop.Event) -> None:
+    settings = {key: value for key, value in {**settings, **changed}.items() if value is not None}
+
+    def progress(event: Event) -> None:
         if event.stage != "validation" and not event.rows and next(seen) == stop_at:
             raise _Stop
 
-    base, empty = model("sd3"), model("sd3").condition("")
-    bound = Bound(base.velocity(""), empty.context, empty.pooled)
-    whole = loop.Base(base.info, lambda names: bound, base.grid, torch.device("cpu"))
-    training = loop.Training(
-        whole,
-        from_tensors([latents], holdout=0.01),
-        written(config.build(), 3),
-        make_recipe(recipe, **settings),
-        folder,
-        BUDGET,
-        checks=Checks(steps=(2,), refine=(0,), images=1),
-        progress=progress,
-    )
-    if state is not None:
-        training.resume(state)
     plot, loop.plot = loop.plot, lambda *given: False
     try:
-        training.run()
+        return loop.train(
+            base_of(model("sd3")),
+            from_tensors([latents], holdout=0.01),
+            written(config.build(), 3),
+            make_recipe(recipe, **settings),
+            folder,
+            BUDGET,
+            resume=True,
+            checks=Checks(steps=(2,), refine=(0,), images=1),
+            progress=progress,
+        )
     except _Stop:
-        pass
+        return None
     finally:
         loop.plot = plot
 
 
 def compute(folder: Path, given: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """What the files of a folder compute from the recorded inputs."""
-    return dict([*_solvers(folder, given), *_inversions(folder, given), *_trainings(folder, given)])
+    return dict([*_solvers(folder, given), *_inversions(folder, given), *trainings(folder, given)])
 
 
 @torch.no_grad()
@@ -233,13 +234,13 @@ def _inversions(folder: Path, given: dict[str, torch.Tensor]) -> Iterator[tuple[
             yield f"{path.stem} edited", edit(target, found, hold).latent
 
 
-def _trainings(folder: Path, given: dict[str, torch.Tensor]) -> Iterator[tuple[str, torch.Tensor]]:
+def trainings(folder: Path, given: dict[str, torch.Tensor]) -> Iterator[tuple[str, torch.Tensor]]:
     """The weights of the trainings, gone on with to the end; the files stay as they are."""
     with tempfile.TemporaryDirectory() as place:
         for name in TRAININGS:
             copy = Path(place, name)
             shutil.copytree(folder / name, copy)
-            _train(copy, name, given["input.images"], None)
+            train(copy, name, given["input.images"], None)
             for key, value in checkpoint.load(copy / FILE, kind="training")[0].items():
                 if key.startswith("average."):
                     yield f"{name} {key}", value

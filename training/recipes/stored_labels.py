@@ -14,6 +14,7 @@ import json
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -21,20 +22,21 @@ from typing import TYPE_CHECKING, Any, Final
 import torch
 from torch import Tensor
 
-from ..deepinv_core import checkpoint
-from ..deepinv_core.errors import DeepInvError
-from ..deepinv_core.flow import CountedVelocity
-from ..deepinv_core.integrator import Step
-from ..deepinv_core.methods.easyinv import mix
-from ..deepinv_core.methods.implicit import Point
-from ..deepinv_core.solver import Corrector, load_solver, save_solver
-from .latents import MEMORY_BYTES
-from .workers import Workers
+from ...deepinv_core import checkpoint
+from ...deepinv_core.errors import DeepInvError
+from ...deepinv_core.flow import CountedVelocity
+from ...deepinv_core.integrator import Step
+from ...deepinv_core.memory import in_parts
+from ...deepinv_core.methods.easyinv import mix
+from ...deepinv_core.methods.implicit import Point
+from ...deepinv_core.solver import Corrector, load_solver, save_solver
+from ..latents import MEMORY_BYTES
+from ..workers import Workers
 
 if TYPE_CHECKING:
-    from ..deepinv_core.solver import Network
-    from .loop import Base
-    from .recipes import PaperRecipe
+    from ...deepinv_core.solver import Network
+    from ..base_model import Base
+    from .paper import PaperRecipe
 
 KIND: Final = "labels"
 PASSES: Final = 2
@@ -79,7 +81,7 @@ def make_labels(
         velocity.step, z = step.index, latents[-1]
         e = velocity(z, step.sigma_next)
         with autocast:
-            eps = solver.corrected(velocity, e, Point(z, clean, step, ()))
+            eps = solver.correct(e, Point(z, clean, step, ()))
         after = z + step.h * eps
         latents.append(mix(z, after, step) if recipe.easyinv else after)
     z, labels = latents[-1], []
@@ -189,10 +191,15 @@ class StoredLabels:
     ) -> None:
         """The whole batch even if one is missing: a row's last bits depend on the rows beside it."""
         names = tuple(self._images[row][0] for row in rows)
-        clean = torch.cat([self._images[row][1] for row in rows]).to(base.device, torch.float32)
-        bound, grid = base.bind(names), base.grid(recipe.label_steps, clean).tolist()
-        solver = Corrector(network, bound.context, bound.pooled)
-        labels = make_labels(CountedVelocity(bound.velocity), solver, clean, grid, recipe, autocast)
+        latents = torch.cat([self._images[row][1] for row in rows])
+
+        def make(part: slice) -> Tensor:
+            clean = latents[part].to(base.device, torch.float32)
+            bound, grid = base.bind(names[part]), base.grid(recipe.label_steps, clean).tolist()
+            solver = Corrector(network, bound.context, bound.pooled)
+            return make_labels(CountedVelocity(bound.velocity), solver, clean, grid, recipe, autocast).cpu()
+
+        labels = in_parts(len(rows), make, partial(torch.cat, dim=1), base.free)
         for place, row in enumerate(rows):
             if row in missing:
                 metadata = {**checkpoint.header(KIND), "name": names[place], "network": identity}

@@ -1,0 +1,26 @@
+"""The recipes by name. A recipe is a file with its settings and its objective, and a line of the list below."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from ...deepinv_core.errors import DeepInvError
+from .base import Recipe, Stage
+from .fast import FastRecipe
+from .paper import PaperRecipe
+
+RECIPES: Final[Mapping[str, type[Recipe]]] = {kind.name: kind for kind in (FastRecipe, PaperRecipe)}
+
+__all__ = ["RECIPES", "FastRecipe", "PaperRecipe", "Recipe", "Stage", "make_recipe"]
+
+
+def make_recipe(name: str, **settings: Any) -> Recipe:
+    """A recipe by name, with some settings changed.
+
+    Raises:
+        DeepInvError: an unknown recipe or setting, or a value that can't be.
+    """
+    if name not in RECIPES:
+        raise DeepInvError(f"no recipe is called {name!r}: use one of {', '.join(RECIPES)}")
+    return RECIPES[name].with_settings(**settings)
