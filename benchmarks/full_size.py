@@ -21,8 +21,7 @@ from ..deepinv_core.models.transformer import FAMILIES
 from ..deepinv_core.solver import Config
 from ..deepinv_core.solver.cost import FLUX1, SD3_MEDIUM, SD35_MEDIUM, TEXT_TOKENS, solver_flops, transformer_flops
 from ..tools.measure_gpu import measure
-from ..training.recipes import FastRecipe, PaperRecipe
-from ..training.setup import geometry
+from ..training.recipes import RECIPES, FastRecipe, PaperRecipe
 from .store import Row, Store
 from .tables import fill, listed
 
@@ -71,8 +70,9 @@ class FullSize:
 
     def solver(self, recipe: str, preset: str) -> Config:
         """The geometry that a recipe trains: a predictor for ``fast``, a corrector for ``paper``."""
-        context, pooled = self.config["joint_attention_dim"], self.config["pooled_projection_dim"]
-        return geometry(recipe, preset, channels=self.channels, context_width=context, pooled_width=pooled)
+        widths = {"context_width": self.config["joint_attention_dim"]}
+        widths["pooled_width"] = self.config["pooled_projection_dim"]
+        return RECIPES[recipe].solver.config_type.preset(preset, channels=self.channels, **widths)
 
     def flops(self) -> int:
         """FLOPs of one evaluation."""

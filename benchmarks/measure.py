@@ -40,7 +40,7 @@ RESIDUAL_IMAGES: Final = 8
 
 
 @dataclass(frozen=True)
-class Trip:
+class RoundTrip:
     """There and back, the seconds that each took, and the residual ``[N, b]`` of b latents where it was measured."""
 
     inversion: Inversion
@@ -59,7 +59,7 @@ def there_and_back(
     hold: EditOptions | None = None,
     keep_trajectory: bool = False,
     clock: Callable[[], float] = time.perf_counter,
-) -> Trip:
+) -> RoundTrip:
     """Invert latents ``[B, C, h, w]`` on a grid ``[N + 1]`` and sample the noise back.
 
     Args:
@@ -82,7 +82,7 @@ def there_and_back(
     inversion = invert(up, latent, sigmas, method, keep_trajectory=keep_trajectory or hold is not None)
     turned = now()
     back = reconstruct(down or up, inversion) if hold is None else edit(down or up, inversion, hold)
-    return Trip(inversion, back, (turned - began, now() - turned))
+    return RoundTrip(inversion, back, (turned - began, now() - turned))
 
 
 def prompted(model: BaseModel, names: Sequence[str], cfg: float = 1.0) -> TransformerVelocity:
@@ -148,7 +148,7 @@ class Suite:
         cfg: float = 1.0,
         residual: int = 0,
         clock: Callable[[], float] = time.perf_counter,
-    ) -> Trip:
+    ) -> RoundTrip:
         """Invert ``[B, C, h, w]`` on the uniform grid and come back under the same prompts, one a row.
 
         The residual is measured of the first ``residual`` latents, where the way back is Euler's.

@@ -29,10 +29,9 @@ from ..training.lock import locked
 from ..training.loop import Trained
 from ..training.loop import train as train_solver
 from ..training.plot import PLOT
-from ..training.recipes import RECIPES
-from ..training.setup import geometry, recipe_for, step_counts
+from ..training.recipes import RECIPES, Recipe, make_recipe
 from ..training.state import FILE, STATS
-from ..training.validation import Checks, table
+from ..training.validation import Checks, step_counts, table
 from ..training.workers import Workers, join
 from .common import model_option
 from .progress import TrainingBar
@@ -87,7 +86,7 @@ def run(args: argparse.Namespace) -> None:
 def _train(args: argparse.Namespace, workers: Workers) -> None:
     demo = args.model in DEMO_MODELS
     name = args.preset or ("tiny" if demo else "compact")
-    recipe = recipe_for(args.recipe, name, _settings(args))
+    recipe = make_recipe(args.recipe, name, **_settings(args))
     budget = Budget(args.images_seen, args.minutes)
     checks = _checks(args, demo)
     folder = work_folder(args.output, resume=args.resume)
@@ -102,7 +101,7 @@ def _train(args: argparse.Namespace, workers: Workers) -> None:
         trained = train_solver(
             base_of(model),
             cache,
-            _network(args.recipe, name, args.seed, model),
+            _network(recipe, name, args.seed, model),
             recipe,
             folder,
             budget,
@@ -117,12 +116,13 @@ def _train(args: argparse.Namespace, workers: Workers) -> None:
         sys.stdout.write(_result(trained, args.output, folder))
 
 
-def _network(recipe: str, name: str, seed: int, model: BaseModel) -> Any:
+def _network(recipe: Recipe, preset: str, seed: int, model: BaseModel) -> Any:
     empty = model.condition("")
     widths = {"context_width": empty.context.shape[-1], "pooled_width": empty.pooled.shape[-1]}
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return geometry(recipe, name, channels=model.info.channels, **widths).build().to(model.device)
+        config = recipe.solver.config_type.preset(preset, channels=model.info.channels, **widths)
+        return config.build().to(model.device)
 
 
 def work_folder(output: Path, *, resume: str | None) -> Path:

@@ -9,7 +9,7 @@ from comfy_api.latest import io, ui
 from ..deepinv_core.solver import CorrectorConfig
 from ..training.recipes import RECIPES
 from . import adapter
-from .train_run import Settings, run
+from .train_run import TrainInputs, run
 from .types import ADVANCED, CATEGORY, Solver, schema_extras, seed_input
 
 
@@ -56,7 +56,7 @@ class DeepInvTrainSolver(io.ComfyNode):
         validation_steps: list[str] | None = None,
     ) -> io.NodeOutput:
         """Train; every input comes as a list."""
-        settings = Settings(
+        inputs = TrainInputs(
             recipe=recipe[0],
             preset=preset[0],
             name=name[0],
@@ -66,10 +66,10 @@ class DeepInvTrainSolver(io.ComfyNode):
             batch=batch[0] if batch else 0,
             lr=lr[0] if lr else 0.0,
             seed=seed[0] if seed else 0,
-            validation_images=validation_images[0] if validation_images else Settings.validation_images,
-            validation_steps=validation_steps[0] if validation_steps else Settings.validation_steps,
+            validation_images=validation_images[0] if validation_images else TrainInputs.validation_images,
+            validation_steps=validation_steps[0] if validation_steps else TrainInputs.validation_steps,
         )
-        solver, losses, report = run(settings, model[0], latents, conditioning, vae[0] if vae else None)
+        solver, losses, report = run(inputs, model[0], latents, conditioning, vae[0] if vae else None)
         return io.NodeOutput(solver, {"loss": losses}, report, ui=ui.PreviewText(report))
 
 
@@ -171,7 +171,7 @@ def _advanced_inputs() -> list[io.Input]:
         ),
         io.Int.Input(
             "validation_images",
-            default=Settings.validation_images,
+            default=TrainInputs.validation_images,
             min=1,
             max=1024,
             optional=True,
@@ -181,7 +181,7 @@ def _advanced_inputs() -> list[io.Input]:
         ),
         io.String.Input(
             "validation_steps",
-            default=Settings.validation_steps,
+            default=TrainInputs.validation_steps,
             optional=True,
             tooltip="Step counts it is checked at, such as 2,4,8. The solver is trained for all; more take more time.",
             **ADVANCED,

@@ -17,16 +17,16 @@ from ..deepinv_core import checkpoint
 from ..deepinv_core.errors import DeepInvError
 from ..deepinv_core.names import safe_name
 from ..deepinv_core.solver import LoadedSolver
+from ..training.base_model import Base
 from ..training.budget import Budget
 from ..training.latents import LatentCache, from_tensors
 from ..training.lock import locked
 from ..training.loop import Trained
 from ..training.loop import train as train_solver
-from ..training.recipes import Recipe
+from ..training.recipes import Recipe, make_recipe
 from ..training.run import Event
-from ..training.setup import geometry, recipe_for, step_counts
 from ..training.state import FILE
-from ..training.validation import Checks, table
+from ..training.validation import Checks, step_counts, table
 from . import adapter
 
 log = logging.getLogger(__name__)
@@ -38,7 +38,7 @@ SOLVER_FILE = "solver.safetensors"
 
 
 @dataclass(frozen=True)
-class Settings:
+class TrainInputs:
     """The node's inputs that are plain values; 0 for the recipe's own number."""
 
     recipe: str
@@ -63,7 +63,7 @@ class Outcome(NamedTuple):
 
 
 def run(
-    settings: Settings,
+    inputs: TrainInputs,
     model: Any,
     latents: Sequence[dict[str, Any]],
     conditionings: Sequence[adapter.Conditioning],
@@ -74,34 +74,34 @@ def run(
     Raises:
         DeepInvError: any input that can't be used, a name that is taken, too little memory, a disk that refuses.
     """
-    name = safe_name(settings.name)
+    name = safe_name(inputs.name)
     folder = adapter.training_folder(name)
-    budget = Budget(images=settings.images) if settings.images else Budget(minutes=settings.minutes)
-    checks = Checks(step_counts(settings.validation_steps), refine=(0,), images=settings.validation_images)
+    budget = Budget(images=inputs.images) if inputs.images else Budget(minutes=inputs.minutes)
+    checks = Checks(step_counts(inputs.validation_steps), refine=(0,), images=inputs.validation_images)
     found = adapter.in_model_space(model, latents)
     cache = _serve(found)
     prompts = adapter.Prompts(conditionings, [len(latent) for latent in found])
     largest = max((latent.shape[1:] for latent in found), key=math.prod)
-    recipe = _recipe(settings, largest)
-    network = _network(settings, recipe, largest[0], prompts)
+    recipe = _recipe(inputs, largest)
+    network = _network(inputs, recipe, largest[0], prompts)
 
-    def train(setting: adapter.Setting) -> Trained:
-        watch = _Watch(setting.decode)
+    def train(base: Base, decode: adapter.Decode | None) -> Trained:
+        watch = _Watch(decode)
         return train_solver(
-            setting.base,
+            base,
             cache,
             network,
             recipe,
             folder,
             budget,
-            seed=settings.seed,
+            seed=inputs.seed,
             resume=True,
             checks=replace(checks, batch=min(checks.images, recipe.batch), decode=watch.decode),
             progress=watch,
         )
 
     with locked(folder, "training a solver"):
-        _require_resumable(folder, name, cache, resume=settings.resume)
+        _require_resumable(folder, name, cache, resume=inputs.resume)
         try:
             trained = adapter.run_training(model, vae, prompts, network, (recipe.batch, *largest), train)
         except OSError as error:
@@ -113,7 +113,7 @@ def run(
                 log.warning("the training of %r stopped; run it again with resume on to go on: %s", name, folder / FILE)
             raise
     solver = adapter.SolverHandle(LoadedSolver(trained.network, adapter.model_info(model), trained.summary), name)
-    return Outcome(solver, [loss for _, loss in trained.losses], _describe(trained, cache, folder, recipe, settings))
+    return Outcome(solver, [loss for _, loss in trained.losses], _describe(trained, cache, folder, recipe, inputs))
 
 
 def _serve(found: Sequence[Tensor]) -> LatentCache:
@@ -125,22 +125,23 @@ def _serve(found: Sequence[Tensor]) -> LatentCache:
     return from_tensors(found)
 
 
-def _recipe(settings: Settings, largest: torch.Size) -> Recipe:
-    given = {name: value for name, value in (("batch", settings.batch), ("lr", settings.lr)) if value}
-    recipe = recipe_for(settings.recipe, settings.preset, given)
+def _recipe(inputs: TrainInputs, largest: torch.Size) -> Recipe:
+    given = {name: value for name, value in (("batch", inputs.batch), ("lr", inputs.lr)) if value}
+    recipe = make_recipe(inputs.recipe, inputs.preset, **given)
     most = max(1, BATCH_PIXELS // math.prod(largest[1:]))
-    if settings.batch or recipe.batch <= most:
+    if inputs.batch or recipe.batch <= most:
         return recipe
-    return recipe_for(settings.recipe, settings.preset, {**given, "batch": most})
+    return replace(recipe, batch=most)
 
 
-def _network(settings: Settings, recipe: Recipe, channels: int, prompts: adapter.Prompts) -> Any:
+def _network(inputs: TrainInputs, recipe: Recipe, channels: int, prompts: adapter.Prompts) -> Any:
     if recipe.solver.reads_prompt:
         prompts.require_one_length()
     context, pooled = prompts.widths
-    config = geometry(settings.recipe, settings.preset, channels=channels, context_width=context, pooled_width=pooled)
+    sizes = {"channels": channels, "context_width": context, "pooled_width": pooled}
+    config = recipe.solver.config_type.preset(inputs.preset, **sizes)
     with torch.inference_mode(False), torch.random.fork_rng(devices=[]):
-        torch.manual_seed(settings.seed)
+        torch.manual_seed(inputs.seed)
         return config.build()
 
 
@@ -190,11 +191,11 @@ class _Watch:
         self._progress(event, picture)
 
 
-def _describe(trained: Trained, cache: LatentCache, folder: Path, recipe: Recipe, settings: Settings) -> str:
+def _describe(trained: Trained, cache: LatentCache, folder: Path, recipe: Recipe, inputs: TrainInputs) -> str:
     """The report."""
     summary = trained.summary
     lines = [
-        f"{settings.recipe} recipe, {settings.preset} solver, batches of {recipe.batch}: "
+        f"{inputs.recipe} recipe, {inputs.preset} solver, batches of {recipe.batch}: "
         f"{summary['images_seen']} images seen in {summary['seconds'] / 60:.1f} min, "
         f"{summary['base_evaluations']} base evaluations, "
         f"{summary['updates']} updates ({summary['skipped']} skipped)",

@@ -16,9 +16,8 @@ from ..deepinv_core.integrator import Step
 from ..deepinv_core.models.transformer import Conditioning, TransformerVelocity, base_info
 from ..deepinv_core.schedule import uniform_grid
 from ..deepinv_core.solver import Config, bind
-from ..training.base_model import Base, Bound
-from ..training.recipes import Stage
-from ..training.setup import recipe_for
+from ..training.base_model import Base, Conditioned
+from ..training.recipes import Stage, make_recipe
 from ..training.trainee import SolverTrainee
 from ..training.workers import Workers
 
@@ -139,10 +138,10 @@ def training_rate(
     device: torch.device,
 ) -> tuple[float, float | None]:
     """Trajectory steps of images a second, at the recipe's batch and its own precision, and the peak in GB."""
-    recipe = recipe_for(recipe_name, preset, {})
+    recipe = make_recipe(recipe_name, preset)
     prompt = conditioning(base, 1, device)
-    bound = Bound(TransformerVelocity(transformer, prompt), prompt.context.float(), prompt.pooled.float())
-    trained = Base(base_info(transformer), lambda names: bound, lambda steps, latent: uniform_grid(steps), device)
+    conditioned = Conditioned(TransformerVelocity(transformer, prompt), prompt.context.float(), prompt.pooled.float())
+    trained = Base(base_info(transformer), lambda names: conditioned, lambda steps, latent: uniform_grid(steps), device)
     objective = recipe.objective(trained, 0, Workers())
     with torch.device(device):
         trainee = SolverTrainee(config.build(), recipe)

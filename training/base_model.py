@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,21 +13,25 @@ from ..deepinv_core.flow import Velocity
 from ..deepinv_core.memory import free_memory
 from ..deepinv_core.models.base_info import BaseInfo
 from ..deepinv_core.models.base_model import BaseModel
+from ..deepinv_core.solver import Solver, bind
+
+if TYPE_CHECKING:
+    from ..deepinv_core.solver import Network
 
 Grid = Callable[[int, Tensor], Tensor]
 """``(steps, latent) -> sigmas`` as the base model is sampled."""
 
 
-class Bound(NamedTuple):
+class Conditioned(NamedTuple):
     """A base model under the prompts of some images: its velocity, and the prompts as a corrector reads them."""
 
     velocity: Velocity
     context: Tensor | None
     pooled: Tensor | None
 
-
-Bind = Callable[[tuple[str, ...]], Bound]
-"""Names of latents to the base model under their prompts."""
+    def solver(self, network: Network) -> Solver:
+        """A network as a solver under the same prompts."""
+        return bind(network, self.context, self.pooled)
 
 
 @dataclass(frozen=True)
@@ -36,14 +40,14 @@ class Base:
 
     Attributes:
         info: its identity.
-        bind: names of latents to the base under their prompts; evaluated without gradient, never changed.
+        condition: names of latents to the base under their prompts; evaluated without gradient, never changed.
         grid: sigmas as the base is sampled.
         device: where latents go.
         free: hands back memory that nothing holds any more, when it has run out.
     """
 
     info: BaseInfo
-    bind: Bind
+    condition: Callable[[tuple[str, ...]], Conditioned]
     grid: Grid
     device: torch.device
     free: Callable[[], None] = free_memory
@@ -52,5 +56,5 @@ class Base:
 def base_of(model: BaseModel) -> Base:
     """The base model under the empty prompt at CFG 1, which a solver is trained with."""
     empty = model.condition("")
-    bound = Bound(model.velocity(""), empty.context.to(model.device), empty.pooled.to(model.device))
-    return Base(model.info, lambda names: bound, model.grid, model.device)
+    conditioned = Conditioned(model.velocity(""), empty.context.to(model.device), empty.pooled.to(model.device))
+    return Base(model.info, lambda names: conditioned, model.grid, model.device)

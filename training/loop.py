@@ -12,9 +12,8 @@ from torch import Tensor
 
 from ..deepinv_core.errors import DeepInvError
 from ..deepinv_core.memory import enough_memory
-from ..deepinv_core.solver import Solver, bind
 from .accumulation import Accumulation
-from .base_model import Base, Bound
+from .base_model import Base
 from .budget import Budget, Schedule
 from .latents import LatentCache
 from .plot import PLOT, plot
@@ -124,9 +123,6 @@ def _loop(
     def gradient(walk: Walk) -> Tensor:
         return trainee.accumulate(objective.losses(walk, trainee.network))
 
-    def solver(bound: Bound) -> Solver:
-        return bind(trainee.average, bound.context, bound.pooled)
-
     if run.position.stage < len(stages):
         trial = recipe.objective(base, run.seed, workers)
         accumulation.find(trial, trainee, stages[run.position.stage], latents.largest(accumulation.size))
@@ -154,7 +150,7 @@ def _loop(
                     trainee.follow()
                 objective.go(walk)
                 run.step_done(stage, walk, objective, accumulation.size)
-        rows = validate_solver(solver, held_out(latents, checks, workers), base, checks, run.validating)
+        rows = validate_solver(trainee.average, held_out(latents, checks, workers), base, checks, run.validating)
         run.stage_done(stage, rows, objective)
         if run.rows:
             plot(run.losses, run.rows, run.folder / PLOT)

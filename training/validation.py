@@ -5,20 +5,23 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import torch
 from torch import Tensor
 
+from ..deepinv_core.errors import DeepInvError
 from ..deepinv_core.integrator import Callback
 from ..deepinv_core.inversion import invert, latent_snr, reconstruct, with_residual
 from ..deepinv_core.memory import in_parts
 from ..deepinv_core.methods import Options, make_method
 from ..deepinv_core.metrics import psnr
-from ..deepinv_core.solver import Solver
-from .base_model import Base, Bound
+from .base_model import Base, Conditioned
 from .latents import LatentCache
 from .workers import Workers
+
+if TYPE_CHECKING:
+    from ..deepinv_core.solver import Network
 
 BASELINES: Final[tuple[tuple[str, int | None], ...]] = (
     ("euler", None),
@@ -55,6 +58,21 @@ Latents = Sequence[tuple[Tensor, tuple[str, ...]]]
 """Held-out latents in model space, in batches of one shape, with their names."""
 
 
+def step_counts(text: str) -> tuple[int, ...]:
+    """``"2,4,8"`` as numbers, each once.
+
+    Raises:
+        DeepInvError: anything but whole numbers from 1 to 1000 with commas between them.
+    """
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isascii() and part.isdecimal() and len(part) < 5 and 1 <= int(part) <= 1000 for part in parts):
+        raise DeepInvError(
+            f"the validation steps are {text[:60]!r}: whole numbers from 1 to 1000 with commas between them are "
+            "accepted, as in 2,4,8"
+        )
+    return tuple(dict.fromkeys(map(int, parts)))
+
+
 def held_out(latents: LatentCache, checks: Checks, workers: Workers) -> Latents:
     """What is validated on; nothing in the processes that leave it to the first."""
     found: list[tuple[Tensor, tuple[str, ...]]] = []
@@ -68,7 +86,7 @@ def held_out(latents: LatentCache, checks: Checks, workers: Workers) -> Latents:
 
 
 def validate_solver(
-    solver: Callable[[Bound], Solver],
+    network: Network,
     latents: Latents,
     base: Base,
     checks: Checks,
@@ -76,7 +94,7 @@ def validate_solver(
 ) -> list[dict]:
     """A row for each step count and K of the solver; ``callback`` is called after each step of each way."""
     runs = [("deepinv", steps, k) for steps in checks.steps for k in checks.refine if latents]
-    return [_row(name, steps, k, latents, base, checks, solver, callback) for name, steps, k in runs]
+    return [_row(name, steps, k, latents, base, checks, network, callback) for name, steps, k in runs]
 
 
 def validate_baselines(latents: Latents, base: Base, checks: Checks, callback: Callback | None = None) -> list[dict]:
@@ -101,18 +119,18 @@ def _row(
     latents: Latents,
     base: Base,
     checks: Checks,
-    solver: Callable[[Bound], Solver] | None,
+    network: Network | None,
     callback: Callback | None,
 ) -> dict[str, Any]:
-    """Pure reconstruction under CFG as bound, sampled back by the method's own rule; means over the images."""
+    """Pure reconstruction, sampled back by the method's own rule; means over the images."""
 
-    def round_trip(clean: Tensor, bound: Bound) -> _RoundTrip:
-        method = make_method(name, Options(refine=refine), solver=solver(bound) if solver else None)
+    def round_trip(clean: Tensor, conditioned: Conditioned) -> _RoundTrip:
+        method = make_method(name, Options(refine=refine), solver=conditioned.solver(network) if network else None)
         inversion = invert(
-            bound.velocity, clean, base.grid(steps, clean), method, keep_trajectory=True, callback=callback
+            conditioned.velocity, clean, base.grid(steps, clean), method, keep_trajectory=True, callback=callback
         )
-        inversion = with_residual(bound.velocity, inversion, drop_trajectory=True)
-        back = reconstruct(bound.velocity, inversion, callback=callback).latent
+        inversion = with_residual(conditioned.velocity, inversion, drop_trajectory=True)
+        back = reconstruct(conditioned.velocity, inversion, callback=callback).latent
         residual = None if inversion.residual is None else inversion.residual.mean(0).cpu()
         quality = None if checks.decode is None else psnr(checks.decode(back), checks.decode(clean)).cpu()
         return _RoundTrip(latent_snr(back, clean).cpu(), residual, quality, inversion.nfe)
@@ -121,7 +139,7 @@ def _row(
         clean = latents.to(base.device, torch.float32)
 
         def some(rows: slice) -> list[_RoundTrip]:
-            return [round_trip(clean[rows], base.bind(names[rows]))]
+            return [round_trip(clean[rows], base.condition(names[rows]))]
 
         return in_parts(len(clean), some, lambda parts: [*chain(*parts)], base.free)
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..deepinv_core.errors import DeepInvError
 from ..deepinv_core.integrator import Step
 from ..deepinv_core.methods.implicit import Known, Point
-from .base_model import Bind, Bound
+from .base_model import Base, Conditioned
 
 
 @dataclass
@@ -23,7 +23,7 @@ class MicroBatch:
     Attributes:
         clean: latents z_0 ``[B, C, ...]``.
         names: of the latents.
-        bind: gives the base model under their prompts.
+        base: the frozen base model.
         z: latents now.
         history: velocities known at the latents walked through, newest last.
         first: what the base answered when the step began, shared by all updates of the step; None before.
@@ -32,16 +32,16 @@ class MicroBatch:
 
     clean: Tensor
     names: tuple[str, ...]
-    bind: Bind
+    base: Base
     z: Tensor
     history: tuple[Known, ...] = ()
     first: Tensor | None = None
     eps: Tensor | None = None
 
     @cached_property
-    def bound(self) -> Bound:
+    def conditioned(self) -> Conditioned:
         """The base model under the prompts of the images."""
-        return self.bind(self.names)
+        return self.base.condition(self.names)
 
     def point(self, step: Step, *known: Known) -> Point:
         """Where the images are, with velocities known besides their history."""
@@ -50,7 +50,7 @@ class MicroBatch:
     def rows(self, rows: slice) -> MicroBatch:
         """Some of the images, at the beginning of their step."""
         history = tuple(Known(known.sigma, known.velocity[rows]) for known in self.history)
-        return MicroBatch(self.clean[rows], self.names[rows], self.bind, self.z[rows], history)
+        return MicroBatch(self.clean[rows], self.names[rows], self.base, self.z[rows], history)
 
     def go(self, step: Step, keep: int) -> None:
         """Take the step along ``eps`` and remember the last ``keep`` velocities."""

@@ -16,10 +16,10 @@ from ...deepinv_core import checkpoint
 from ...deepinv_core.inversion import latent_snr
 from ...deepinv_core.models.base_model import BaseModel
 from ...deepinv_core.models.embedded import load_embedded
-from ...deepinv_core.solver import Config, CorrectorConfig, PredictorConfig, Solver, bind
+from ...deepinv_core.solver import Config, CorrectorConfig, PredictorConfig, Solver
 from ...tools.embedded.data import load_split, upsample
 from ...tools.embedded.spec import CLASSES, CONTEXT_WIDTH, LATENT_CHANNELS, POOLED_WIDTH
-from ...training.base_model import Base, Bound
+from ...training.base_model import Base, Conditioned
 from ...training.budget import Budget
 from ...training.latents import from_tensors
 from ...training.loop import train as train_solver
@@ -80,17 +80,17 @@ class Setup:
     archive: Path
     weights: Path | None = None
 
-    def bound(self, labels: Tensor | None = None, cfg: float = 1.0) -> Bound:
+    def conditioned(self, labels: Tensor | None = None, cfg: float = 1.0) -> Conditioned:
         """The base model under classes, a row a photograph, or under the empty prompt; and the prompt itself."""
         names = [] if labels is None else [CLASSES[int(label)] for label in labels]
         prompt = condition(self.model, names)
-        return Bound(prompted(self.model, names, cfg), prompt.context, prompt.pooled)
+        return Conditioned(prompted(self.model, names, cfg), prompt.context, prompt.pooled)
 
     def base(self, classes: bool = False) -> Base:
         """The base model for a training: under the empty prompt, or under each photograph's own class."""
 
-        def under(names: tuple[str, ...]) -> Bound:  # they are row numbers
-            return self.bound(self.train.labels[torch.tensor([int(name) for name in names])] if classes else None)
+        def under(names: tuple[str, ...]) -> Conditioned:  # they are row numbers
+            return self.conditioned(self.train.labels[torch.tensor([int(name) for name in names])] if classes else None)
 
         return Base(self.model.info, under, self.model.grid, torch.device("cpu"))
 
@@ -169,9 +169,9 @@ def train(
     return done.network, {**costs, "skipped": done.summary["skipped"], "training_seconds": seconds}
 
 
-def solver_of(bound: Bound, network: Network | None) -> Solver | None:
+def solver_of(conditioned: Conditioned, network: Network | None) -> Solver | None:
     """A network under the prompt of a base; None for none."""
-    return None if network is None else bind(network, bound.context, bound.pooled)
+    return None if network is None else conditioned.solver(network)
 
 
 def round_trips(
@@ -182,10 +182,10 @@ def round_trips(
     Returns:
         A row for each step count: ``steps``, ``nfe`` (of the inversion) and what :func:`quality` gives.
     """
-    bound, clean = setup.bound(), setup.test.latents[:images]
-    method, rows = case.method_of(solver_of(bound, network)), []
+    conditioned, clean = setup.conditioned(), setup.test.latents[:images]
+    method, rows = case.method_of(solver_of(conditioned, network)), []
     for count in steps:
-        trip = there_and_back(bound.velocity, clean, setup.model.grid(count, clean), method)
+        trip = there_and_back(conditioned.velocity, clean, setup.model.grid(count, clean), method)
         rows.append({"steps": count, "nfe": trip.inversion.nfe, **quality(trip.back.latent, clean)})
     return rows
 

@@ -69,9 +69,9 @@ def extras(setup: Setup, scale: Scale) -> dict[str, Any]:
 
 def pictures(setup: Setup, network: Network | None) -> str:
     """The first test photographs after a round trip, by Euler without a network."""
-    bound, clean = setup.bound(), setup.test.latents[:PICTURES]
-    method = Case("deepinv" if network else "euler").method_of(solver_of(bound, network))
-    trip = there_and_back(bound.velocity, clean, setup.model.grid(PICTURE_STEPS, clean), method)
+    conditioned, clean = setup.conditioned(), setup.test.latents[:PICTURES]
+    method = Case("deepinv" if network else "euler").method_of(solver_of(conditioned, network))
+    trip = there_and_back(conditioned.velocity, clean, setup.model.grid(PICTURE_STEPS, clean), method)
     return strip(setup.model.decode(trip.back.latent))
 
 

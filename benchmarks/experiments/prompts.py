@@ -18,7 +18,7 @@ from torch import Tensor
 from ...deepinv_core.errors import DeepInvError
 from ...deepinv_core.solver import Network
 from ...tools.embedded.classifier import Classifier, accuracy, load_classifier
-from ...training.base_model import Bound
+from ...training.base_model import Conditioned
 from .. import plots
 from ..cases import Case
 from ..measure import there_and_back
@@ -63,9 +63,9 @@ def classifier(setup: Setup) -> Classifier:
     return load_classifier(setup.weights)
 
 
-def under(setup: Setup, prompt: str, labels: Tensor, cfg: float = 1.0) -> Bound:
+def under(setup: Setup, prompt: str, labels: Tensor, cfg: float = 1.0) -> Conditioned:
     """The base under ``empty`` or ``true``; guidance away from the empty prompt does nothing under itself."""
-    return setup.bound(labels, cfg) if prompt == "true" else setup.bound()
+    return setup.conditioned(labels, cfg) if prompt == "true" else setup.conditioned()
 
 
 def trips(setup: Setup, case: Case, images: int, network: Network | None = None) -> list[Row]:

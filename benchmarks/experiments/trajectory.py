@@ -53,7 +53,7 @@ class Exact(NamedTuple):
 @torch.no_grad()
 def exact_trajectory(setup: Setup, steps: int, images: int) -> Exact:
     """The trajectory in N steps that ends near the first test photographs."""
-    velocity, clean = setup.bound().velocity, setup.test.latents[:images]
+    velocity, clean = setup.conditioned().velocity, setup.test.latents[:images]
     grid = setup.model.grid(steps, clean)
     z = invert(velocity, clean, grid, Case("anderson", ITERATIONS).method_of()).noise
     counted, sigmas = CountedVelocity(velocity), grid.tolist()
@@ -78,10 +78,10 @@ def step_errors(setup: Setup, network: Network | None, exact: Exact) -> dict[str
         at the latent that it leads to, by which a step back would miss, ``[N]``; ``latent``: of z_{i+1} on that way,
         ``[N]``; ``back``: of z_0 after sampling back from where that way ends.
     """
-    bound = setup.bound()
-    solver = None if network is None else Corrector(network, bound.context, bound.pooled)
+    conditioned = setup.conditioned()
+    solver = None if network is None else Corrector(network, conditioned.context, conditioned.pooled)
     clean, z = exact.latents[0], exact.latents[0]
-    velocity, local, along, own, latent = CountedVelocity(bound.velocity), [], [], [], []
+    velocity, local, along, own, latent = CountedVelocity(conditioned.velocity), [], [], [], []
     for step in exact.steps():
         i = step.index
         guess, eps = exact.guess[i], velocity(z, step.sigma_next)

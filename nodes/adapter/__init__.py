@@ -32,20 +32,20 @@ from .samplers import (
     run_inversion,
 )
 from .sampling import Prompt
-from .training import Setting, in_model_space, run_training
+from .training import Decode, in_model_space, run_training
 from .velocity import SCHEDULERS, levels, own_sigmas, schedule
 
 __all__ = [
     "QUESTIONS",
     "SCHEDULERS",
     "Conditioning",
+    "Decode",
     "InvertedNoise",
     "PlainInversionSampler",
     "PlainWayBack",
     "Prompt",
     "Prompts",
     "ReconstructionSampler",
-    "Setting",
     "SolverHandle",
     "TrainingProgress",
     "as_taken",

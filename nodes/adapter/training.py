@@ -11,7 +11,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
 from itertools import accumulate, pairwise
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import comfy.model_management
 import comfy.samplers
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ...deepinv_core.errors import DeepInvError
 from ...deepinv_core.memory import out_of_memory
-from ...training.base_model import Base, Bound
+from ...training.base_model import Base, Conditioned
 from ...training.loop import Trained
 from .latents import as_taken
 from .models import model_info
@@ -138,18 +138,11 @@ class PromptedVelocity(GuiderVelocity):
         return denoised
 
 
-class Setting(NamedTuple):
-    """What a training is given once ComfyUI has loaded the base: the base, and latents to images where there is a VAE.
+Decode = Callable[[Tensor], Tensor]
+"""Latents in model space to images ``[B, 3, H, W]`` in [0, 1], on the CPU."""
 
-    ``decode`` takes latents in model space and gives images ``[B, 3, H, W]`` in [0, 1], on the CPU.
-    """
-
-    base: Base
-    decode: Callable[[Tensor], Tensor] | None
-
-
-Train = Callable[[Setting], Trained]
-"""A training, in its setting."""
+Train = Callable[[Base, Decode | None], Trained]
+"""A training of the base as ComfyUI has loaded it, with its decoder where there is a VAE."""
 
 
 def _base(model: Any, prompts: Prompts, call: Call) -> Base:
@@ -159,12 +152,12 @@ def _base(model: Any, prompts: Prompts, call: Call) -> Base:
     entries = [slice(*pair) for pair in pairwise(ends)]
     texts = [read(prompt, device) for prompt in prompts.distinct]
 
-    def bind(names: tuple[str, ...]) -> Bound:
+    def bind(names: tuple[str, ...]) -> Conditioned:
         numbers = prompts.of(names)
         velocity = PromptedVelocity(call.guider, entries, numbers, call.extra_args)
         if len(set(numbers)) == 1:
-            return Bound(velocity, *texts[numbers[0]])
-        return Bound(velocity, stack([texts[k][0] for k in numbers]), stack([texts[k][1] for k in numbers]))
+            return Conditioned(velocity, *texts[numbers[0]])
+        return Conditioned(velocity, stack([texts[k][0] for k in numbers]), stack([texts[k][1] for k in numbers]))
 
     @lru_cache
     def levels(steps: int) -> Tensor:
@@ -209,7 +202,7 @@ def run_training(
         reserved.clear()  # the base is loaded beside it; now the training may have it
         decode = None if vae is None else partial(_decode, vae, call.guider, call.noise.shape)
         with torch.inference_mode(False):
-            return call.latent, train(Setting(_base(working, prompts, call), decode))
+            return call.latent, train(_base(working, prompts, call), decode)
 
     blank = torch.zeros(tuple(shape))
     kept, passing = _memory(network, shape, working.load_device)

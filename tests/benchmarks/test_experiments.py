@@ -148,7 +148,7 @@ def test_the_exact_trajectory_s_noise_leads_along_it_both_ways(setup: Setup) -> 
         i = step.index
         torch.testing.assert_close(exact.latents[i] + step.h * exact.noise[i], exact.latents[i + 1])
         with torch.no_grad():
-            again = setup.bound().velocity(exact.latents[i + 1], step.sigma_next)
+            again = setup.conditioned().velocity(exact.latents[i + 1], step.sigma_next)
         torch.testing.assert_close(again, exact.noise[i])
 
 

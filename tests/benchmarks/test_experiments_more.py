@@ -145,9 +145,9 @@ def test_each_photograph_is_under_its_own_class(setup: Setup) -> None:
             alone = setup.model.velocity(CLASSES[label], cfg=cfg)(z[row : row + 1], 0.5)
             torch.testing.assert_close(together[row : row + 1], alone, rtol=1e-4, atol=1e-4)
     names = ("2", "0")
-    bound = setup.base(classes=True).bind(names)
-    wanted = setup.bound(setup.train.labels[[2, 0]])
-    assert torch.equal(bound.velocity(z[:2], 0.5), wanted.velocity(z[:2], 0.5))
+    conditioned = setup.base(classes=True).condition(names)
+    wanted = setup.conditioned(setup.train.labels[[2, 0]])
+    assert torch.equal(conditioned.velocity(z[:2], 0.5), wanted.velocity(z[:2], 0.5))
 
 
 @pytest.mark.usefixtures("small")

@@ -80,12 +80,12 @@ def walk_of(objective: PaperObjective, stage: Stage, velocity=None):
     """A walk, and its one micro-batch; the base model is asked through ``velocity`` if given."""
     batch = next(objective.batches(stage, images(), 0))
     walk = objective.begin(stage, 0, batch.latents, batch.names)
-    return asked_through(walk, velocity or base()[0].bind(batch.names).velocity)
+    return asked_through(walk, velocity or base()[0].condition(batch.names).velocity)
 
 
 def asked_through(walk, velocity):
     (part,) = walk.parts
-    part.bind = lambda names: base()[0].bind(names)._replace(velocity=velocity)
+    part.base = replace(part.base, condition=lambda names: base()[0].condition(names)._replace(velocity=velocity))
     return walk, part
 
 
@@ -278,13 +278,13 @@ def test_the_losses_by_hand(tmp_path: Path) -> None:
     assert len(files) == 4
     for steps, places in ((2, (0, 2)), (3, (0, 1, 3))):
         walk, part = walk_of(objective, stored(steps))
-        bound = part.bound
+        conditioned = part.conditioned
         for i, place in enumerate(places):
             z, h, sigma = walk.z, walk.grid[i + 1] - walk.grid[i], walk.grid[i + 1]
             with torch.no_grad():
-                e = bound.velocity(z, sigma)
-                eps = Corrector(network, bound.context, bound.pooled).correct(e, part.point(walk.step))
-                own = F.mse_loss(eps, bound.velocity(z + h * eps, sigma))
+                e = conditioned.velocity(z, sigma)
+                eps = Corrector(network, conditioned.context, conditioned.pooled).correct(e, part.point(walk.step))
+                own = F.mse_loss(eps, conditioned.velocity(z + h * eps, sigma))
                 other = F.mse_loss(eps, torch.stack([files[name][place] for name in part.names]))
             alone = i < 0.5 * steps
             losses = all_losses(objective, walk, network)
@@ -304,15 +304,15 @@ def test_the_fused_label_is_more_than_a_self_label_rescaled(tmp_path: Path) -> N
     """With the current eps* in place of the stored label, the gradient would be lambda_1 times that of L_self."""
     objective, _, network, _ = entered(tmp_path)
     walk, part = walk_of(objective, stored(2))
-    bound = part.bound
+    conditioned = part.conditioned
     all_losses(objective, walk, network)
     z, h, sigma = walk.z, walk.grid[2] - walk.grid[1], walk.grid[2]
     with torch.no_grad():
-        e = bound.velocity(z, sigma)
-    eps = Corrector(network, bound.context, bound.pooled).correct(e, part.point(walk.step))
-    label = bound.velocity(z + h * eps.detach(), sigma)
+        e = conditioned.velocity(z, sigma)
+    eps = Corrector(network, conditioned.context, conditioned.pooled).correct(e, part.point(walk.step))
+    label = conditioned.velocity(z + h * eps.detach(), sigma)
     of_self = 0.7 * gradient(F.mse_loss(eps, label), network).clone()
-    eps = Corrector(network, bound.context, bound.pooled).correct(e, part.point(walk.step))
+    eps = Corrector(network, conditioned.context, conditioned.pooled).correct(e, part.point(walk.step))
     degenerate = gradient(F.mse_loss(eps, 0.7 * label + 0.3 * eps.detach()), network)
     torch.testing.assert_close(degenerate, of_self, rtol=1e-3, atol=1e-6)
     ours = gradient(next(objective.losses(walk, network)), network)
@@ -460,12 +460,12 @@ def test_growth(uninterrupted: Path, tmp_path: Path) -> None:
 
 def test_an_added_block_changes_nothing_before_its_first_update() -> None:
     model, _ = base()
-    bound, clean = model.bind(()), torch.randn(2, 16, 8, 8)
+    conditioned, clean = model.condition(()), torch.randn(2, 16, 8, 8)
 
     def answer(network) -> torch.Tensor:
         given = {"velocity": clean, "latent": clean, "latent_clean": clean, "sigma": torch.tensor([0.5])}
         with torch.no_grad():
-            return network(**given, context=bound.context, pooled=bound.pooled)
+            return network(**given, context=conditioned.context, pooled=conditioned.pooled)
 
     trainee = SolverTrainee(solver(CORRECTOR), SHORT)
     old, average = answer(trainee.network), answer(trainee.average)
@@ -480,8 +480,8 @@ def test_an_added_block_changes_nothing_before_its_first_update() -> None:
             latent=clean,
             latent_clean=clean,
             sigma=torch.tensor([0.5]),
-            context=bound.context,
-            pooled=bound.pooled,
+            context=conditioned.context,
+            pooled=conditioned.pooled,
         )
         .square()
         .mean()
@@ -503,9 +503,7 @@ def test_a_short_training_on_one_batch_beats_target_sigma_euler(tmp_path: Path) 
     )
     batch = next(cache.batches(4, 0))
     latents, checks = [(batch.latents, batch.names)], Checks((2,), (0,))
-    (trained,) = validate_solver(
-        lambda bound: Corrector(done.network, bound.context, bound.pooled), latents, model, checks
-    )
+    (trained,) = validate_solver(done.network, latents, model, checks)
     euler = validate_baselines(latents, model, checks)[0]
     assert euler["method"] == "euler"
     assert trained["residual"] < euler["residual"] / 3

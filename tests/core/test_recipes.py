@@ -1,4 +1,4 @@
-"""A recipe is a file with its settings and its objective, and a line of the list: every door then has it."""
+"""A recipe is a file with its settings and its objective, and a line of the list: command and node then have it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ from comfyui_deepinv.deepinv_core.solver import Predictor, load_solver
 from comfyui_deepinv.training.recipes import RECIPES, make_recipe
 from comfyui_deepinv.training.recipes.base import Recipe, Stage
 from comfyui_deepinv.training.recipes.objective import Objective
-from comfyui_deepinv.training.setup import geometry, recipe_for
 from comfyui_deepinv.training.walk import MicroBatch, Walk
 
 
@@ -58,7 +57,7 @@ class ToyObjective(Objective):
 
     def begin(self, stage: Stage, number: int, clean: torch.Tensor, names: tuple[str, ...]) -> Walk:
         """One step."""
-        return Walk(number, [0.0, 0.5, 1.0], 1, [MicroBatch(clean, names, self.base.bind, clean)])
+        return Walk(number, [0.0, 0.5, 1.0], 1, [MicroBatch(clean, names, self.base, clean)])
 
     def loss(self, walk: Walk, part: MicroBatch, model: Any) -> torch.Tensor:
         """The mean error."""
@@ -90,13 +89,15 @@ def test_a_new_recipe_trains_by_the_command(tmp_path: Path, capsys: pytest.Captu
 
 
 @pytest.mark.usefixtures("toy")
-def test_what_a_door_asks_of_a_recipe_is_the_recipe_s(tmp_path: Path) -> None:
-    assert geometry("toy", "tiny", channels=4, context_width=8, pooled_width=8).role == "predictor"
-    assert recipe_for("toy", "tiny", {}).batch == 4 and recipe_for("toy", "compact", {}).batch == 2
-    assert recipe_for("toy", "compact", {"batch": 3}).batch == 3
+def test_what_command_and_node_ask_of_a_recipe_is_the_recipe_s(tmp_path: Path) -> None:
+    sizes = {"channels": 4, "context_width": 8, "pooled_width": 8}
+    assert make_recipe("toy").solver.config_type.preset("tiny", **sizes).role == "predictor"
+    assert make_recipe("toy", "tiny").batch == 4 and make_recipe("toy", "compact").batch == 2
+    assert make_recipe("toy", "compact", batch=3).batch == 3
     assert make_recipe("toy").to_dict()["recipe"] == "toy"
-    with pytest.raises(DeepInvError, match=r"recipe 'toy' has no setting 'steps': it has batch, .*power"):
-        make_recipe("toy", steps=(2,))
+    for unknown in ("steps", "name", "preset"):
+        with pytest.raises(DeepInvError, match=rf"recipe 'toy' has no setting '{unknown}': it has batch, .*power"):
+            make_recipe("toy", **{unknown: 2})
 
 
 def test_nothing_asks_which_recipe_it_is() -> None:

@@ -14,7 +14,7 @@ import torch
 from comfyui_deepinv.deepinv_core import checkpoint
 from comfyui_deepinv.deepinv_core.models.embedded import load_embedded
 from comfyui_deepinv.deepinv_core.solver import CorrectorConfig, PredictorConfig
-from comfyui_deepinv.training.base_model import Base, Bound
+from comfyui_deepinv.training.base_model import Base, Conditioned
 from comfyui_deepinv.training.budget import Budget
 from comfyui_deepinv.training.latents import LatentCache, from_tensors
 from comfyui_deepinv.training.loop import Trained
@@ -63,8 +63,8 @@ def base(broken: tuple[int, ...] = ()) -> tuple[Base, Watched]:
     """The embedded model, and the velocity that it is asked through."""
     model = embedded()
     empty, watched = model.condition(""), Watched(model.velocity(""), broken)
-    bound = Bound(watched, empty.context, empty.pooled)
-    return Base(model.info, lambda names: bound, model.grid, torch.device("cpu")), watched
+    conditioned = Conditioned(watched, empty.context, empty.pooled)
+    return Base(model.info, lambda names: conditioned, model.grid, torch.device("cpu")), watched
 
 
 def solver(config: Any, seed: int = 0) -> Any:

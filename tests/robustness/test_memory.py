@@ -349,7 +349,7 @@ def gradient(most: int, workers: Workers) -> torch.Tensor:
         Accumulation(6, workers, free_memory),
     )
     clean = torch.arange(1.0, 7.0).view(6, 1)
-    walk = Walk(0, [0.0, 1.0], 1, [MicroBatch(clean, tuple("abcdef"), objective.base.bind, clean)])
+    walk = Walk(0, [0.0, 1.0], 1, [MicroBatch(clean, tuple("abcdef"), objective.base, clean)])
     accumulation.run(walk, lambda walk: trainee.accumulate(objective.losses(walk, trainee.network)))
     assert max(len(part.z) for part in walk.parts) == accumulation.size
     weight = trainee.network.proj_out.weight.grad

@@ -21,7 +21,6 @@ from ...training.budget import Budget
 from ...training.latents import from_tensors
 from ...training.loop import train
 from ...training.recipes import make_recipe
-from ...training.setup import geometry
 from ...training.state import load_state
 from ...training.validation import Checks
 from .flow_model import cached_latents
@@ -44,7 +43,8 @@ def main() -> None:
 
     model = load_embedded(args.kind)
     widths = {"context_width": CONTEXT_WIDTH, "pooled_width": POOLED_WIDTH}
-    config = geometry(args.recipe, "tiny", channels=LATENT_CHANNELS, **widths)
+    recipe = make_recipe(args.recipe, **settings)
+    config = recipe.solver.config_type.preset("tiny", channels=LATENT_CHANNELS, **widths)
     state = load_state(args.run)
     if state is not None:
         config = type(config).from_dict(state["metadata"]["network"])
@@ -52,7 +52,7 @@ def main() -> None:
         base_of(model),
         from_tensors([latents], holdout=0.002),
         config.build(),
-        make_recipe(args.recipe, **settings),
+        recipe,
         args.run,
         Budget(minutes=args.minutes),
         seed=args.seed,

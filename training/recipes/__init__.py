@@ -15,12 +15,13 @@ RECIPES: Final[Mapping[str, type[Recipe]]] = {kind.name: kind for kind in (FastR
 __all__ = ["RECIPES", "FastRecipe", "PaperRecipe", "Recipe", "Stage", "make_recipe"]
 
 
-def make_recipe(name: str, **settings: Any) -> Recipe:
-    """A recipe by name, with some settings changed.
+def make_recipe(name: str, preset: str = "tiny", /, **settings: Any) -> Recipe:
+    """A recipe by name, with the settings that suit a preset of its solver, and those given.
 
     Raises:
         DeepInvError: an unknown recipe or setting, or a value that can't be.
     """
     if name not in RECIPES:
         raise DeepInvError(f"no recipe is called {name!r}: use one of {', '.join(RECIPES)}")
-    return RECIPES[name].with_settings(**settings)
+    kind = RECIPES[name]
+    return kind.with_settings(**{**({} if preset == "tiny" else kind.large), **settings})

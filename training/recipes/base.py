@@ -55,7 +55,7 @@ class Recipe(ABC):
     """How a solver is trained: every number of it, as a setting with its unit; a subclass a recipe.
 
     Attributes:
-        name: of the recipe, in files and at every door.
+        name: of the recipe, in files, commands and nodes.
         solver: the kind of solver that it trains.
         large: settings for networks above ``tiny``, whose images are large too; the defaults fit ``tiny``.
         batch: images in a batch, over all processes.

@@ -91,7 +91,7 @@ class FastObjective(Objective):
         short = float(torch.rand((), generator=generator)) < self._recipe.short
         last = int(torch.randint(1, self._recipe.short_steps + 1, (), generator=generator)) if short else steps
         grid = self.base.grid(steps, clean).tolist()
-        return Walk(number, grid, min(last, steps), [MicroBatch(clean, names, self.base.bind, clean)])
+        return Walk(number, grid, min(last, steps), [MicroBatch(clean, names, self.base, clean)])
 
     def loss(self, walk: Walk, part: MicroBatch, model: Network) -> Tensor:
         """The label is the base's answer where the guess leads, refined in some of the walks."""

@@ -124,7 +124,7 @@ class Objective(ABC):
     @contextmanager
     def asking(self, walk: Walk, part: MicroBatch) -> Iterator[CountedVelocity]:
         """The base model under a micro-batch's prompts, without gradient; what it is asked counts."""
-        velocity = CountedVelocity(part.bound.velocity)
+        velocity = CountedVelocity(part.conditioned.velocity)
         velocity.step = walk.index
         with torch.no_grad():
             yield velocity

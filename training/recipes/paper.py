@@ -199,7 +199,7 @@ class PaperObjective(Objective):
             self._labels = labels
         if not stage.relabel:
             return 0
-        cost = self.base.bind((self._images[0][0],)).velocity.cost
+        cost = self.base.condition((self._images[0][0],)).velocity.cost
         return cost * PASSES * self._recipe.label_steps * len(self._images)
 
     def _choose(self, latents: LatentCache, number: int) -> None:
@@ -221,7 +221,7 @@ class PaperObjective(Objective):
         """The whole grid."""
         (steps,) = stage.steps
         grid = self.base.grid(steps, clean).tolist()
-        return Walk(number, grid, steps, [MicroBatch(clean, names, self.base.bind, clean)])
+        return Walk(number, grid, steps, [MicroBatch(clean, names, self.base, clean)])
 
     def updates(self, walk: Walk) -> int:
         """``step_updates`` on a self label, each from the same latent, or one on a stored label alone."""
@@ -234,7 +234,8 @@ class PaperObjective(Objective):
             with self.asking(walk, part) as velocity:
                 part.first = velocity(part.z, step.sigma_next)
         with self.autocast:
-            eps = Corrector(model, part.bound.context, part.bound.pooled).correct(part.first, part.point(step))
+            corrector = Corrector(model, part.conditioned.context, part.conditioned.pooled)
+            eps = corrector.correct(part.first, part.point(step))
         part.eps = eps.detach()
         if self._is_alone(step):
             return F.mse_loss(eps, self._stored(part, step))

@@ -195,9 +195,9 @@ class StoredLabels:
 
         def make(part: slice) -> Tensor:
             clean = latents[part].to(base.device, torch.float32)
-            bound, grid = base.bind(names[part]), base.grid(recipe.label_steps, clean).tolist()
-            solver = Corrector(network, bound.context, bound.pooled)
-            return make_labels(CountedVelocity(bound.velocity), solver, clean, grid, recipe, autocast).cpu()
+            conditioned, grid = base.condition(names[part]), base.grid(recipe.label_steps, clean).tolist()
+            solver = Corrector(network, conditioned.context, conditioned.pooled)
+            return make_labels(CountedVelocity(conditioned.velocity), solver, clean, grid, recipe, autocast).cpu()
 
         labels = in_parts(len(rows), make, partial(torch.cat, dim=1), base.free)
         for place, row in enumerate(rows):

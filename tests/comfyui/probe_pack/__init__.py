@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from comfyui_deepinv.deepinv_core.methods import Options, make_method
 from comfyui_deepinv.deepinv_core.solver import PredictorConfig
 from comfyui_deepinv.nodes import adapter
+from comfyui_deepinv.training.base_model import Base
 from comfyui_deepinv.training.loop import Trained
 
 from .carried import ProbeControlNet, ProbeQuantised
@@ -220,13 +221,13 @@ class ProbeTrainingBase(io.ComfyNode):
         shapes = {latent.shape: [k for k, one in enumerate(found) if one.shape == latent.shape] for latent in found}
         gaps = {"latents": max(float((z - w[0]).abs().max()) for z, w in zip(found, walks, strict=True))}
 
-        def train(setting: adapter.Setting) -> Any:
+        def train(base: Base, decode: object) -> Any:
             worst = 0.0
             for rows in shapes.values():
                 names = tuple(str(row) for row in rows for _ in range(copies[0]))
                 z = torch.cat([found[int(name)] for name in names])
-                grid = setting.base.grid(1, z).tolist()
-                velocity = setting.base.bind(names).velocity(z, grid[1])
+                grid = base.grid(1, z).tolist()
+                velocity = base.condition(names).velocity(z, grid[1])
                 assert not velocity.is_inference() and not velocity.requires_grad
                 for v, name in zip(velocity, names, strict=True):
                     start, end = walks[int(name)]
