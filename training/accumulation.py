@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar
 
@@ -38,20 +39,27 @@ class Accumulation:
         """``batch`` is this process's part of a batch, ``free`` hands unused memory back."""
         self.size, self._workers, self._free = batch, workers, free
 
-    def find(self, objective: Objective, trainee: SolverTrainee, stage: Stage, batch: Batch) -> None:
+    def find(self, objective: Objective, trainee: SolverTrainee, stage: Stage, batch: Batch) -> float:
         """Find the size by the gradient of a batch's first step, which is thrown away; errors as :meth:`run`.
 
         ``objective`` is one of its own: what it asks of the base model counts nowhere.
+
+        Returns:
+            The seconds that it took at that size.
         """
+        began = 0.0
         clean = batch.latents.to(objective.base.device, torch.float32)
 
         def trial(walk: Walk) -> Tensor:
+            nonlocal began
+            began = time.perf_counter()
             coming = () if trainee.optimizer.state else trainee.parameters
             _moments = [torch.empty_like(weight) for weight in coming for _ in range(2)]  # AdamW's, from update 1 on
             return trainee.accumulate(objective.losses(walk, trainee.network))
 
-        self.run(objective.begin(stage, 0, clean, batch.names), trial)
+        float(self.run(objective.begin(stage, 0, clean, batch.names), trial))  # all of it is done by then
         trainee.forget()
+        return time.perf_counter() - began
 
     def run(self, walk: Walk, compute: Callable[[Walk], T]) -> T:
         """What ``compute`` returns of a walk, in micro-batches of at most ``size``; halved where memory runs out.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..deepinv_core.errors import DeepInvError
@@ -60,25 +61,54 @@ class Position:
 class Schedule:
     """The share of the budget each stage has, and how much of it is used."""
 
-    def __init__(self, stages: list[Stage], budget: Budget, batch: int) -> None:
-        self._budget = budget
+    def __init__(self, stages: Sequence[Stage], budget: Budget, batch: int) -> None:
+        self._budget, self._stages, self._batch = budget, stages, batch
         if budget.minutes is not None:
-            weights = [stage.passes * stage.cost + stage.prepare for stage in stages]
             self._length: float = budget.minutes * 60
-        elif budget.evaluations is not None:
-            weights = [stage.passes * stage.evaluations + stage.prepare_evaluations for stage in stages]
-            self._length = budget.evaluations
         else:
-            weights = [stage.passes for stage in stages]
-            self._length = (budget.images or 0) / batch
+            self._length = budget.evaluations or (budget.images or 0) / batch
+        weights = [self._weight(stage, stage.passes) for stage in stages]
         ends = [sum(weights[: k + 1]) / sum(weights) * self._length for k in range(len(weights))]
         self._ends = [round(end, 6) for end in ends]  # whole passes stay whole
+
+    def _weight(self, stage: Stage, passes: float) -> float:
+        """What passes of a stage and its preparation take: updates for minutes, evaluations of a batch, or passes."""
+        if self._budget.minutes is not None:
+            return passes * stage.cost + stage.prepare
+        if self._budget.evaluations is not None:
+            return passes * stage.evaluations + stage.prepare_evaluations
+        return passes
 
     def used(self, position: Position) -> float:
         """What is spent of the budget, in its unit; passes for images."""
         if self._budget.minutes is not None:
             return position.seconds
         return position.evaluations if self._budget.evaluations is not None else position.passes
+
+    def overshoot(self, position: Position, seconds: float) -> str:
+        """What to say of a budget without room for a pass of each stage: each has one all the same.
+
+        Args:
+            position: where the training stands.
+            seconds: that an update takes.
+
+        Returns:
+            A sentence, or nothing where there is room.
+        """
+        left = self._stages[position.stage + (position.stage_passes > 0) :]
+        least = sum(self._weight(stage, 1) for stage in left)
+        budget, before = self._budget, self.used(position)
+        if budget.minutes is not None:
+            given, least = f"{budget.minutes:g} min", before + least * seconds
+            taken = f"about {least / 60:.2g} min, as the first update took {seconds:.2g} s"
+        elif budget.evaluations is not None:
+            given, least = f"{budget.evaluations} base evaluations", before + least * self._batch
+            taken = f"about {least:.0f}"
+        else:
+            given, least = f"{budget.images} images", before + least
+            taken = f"{least * self._batch:.0f}, in batches of {self._batch}"
+        no_room = f"a budget of {given} has no room for a pass of each of the {len(self._stages)} stages"
+        return f"{no_room}: the training will take {taken}" if left and least > self._length else ""
 
     def progress(self, position: Position) -> tuple[float, float]:
         """Share of the stage and of the whole that is done."""

@@ -125,8 +125,9 @@ def _loop(
 
     if run.position.stage < len(stages):
         trial = recipe.objective(base, run.seed, workers)
-        accumulation.find(trial, trainee, stages[run.position.stage], latents.largest(accumulation.size))
+        seconds = accumulation.find(trial, trainee, stages[run.position.stage], latents.largest(accumulation.size))
         run.micro_batch_found(accumulation.size)
+        run.tell_of_overshoot(seconds)
     if not run.rows:
         rows = validate_baselines(held_out(latents, checks, workers), base, checks, run.validating)
         run.validated("before training", rows)

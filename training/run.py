@@ -113,6 +113,13 @@ class Run:
             self.report({"micro_batch": size})
         self._began = time.monotonic()
 
+    def tell_of_overshoot(self, seconds: float) -> None:
+        """Say beforehand, and in the end, that the budget will not do; an update takes so many seconds."""
+        if said := self.schedule.overshoot(self.position, seconds):
+            self.notes.append(said)
+            if not self.workers.rank:
+                log.warning("%s", said)
+
     def begin(self, stage: Stage, evaluations: int) -> None:
         """Begin a stage that so many base evaluations have prepared, unless it had begun when it was interrupted."""
         if not self.fresh:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -18,7 +19,7 @@ import torch
 from comfyui_deepinv.deepinv_core.errors import DeepInvError
 from comfyui_deepinv.deepinv_core.solver import load_solver
 from comfyui_deepinv.training import loop
-from comfyui_deepinv.training.budget import Budget
+from comfyui_deepinv.training.budget import Budget, Position, Schedule
 from comfyui_deepinv.training.recipes import FastRecipe
 from comfyui_deepinv.training.recipes.objective import Broken
 from comfyui_deepinv.training.run import Event
@@ -267,6 +268,47 @@ def test_a_budget_of_minutes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     trained = [event for event in events if steps(event)]
     assert all(one.seconds <= two.seconds and one.left >= 0 for one, two in itertools.pairwise(trained))
     assert trained[-1].seconds + trained[-1].left == pytest.approx(30, abs=2.0)
+
+
+@pytest.mark.parametrize(
+    ("budget", "seconds", "said"),
+    [
+        # A pass of FAST is 2.4 updates on average, and 3.4 evaluations of each of two images; there are two stages.
+        (Budget(images=4), 9.0, ""),
+        (Budget(images=3), 9.0, "3 images has no room for a pass of each of the 2 stages: .* take 4, in batches of 2"),
+        (Budget(evaluations=14), 9.0, ""),
+        (Budget(evaluations=13), 9.0, "13 base evaluations has no room .* take about 14"),
+        (Budget(minutes=1), 12.4, ""),
+        (Budget(minutes=1), 30.0, "1 min has no room .* about 2.4 min, as the first update took 30 s"),
+    ],
+)
+def test_a_budget_that_must_overshoot_says_so(budget: Budget, seconds: float, said: str) -> None:
+    schedule = Schedule(FAST.stages(), budget, FAST.batch)
+    found = schedule.overshoot(Position(), seconds)
+    assert re.search(said, found) if said else not found
+
+
+def test_what_is_left_of_a_training_is_what_may_overshoot() -> None:
+    schedule = Schedule(FAST.stages(), Budget(images=6), FAST.batch)
+    assert not schedule.overshoot(Position(stage=1, passes=2), 1.0)
+    assert "will take 8" in schedule.overshoot(Position(stage=1, passes=3), 1.0)
+    assert not schedule.overshoot(Position(stage=1, stage_passes=1, passes=4), 1.0), "the last stage has had its pass"
+    assert not schedule.overshoot(Position(stage=2, passes=4), 1.0), "all stages are done"
+
+
+@pytest.mark.parametrize("budget", [Budget(images=2), Budget(minutes=1e-5)], ids=["images", "minutes"])
+def test_an_overshoot_is_told_before_the_first_pass_and_in_the_end(
+    tmp_path: Path, budget: Budget, caplog: pytest.LogCaptureFixture
+) -> None:
+    told: list[int] = []
+
+    def watch(event: Event) -> bool:
+        told.append(sum("no room for a pass of each" in record.getMessage() for record in caplog.records))
+        return False
+
+    trained = train(tmp_path, FAST, budget, PREDICTOR, stop=watch)
+    assert set(told) == {1} and "no room for a pass of each of the 2 stages" in trained.notes[0]
+    assert trained.summary["images_seen"] == 4
 
 
 @pytest.mark.parametrize(
