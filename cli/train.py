@@ -49,7 +49,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("images", type=Path, help="folder of photos, searched with its sub-folders; no labels needed")
     model_option(parser)
-    add("--recipe", choices=list(RECIPES), default="fast", help="fast: ours; paper: DeepInv's as it is")
+    about = " ".join(f"{name}: {recipe.about}" for name, recipe in RECIPES.items())
+    add("--recipe", choices=list(RECIPES), default="fast", help=about)
     add("--preset", choices=list(CorrectorConfig.presets), help="size of the network (default compact; demo: tiny)")
     budget = parser.add_mutually_exclusive_group(required=True)
     budget.add_argument("--minutes", type=float, help="how long to train, encoding and validation not counted")

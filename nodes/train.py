@@ -91,8 +91,7 @@ def _inputs() -> list[io.Input]:
             "recipe",
             options=list(RECIPES),
             default="fast",
-            tooltip="fast: ours, the better solver; it costs one evaluation more than there are steps.\n"
-            "paper: DeepInv's own recipe and network; slower to train.",
+            tooltip="\n".join(f"{name}: {recipe.about}" for name, recipe in RECIPES.items()),
         ),
         io.Combo.Input(
             "preset",

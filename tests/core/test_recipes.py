@@ -3,69 +3,17 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
 
 import pytest
-import torch
 from PIL import Image
 
 from comfyui_deepinv.cli.main import main
 from comfyui_deepinv.deepinv_core.errors import DeepInvError
-from comfyui_deepinv.deepinv_core.solver import Predictor, load_solver
+from comfyui_deepinv.deepinv_core.solver import load_solver
 from comfyui_deepinv.training.recipes import RECIPES, make_recipe
-from comfyui_deepinv.training.recipes.base import Recipe, Stage
-from comfyui_deepinv.training.recipes.objective import Objective
-from comfyui_deepinv.training.walk import MicroBatch, Walk
 
-
-@dataclass(frozen=True)
-class ToyRecipe(Recipe):
-    """The first velocity, predicted from nothing: what a new file would hold.
-
-    Attributes:
-        power: of the error.
-    """
-
-    name: ClassVar[str] = "toy"
-    solver: ClassVar[type[Predictor]] = Predictor
-    large: ClassVar[dict[str, Any]] = {"batch": 2}
-
-    batch: int = 4
-    power: float = 1.0
-
-    def stages(self) -> list[Stage]:
-        """One."""
-        return [Stage("toy", 1, 1, (2,), evaluations=1)]
-
-    def lr_factor(self, stage: Stage, progress: float, overall: float) -> float:
-        """Constant."""
-        return 1.0
-
-    def objective(self, base: Any, seed: int, workers: object) -> Objective:
-        """The file's own."""
-        return ToyObjective(self, base, seed)
-
-
-class ToyObjective(Objective):
-    """A step of half the way, towards what the base says there."""
-
-    def __init__(self, recipe: ToyRecipe, base: Any, seed: int) -> None:
-        super().__init__(base, seed, recipe.batch)
-        self._power = recipe.power
-
-    def begin(self, stage: Stage, number: int, clean: torch.Tensor, names: tuple[str, ...]) -> Walk:
-        """One step."""
-        return Walk(number, [0.0, 0.5, 1.0], 1, [MicroBatch(clean, names, self.base, clean)])
-
-    def loss(self, walk: Walk, part: MicroBatch, model: Any) -> torch.Tensor:
-        """The mean error."""
-        with self.asking(walk, part) as velocity:
-            part.eps = velocity(part.z, walk.step.sigma_next)
-        sigma = torch.full((len(part.z),), 0.5)
-        given = {"last": part.eps, "slope": None, "latent": part.z, "latent_clean": part.clean, "sigma": sigma}
-        return (model(**given, sigma_last=sigma, h=sigma) - part.eps).abs().pow(self._power).mean()
+from .toy_recipe import ToyRecipe
 
 
 @pytest.fixture
@@ -86,6 +34,13 @@ def test_a_new_recipe_trains_by_the_command(tmp_path: Path, capsys: pytest.Captu
     about = loaded.training
     assert (about["recipe"], about["power"], about["images_seen"], about["updates"]) == ("toy", 2.0, 8, 2)
     assert about["base_evaluations"] == 8
+
+
+@pytest.mark.usefixtures("toy")
+def test_the_command_says_what_a_new_recipe_is(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["train", "--help"])
+    assert f"toy: {ToyRecipe.about}" in " ".join(capsys.readouterr().out.split())
 
 
 @pytest.mark.usefixtures("toy")

@@ -20,7 +20,7 @@ from ...training.base_model import base_of
 from ...training.budget import Budget
 from ...training.latents import from_tensors
 from ...training.loop import train
-from ...training.recipes import make_recipe
+from ...training.recipes import RECIPES, make_recipe
 from ...training.state import load_state
 from ...training.validation import Checks
 from .flow_model import cached_latents
@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 def main() -> None:
     """Command line; see the module's docstring."""
     parser = run_parser(__doc__, kinds=("sd3", "flux"))
-    parser.add_argument("--recipe", choices=("fast", "paper"), default="fast")
+    parser.add_argument("--recipe", choices=list(RECIPES), default="fast")
     parser.add_argument("--minutes", type=float, default=75)
     parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="settings of the recipe")
     args, _ = begin(parser)

@@ -56,6 +56,7 @@ class Recipe(ABC):
 
     Attributes:
         name: of the recipe, in files, commands and nodes.
+        about: what a user is told of it, to choose one.
         solver: the kind of solver that it trains.
         large: settings for networks above ``tiny``, whose images are large too; the defaults fit ``tiny``.
         batch: images in a batch, over all processes.
@@ -70,6 +71,7 @@ class Recipe(ABC):
     """
 
     name: ClassVar[str]
+    about: ClassVar[str]
     solver: ClassVar[type[Solver]]
     large: ClassVar[Mapping[str, Any]] = {}
 

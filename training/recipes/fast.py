@@ -39,6 +39,7 @@ class FastRecipe(Recipe):
     """
 
     name: ClassVar[str] = "fast"
+    about: ClassVar[str] = "ours, the better solver; it costs one evaluation more than there are steps."
     solver: ClassVar[type[Solver]] = Predictor
     large: ClassVar[Mapping[str, Any]] = {"batch": 8, "lr": 2e-4}
 

@@ -72,6 +72,7 @@ class PaperRecipe(Recipe):
     """
 
     name: ClassVar[str] = "paper"
+    about: ClassVar[str] = "DeepInv's own recipe and network; slower to train."
     solver: ClassVar[type[Solver]] = Corrector
 
     step_updates: int = 3
