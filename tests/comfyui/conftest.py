@@ -35,3 +35,15 @@ def server(comfyui: Installation, tmp_path_factory: pytest.TempPathFactory) -> I
 def client(server: ComfyServer) -> Client:
     """The headless client, tied to the server."""
     return Client(server)
+
+
+@pytest.fixture
+def log_stays_clean(server: ComfyServer) -> Iterator[None]:
+    """No test may leave an exception of ours in the server's log."""
+    before = len(server.log)
+    yield
+    new = server.log[before:]
+    expected = ("DeepInvError", "Interrupt", "was the direct cause of")  # the last: an error that ours is raised from
+    expected += ("sqlalchemy",)  # ComfyUI's own database, collected in another thread
+    ours = [part for part in new.split("Traceback")[1:] if not any(text in part for text in expected)]
+    assert not ours, new

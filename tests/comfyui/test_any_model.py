@@ -14,57 +14,12 @@ from comfyui_deepinv.deepinv_core.inversion import invert, load_inversion, save_
 from comfyui_deepinv.deepinv_core.methods import make_method
 
 from .client import Client
+from .graphs import EDIT, SHAPES, Built, Pair, flow_edited, half, kept, node, relative, sampled
 from .server import ComfyServer
-from .test_edit_nodes import EDIT, Pair, kept
-from .test_invert import NAMES, log_stays_clean, node, relative
 
-__all__ = ["log_stays_clean"]
+pytestmark = pytest.mark.usefixtures("log_stays_clean")
 
-SHAPES = {"sd15": (1, 4, 8, 8), "sd15_v": (1, 4, 8, 8), "wan": (1, 16, 3, 8, 8)}
 NOISE_PREDICTION = ["sd15", "sd15_v"]
-
-
-class Built(Pair):
-    """A tiny model that the server builds, its inputs and prompts; there is no core's side."""
-
-    def __init__(self, kind: str, server: ComfyServer, shape: tuple[int, ...] | None = None) -> None:
-        generator = torch.Generator().manual_seed(2)
-        self.kind, self.server, self.heads = kind, server, 1
-        self.latent = torch.randn(shape or SHAPES[kind], generator=generator) * (5 if kind.startswith("sd15") else 1)
-        self.name = f"{kind}{next(NAMES)}"
-        self.folder = server.base / "models" / "probe"
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self.prompts = {name: [] for name in ("target", "negative")}
-        for name in ("inputs", *self.prompts):
-            context, pooled = torch.randn(1, 5, 16, generator=generator), torch.randn(1, 8, generator=generator)
-            inputs = {"latent": self.latent, "context": context, "pooled": pooled}
-            save_file(inputs, self.folder / f"{self.name}_{name}.safetensors")
-
-    def graph(self, method: str = "anderson", **invert_inputs: Any) -> dict[str, Any]:
-        """Invert, come back, save both; and the other prompts."""
-        return {**super().graph(method, **invert_inputs), "model": node("ProbeBuilt", kind=self.kind)}
-
-
-def sampled(sampler: list[Any], latent: list[Any], sigmas: list[Any], noise: str = "no_noise") -> dict[str, Any]:
-    inputs = {"noise": [noise, 0], "guider": ["guider", 0], "sampler": sampler, "sigmas": sigmas}
-    return node("SamplerCustomAdvanced", **inputs, latent_image=latent)
-
-
-def flow_edited(graph: dict[str, Any], **inputs: Any) -> dict[str, Any]:
-    """The graph with a FlowEdit of its latent, saved in place of the way back."""
-    given = {"model": ["model", 0], "latent": ["inputs", 0], "source": ["inputs", 1], "target": ["target", 1]}
-    given |= {"steps": 6, "skip": 0.34, "source_cfg": 1.0, "target_cfg": 1.0, "seed": 5}
-    graph["flow"] = node("DeepInvFlowEdit", **given | inputs)
-    graph["save"]["inputs"]["latent"] = ["flow", 0]
-    return graph
-
-
-def half(graph: dict[str, Any]) -> dict[str, Any]:
-    """The graph with a MASK whose left half, of 64 pixels, is to be edited."""
-    graph["left"] = node("SolidMask", value=1.0, width=32, height=64)
-    graph["none"] = node("SolidMask", value=0.0, width=64, height=64)
-    graph["mask"] = node("MaskComposite", destination=["none", 0], source=["left", 0], x=0, y=0, operation="add")
-    return graph
 
 
 @pytest.mark.parametrize("kind", SHAPES)
@@ -288,6 +243,7 @@ class Scaled:
         self.sigma_min, self.cost = velocity.sigma_min, velocity.cost
 
     def __call__(self, z: torch.Tensor, sigma: float) -> torch.Tensor:
+        """Scaled."""
         return (z - self._factor * (z - sigma * self._velocity(z, sigma))) / sigma
 
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-from pathlib import Path
 
 import pytest
 import torch
@@ -19,7 +17,7 @@ from comfyui_deepinv.tools.workflows.ui_format import to_ui_format
 from .browser import FrontEnd, open_front_end
 from .environment import ROOT
 from .server import PACK_NAME
-from .test_workflows import SHORT, provide_files
+from .workflows import SHORT, picture_file, provide_files
 
 CORE_PROMPT = {
     "1": {"class_type": "EmptyImage", "inputs": {"width": 128, "height": 96, "batch_size": 1, "color": 0xFF8000}},
@@ -38,12 +36,6 @@ PICTURE_LOADED = """end => {
 def front_end(server):
     with open_front_end(server) as opened:
         yield opened
-
-
-def picture_file(server, name: str, tmp_path: Path) -> Path:
-    """Where a screenshot goes."""
-    folder = Path(os.environ.get("DEEPINV_SCREENSHOTS") or tmp_path)
-    return folder / f"{name}-{server.installation.version}.png"
 
 
 def assert_opened_whole(front_end: FrontEnd, workflow: dict) -> None:

@@ -14,13 +14,10 @@ from comfyui_deepinv.deepinv_core.inversion import invert
 from comfyui_deepinv.deepinv_core.methods import Options, make_method
 
 from .client import Client
+from .graphs import TINY_SD3, Built, Pair, flow_edited, node, refusal, relative
 from .server import ComfyServer
-from .test_any_model import Built, flow_edited
-from .test_edit_nodes import Pair
-from .test_invert import TINY_SD3, log_stays_clean, node, relative
-from .test_refusals import refusal
 
-__all__ = ["log_stays_clean"]
+pytestmark = pytest.mark.usefixtures("log_stays_clean")
 
 CONVERGED = {"method": "anderson", "steps": 12, "refine": 20, "tolerance": 1e-6}
 ROUND_TRIP = 1e-3

@@ -20,11 +20,10 @@ from comfyui_deepinv.tools.workflows.make import twin
 
 from .client import Client
 from .environment import ROOT
+from .graphs import Tiny, inputs_of, node, relative
 from .server import ComfyServer
-from .test_definitions import inputs_of
-from .test_invert import Tiny, log_stays_clean, node, relative
 
-__all__ = ["log_stays_clean"]
+pytestmark = pytest.mark.usefixtures("log_stays_clean")
 
 TESTS_OF = {
     "An update of ComfyUI breaks the nodes": [

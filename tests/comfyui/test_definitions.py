@@ -18,6 +18,7 @@ from comfyui_deepinv.tools.workflows.help_pictures import LARGEST_FILE, SOURCES
 
 from .client import Client
 from .environment import HERE, ROOT
+from .graphs import inputs_of
 from .server import PACK_NAME, ComfyServer
 
 SNAPSHOT = HERE / "definitions.json"
@@ -34,10 +35,6 @@ def ours(client: Client) -> dict[str, Any]:
     nodes = {name: info for name, info in client.get("/object_info").items() if info["category"] == "DeepInv"}
     assert len(nodes) >= 12, sorted(nodes)
     return nodes
-
-
-def inputs_of(info: dict[str, Any]) -> dict[str, list[Any]]:
-    return {name: spec for group in ("required", "optional") for name, spec in info["input"].get(group, {}).items()}
 
 
 def public(name: str, info: dict[str, Any]) -> dict[str, Any]:

@@ -10,61 +10,20 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from comfyui_deepinv.deepinv_core.editing import EditOptions, edit, flow_edit
 from comfyui_deepinv.deepinv_core.images import to_tensor
-from comfyui_deepinv.deepinv_core.inversion import invert, load_inversion
-from comfyui_deepinv.deepinv_core.methods import METHODS, make_method
+from comfyui_deepinv.deepinv_core.inversion import load_inversion
+from comfyui_deepinv.deepinv_core.methods import METHODS
 from comfyui_deepinv.deepinv_core.metrics import psnr, ssim
 from comfyui_deepinv.deepinv_core.models.transformer import Conditioning, TransformerVelocity
 
 from .client import Client
+from .graphs import GUIDANCE, Pair, kept, node, relative
 from .server import ComfyServer
-from .test_invert import GUIDANCE, Tiny, node, relative
 
 NAMES = itertools.count()
-EDIT = {"cfg": 1.0, "strength": 1.0, "anchor": 0.0}
-
-
-class Pair(Tiny):
-    """A tiny model with a second prompt and a negative one."""
-
-    def __init__(self, kind: str, server: ComfyServer, **options: Any) -> None:
-        super().__init__(kind, server, **options)
-        generator = torch.Generator().manual_seed(4)
-        self.prompts = {
-            name: [torch.randn(like.shape, generator=generator) for like in (self.context, self.pooled)]
-            for name in ("target", "negative")
-        }
-        for name, (context, pooled) in self.prompts.items():
-            inputs = {"latent": self.latent, "context": context, "pooled": pooled}
-            save_file(inputs, self.folder / f"{self.name}_{name}.safetensors")
-
-    def graph(self, method: str = "anderson", **invert_inputs: Any) -> dict[str, Any]:
-        """The inversion, and both prompts."""
-        guidance = GUIDANCE if self.kind == "flux_dev" else 0.0
-        graph = super().graph(method, **invert_inputs)
-        for name in self.prompts:
-            graph[name] = node("ProbeInputs", name=f"{self.name}_{name}", guidance=guidance)
-        return graph
-
-    def edited(self, graph: dict[str, Any], **inputs: Any) -> dict[str, Any]:
-        """The graph with an edit of its inversion, saved in place of the way back."""
-        given = {"model": ["model", 0], "inversion": ["invert", 3], "positive": ["target", 1], **EDIT, **inputs}
-        graph["edit"] = node("DeepInvEdit", **given)
-        graph["save"]["inputs"]["latent"] = ["edit", 0]
-        graph["edit_report"] = node("PreviewAny", source=["edit", 1])
-        return graph
-
-    def velocity(self, name: str, saved: dict[str, torch.Tensor], cfg: float = 1.0) -> TransformerVelocity:
-        """The core's velocity under a prompt."""
-        prompts = {
-            **{key: Conditioning(*value, GUIDANCE) for key, value in self.prompts.items()},
-            "source": Conditioning(self.context, self.pooled, GUIDANCE),
-        }
-        away = prompts["negative"] if cfg != 1 else None
-        return TransformerVelocity(self.transformer, prompts[name], away, cfg=cfg, sigma_min=float(saved["sigma_min"]))
 
 
 @pytest.mark.parametrize("kind", ["sd3", "flux_dev"])
@@ -87,13 +46,6 @@ def test_edit_is_the_core_s(
     cfg = inputs.get("cfg", 1.0)
     expected = edit(pair.velocity("target", saved, cfg), inversion, hold)
     assert relative(pair.in_model_space(saved["latent"]), expected.latent) < 2e-3
-
-
-def kept(pair: Pair, saved: dict[str, torch.Tensor], method: str = "anderson") -> Any:
-    """The core's own inversion on the server's grid, with its trajectory."""
-    latent = pair.in_model_space(pair.latent)
-    velocity = pair.velocity("source", saved)
-    return invert(velocity, latent, saved["sigmas"], make_method(method), keep_trajectory=True)
 
 
 @pytest.mark.parametrize("method", [name for name, info in METHODS.items() if not info.uses_solver])

@@ -11,16 +11,12 @@ from safetensors.torch import save_file
 
 from comfyui_deepinv.training.lock import locked
 
+from .bench import Bench
 from .client import Client
+from .graphs import FEW, Pair, flow_edited, half, node, plain, refusal, relative
 from .server import ComfyServer
-from .test_any_model import flow_edited, half
-from .test_edit_nodes import Pair
-from .test_invert import log_stays_clean, node, relative
-from .test_management import Bench
-from .test_refusals import plain, refusal
-from .test_train_node import FEW
 
-__all__ = ["log_stays_clean"]
+pytestmark = pytest.mark.usefixtures("log_stays_clean")
 
 WARNING = "there is not enough memory for 4 images at a time"
 

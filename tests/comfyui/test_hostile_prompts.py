@@ -13,8 +13,8 @@ from comfyui_deepinv.tools.fuzz import prompts
 from comfyui_deepinv.tools.fuzz.guard import FAILED
 
 from .client import Client
+from .graphs import node
 from .server import ComfyServer
-from .test_invert import node
 
 
 @pytest.fixture(scope="module")

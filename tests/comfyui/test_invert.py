@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import threading
 import time
@@ -11,127 +10,20 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import FluxTransformer2DModel, SD3Transformer2DModel
 from PIL import Image
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from comfyui_deepinv.deepinv_core.images import to_tensor
-from comfyui_deepinv.deepinv_core.inversion import invert, reconstruct
-from comfyui_deepinv.deepinv_core.methods import METHODS, Options, make_method
+from comfyui_deepinv.deepinv_core.methods import METHODS
 from comfyui_deepinv.deepinv_core.metrics import psnr
 from comfyui_deepinv.deepinv_core.models.embedded import load_embedded
-from comfyui_deepinv.deepinv_core.models.transformer import Conditioning, TransformerVelocity
-from comfyui_deepinv.tools.embedded.spec import SD3_CONFIG
 
 from .client import Client
 from .environment import ROOT
+from .graphs import KINDS, Tiny, node, relative
 from .server import ComfyServer
 
-NAMES = itertools.count()
-
-TINY_SD3 = {**SD3_CONFIG, "num_layers": 2, "num_attention_heads": 2, "caption_projection_dim": 128}
-TINY_SD35 = {**TINY_SD3, "dual_attention_layers": (0,)}
-TINY_FLUX = {
-    "in_channels": 64,
-    "num_layers": 1,
-    "num_single_layers": 1,
-    "attention_head_dim": 128,
-    "num_attention_heads": 1,
-    "joint_attention_dim": 48,
-    "pooled_projection_dim": 32,
-    "axes_dims_rope": (16, 56, 56),
-}
-KINDS: dict[str, tuple[type, dict[str, Any], int]] = {
-    "sd3": (SD3Transformer2DModel, TINY_SD3, 2),
-    "sd35_medium": (SD3Transformer2DModel, TINY_SD35, 2),
-    "flux_schnell": (FluxTransformer2DModel, {**TINY_FLUX, "guidance_embeds": False}, 1),
-    "flux_dev": (FluxTransformer2DModel, {**TINY_FLUX, "guidance_embeds": True}, 1),
-}
-GUIDANCE = 2.5
-
-
-class Tiny:
-    """A tiny random model on both sides: diffusers here, ComfyUI's loader in the server."""
-
-    def __init__(self, kind: str, server: ComfyServer, *, batch: int = 1, size: tuple[int, int] = (8, 8)) -> None:
-        build, config, self.heads = KINDS[kind]
-        torch.manual_seed(0)
-        self.kind, self.server = kind, server
-        self.transformer = build(**config).eval().requires_grad_(False)
-        for parameter in self.transformer.parameters():  # diffusers zero-initialises much: make every path count
-            parameter.add_(0.04 * torch.randn_like(parameter))
-        self.latent = torch.randn(batch, 16, *size)
-        self.context = torch.randn(1, 5, config["joint_attention_dim"])
-        self.pooled = torch.randn(1, config["pooled_projection_dim"])
-        self.folder = server.base / "models" / "probe"
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self.name = f"{kind}{next(NAMES)}"
-        save_file(self.transformer.state_dict(), self.folder / f"{self.name}.safetensors")
-        inputs = {"latent": self.latent, "context": self.context, "pooled": self.pooled}
-        save_file(inputs, self.folder / f"{self.name}_inputs.safetensors")
-
-    def graph(self, method: str = "anderson", **invert_inputs: Any) -> dict[str, Any]:
-        """Invert, come back, save both."""
-        guidance = GUIDANCE if self.kind == "flux_dev" else 0.0
-        return {
-            "model": node("ProbeModel", name=self.name, heads=self.heads),
-            "inputs": node("ProbeInputs", name=f"{self.name}_inputs", guidance=guidance),
-            "invert": node(
-                "DeepInvInvert",
-                **{"model": ["model", 0], "latent": ["inputs", 0], "conditioning": ["inputs", 1], "steps": 6}
-                | {"method": method, **invert_inputs},
-            ),
-            "guider": node("BasicGuider", model=["model", 0], conditioning=["inputs", 1]),
-            "back": node(
-                "SamplerCustomAdvanced",
-                noise=["invert", 0],
-                guider=["guider", 0],
-                sampler=["invert", 2],
-                sigmas=["invert", 1],
-                latent_image=["inputs", 0],
-            ),
-            "save": node("ProbeSave", name=self.name, model=["model", 0], inversion=["invert", 3], latent=["back", 0]),
-            "report": node("PreviewAny", source=["invert", 4]),
-        }
-
-    def result(self) -> dict[str, torch.Tensor]:
-        """What ProbeSave left."""
-        return load_file(self.server.base / "output" / f"{self.name}.safetensors")
-
-    def in_model_space(self, raw: torch.Tensor) -> torch.Tensor:
-        """ComfyUI's process_latent_in."""
-        scale, shift = (1.5305, 0.0609) if self.kind.startswith("sd3") else (0.3611, 0.1159)
-        return (raw - shift) * scale
-
-    def core(
-        self, saved: dict[str, torch.Tensor], method: str, solver: Any = None, **options: Any
-    ) -> tuple[Any, torch.Tensor]:
-        """The core's own inversion and way back, on the grid the server used."""
-        prompt = Conditioning(self.context, self.pooled, GUIDANCE)
-        velocity = TransformerVelocity(self.transformer, prompt, sigma_min=float(saved["sigma_min"]))
-        chosen = make_method(method, Options(**options), solver=solver)
-        inversion = invert(velocity, self.in_model_space(self.latent), saved["sigmas"], chosen)
-        return inversion, reconstruct(velocity, inversion).latent
-
-
-def node(class_type: str, **inputs: Any) -> dict[str, Any]:
-    return {"class_type": class_type, "inputs": inputs}
-
-
-def relative(a: torch.Tensor, b: torch.Tensor) -> float:
-    return float((a - b).norm() / b.norm())
-
-
-@pytest.fixture(autouse=True)
-def log_stays_clean(server: ComfyServer):
-    """No test may leave an exception of ours in the server's log."""
-    before = len(server.log)
-    yield
-    new = server.log[before:]
-    expected = ("DeepInvError", "Interrupt", "was the direct cause of")  # the last: an error that ours is raised from
-    expected += ("sqlalchemy",)  # ComfyUI's own database, collected in another thread
-    ours = [part for part in new.split("Traceback")[1:] if not any(text in part for text in expected)]
-    assert not ours, new
+pytestmark = pytest.mark.usefixtures("log_stays_clean")
 
 
 @pytest.mark.parametrize("kind", KINDS)

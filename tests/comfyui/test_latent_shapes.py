@@ -8,13 +8,10 @@ import pytest
 import torch
 
 from .client import Client
+from .graphs import Built, Pair, flow_edited, node, plain, refusal, relative
 from .server import ComfyServer
-from .test_any_model import Built, flow_edited
-from .test_edit_nodes import Pair
-from .test_invert import log_stays_clean, node, relative
-from .test_refusals import plain, refusal
 
-__all__ = ["log_stays_clean"]
+pytestmark = pytest.mark.usefixtures("log_stays_clean")
 
 Graph = dict[str, Any]
 

@@ -23,12 +23,10 @@ from comfyui_deepinv.tools.numbers.cases import ROUNDINGS, WORSE
 
 from ..core.tiny_training import CORRECTOR, PREDICTOR, solver
 from .client import Client
+from .graphs import Built, Pair, flow_edited, half, node, relative
 from .server import ComfyServer
-from .test_any_model import Built, flow_edited, half
-from .test_edit_nodes import Pair
-from .test_invert import log_stays_clean, node, relative
 
-__all__ = ["log_stays_clean"]
+pytestmark = pytest.mark.usefixtures("log_stays_clean")
 
 ALONE = 1e-5
 """Largest relative distance between a row of a batch and the same alone."""

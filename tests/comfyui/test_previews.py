@@ -11,13 +11,10 @@ import pytest
 from PIL import Image
 
 from .client import Client
+from .graphs import JPEG, PREVIEW, Built, Pair, binary_messages, flow_edited, node, sampled
 from .server import ComfyServer
-from .test_any_model import Built, flow_edited, sampled
-from .test_edit_nodes import Pair
-from .test_invert import log_stays_clean, node
-from .test_train_node import JPEG, PREVIEW, binary_messages
 
-__all__ = ["log_stays_clean"]
+pytestmark = pytest.mark.usefixtures("log_stays_clean")
 
 STEPS = {"invert": 8, "edit": 6, "flow": 4, "back": 8, "up": 8, "plain": 8}
 """Of each node that walks, with a strength of 0.75 of 8 steps and a skip of 0.5."""

@@ -20,7 +20,7 @@ from . import environment
 from .client import Client
 from .environment import HERE, ROOT, Installation
 from .server import PACK_NAME, ComfyServer
-from .test_workflows import shortened
+from .workflows import shortened
 
 WORKFLOWS = ["train_a_solver", "use_a_solver", "save_inversion", "reuse_inversion", "own_sampler", "edit_by_prompt"]
 LEFT_OUT = {".ci", ".github", "benchmarks", "constraints.txt", "docs", "tests"}

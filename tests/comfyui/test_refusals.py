@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from typing import Any
 
@@ -14,44 +13,22 @@ from comfyui_deepinv.deepinv_core.models.base_info import describe_geometry
 from comfyui_deepinv.deepinv_core.models.transformer import base_info
 
 from .client import Client
+from .graphs import SENTENCE, Built, Pair, flow_edited, node, plain, refusal, write_solver
 from .server import ComfyServer
-from .test_any_model import Built, flow_edited, sampled
-from .test_edit_nodes import Pair
-from .test_invert import log_stays_clean, node
-from .test_solver_nodes import write_solver
 
-__all__ = ["log_stays_clean"]
+pytestmark = pytest.mark.usefixtures("log_stays_clean")
 
 Graph = dict[str, Any]
-
-SENTENCE = re.compile(r"^node [\w ]+ \(\w+\) failed: DeepInvError: [^\n]{20,400}$")
-"""All that a user sees."""
 
 
 def made(kind: str, server: ComfyServer) -> Pair:
     return Built(kind, server) if kind in ("sd15", "wan") else Pair(kind, server)
 
 
-def plain(graph: Graph, output: int, latent: list[Any], sigmas: list[Any], **inputs: Any) -> Graph:
-    """The graph with one of DeepInv Inversion Sampler's samplers in place of the way back."""
-    graph["samplers"] = node("DeepInvInversionSampler", **{"method": "anderson", "refine": 2, **inputs})
-    graph["no_noise"] = node("DisableNoise")
-    graph["back"] = sampled(["samplers", output], latent, sigmas)
-    return graph
-
-
 def back(graph: Graph, **inputs: Any) -> Graph:
     """The graph with other inputs to the way back."""
     graph["back"]["inputs"] |= inputs
     return graph
-
-
-def refusal(client: Client, graph: Graph) -> str:
-    """The sentence that a graph ends in."""
-    with pytest.raises(client.module.WorkflowError) as caught:
-        client.run(graph)
-    assert SENTENCE.match(str(caught.value)), str(caught.value)
-    return str(caught.value)
 
 
 TAKERS: dict[str, Callable[[Graph, list[Any]], Graph]] = {

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from .browser import open_front_end
+from .graphs import node
 from .server import ComfyServer
-from .test_browser import picture_file
-from .test_invert import node
+from .workflows import picture_file
 
 GRAPH = {
     "1": node("LoadImage", image="example.png"),

@@ -5,27 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import torch
 
-from comfyui_deepinv.deepinv_core.models.base_info import BaseInfo, describe_geometry
+from comfyui_deepinv.deepinv_core.models.base_info import describe_geometry
 from comfyui_deepinv.deepinv_core.models.transformer import base_info
-from comfyui_deepinv.deepinv_core.solver import CorrectorConfig, bind, save_solver
-from comfyui_deepinv.deepinv_core.solver.corrector_network import CorrectorNetwork
+from comfyui_deepinv.deepinv_core.solver import bind
 
 from .client import Client
+from .graphs import Tiny, node, relative, write_solver
 from .server import ComfyServer
-from .test_invert import Tiny, node, relative
-
-
-def write_solver(tiny: Tiny, base: BaseInfo, *, seed: int = 0) -> tuple[str, CorrectorNetwork]:
-    """A random solver in models/deepinv; its name in the menu, and the network."""
-    torch.manual_seed(seed)
-    widths = {"context_width": tiny.context.shape[-1], "pooled_width": tiny.pooled.shape[-1]}
-    network = CorrectorNetwork(CorrectorConfig.preset("tiny", channels=16, **widths)).eval()
-    torch.nn.init.normal_(network.proj_out.weight, std=0.05)
-    name = f"{tiny.name}.safetensors"
-    save_solver(tiny.server.base / "models" / "deepinv" / name, network, base=base, training=None)
-    return name, network
 
 
 def with_solver(tiny: Tiny, name: str, method: str = "auto", **inputs: object) -> dict:

@@ -14,7 +14,7 @@ from .browser import FrontEnd, open_front_end
 from .conftest import Client
 from .environment import ROOT
 from .server import ComfyServer
-from .test_browser import picture_file
+from .workflows import picture_file
 
 SETUP = """async ([data, external]) => {
     await app.loadGraphData(data, true, true, "blueprint");

@@ -18,16 +18,10 @@ from comfyui_deepinv.deepinv_core import checkpoint
 from comfyui_deepinv.deepinv_core.solver import bind, load_solver
 
 from .client import Client
+from .graphs import FEW, JPEG, PREVIEW, TEXT, Tiny, binary_messages, node, relative
 from .server import ComfyServer
-from .test_invert import Tiny, log_stays_clean, node, relative
 
-__all__ = ["log_stays_clean"]
-
-PREVIEW, TEXT, JPEG = 1, 3, b"\xff\xd8"
-"""ComfyUI's kinds of binary messages, and how a JPEG starts."""
-
-FEW = {"recipe": "fast", "preset": "tiny", "minutes": 30.0, "images": 24, "batch": 2, "validation_images": 1}
-FEW |= {"validation_steps": "2"}
+pytestmark = pytest.mark.usefixtures("log_stays_clean")
 
 
 def photos(folder: Path, sizes: list[tuple[int, int]], seed: int = 0) -> list[str]:
@@ -68,20 +62,6 @@ class Bench:
     def state(self) -> dict[str, Any]:
         """The metadata of the training's state."""
         return checkpoint.read_metadata(self.folder / "state.safetensors", kind="training")
-
-
-def binary_messages(client: Client, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, bytes]]:
-    """Filled with kind and content of each binary message that the server sends while workflows run."""
-    messages: list[tuple[int, bytes]] = []
-    pass_on = client.module._pass_on
-
-    def keep(message: Any, *rest: Any) -> Any:
-        if isinstance(message.data, bytes):
-            messages.append((int.from_bytes(message.data[:4], "big"), message.data[4:]))
-        return pass_on(message, *rest)
-
-    monkeypatch.setattr(client.module, "_pass_on", keep)
-    return messages
 
 
 def digest(model: str = "model", after: tuple[str, int] | None = None) -> dict[str, Any]:

@@ -29,6 +29,7 @@ from comfyui_deepinv.tools.workflows.make import (
 
 from .client import Client
 from .server import PACK_NAME, ComfyServer
+from .workflows import provide_files, shortened
 
 EMBEDDED = [name for name in ORDER if not needs_a_download(twin(name))]
 DOWNLOADED = [name for name in ORDER if needs_a_download(twin(name))]
@@ -41,30 +42,9 @@ EDITS = {"edit_by_prompt": 3, "masked_edit": 2, "reuse_inversion": 3}
 RECONSTRUCTIONS = {"own_sampler", "train_a_solver", "use_a_solver"}
 """Workflows that give the same picture back, so that their pictures are alike."""
 
-MADE_BY = {
-    "use_a_solver": ("train_a_solver", "models/deepinv/my_solver.safetensors"),
-    "reuse_inversion": ("save_inversion", "output/deepinv/my_photo.safetensors"),
-}
-SHORT = {"train_a_solver": {"22.images": 64, "22.validation_steps": "4", "22.validation_images": 1}}
 LOADED = {"CheckpointLoaderSimple": ("model", "clip", "vae"), "UNETLoader": ("model",), "VAELoader": ("vae",)}
 LOADED |= {"DualCLIPLoader": ("clip",)}
 LAYOUTS = {"sd35": "SD3", "flux_dev": "FLUX"}
-
-
-def shortened(client: Client, name: str) -> dict[str, Any]:
-    """The twin; a training in it ends after seconds."""
-    prompt = twin(name)
-    for key, value in SHORT.get(name, {}).items():
-        client.module.set_input(prompt, f"{key}={value}")
-    return prompt
-
-
-def provide_files(client: Client, server: ComfyServer, name: str) -> None:
-    """Run the workflow that saves what this one loads, where it has not run yet."""
-    maker, file = MADE_BY.get(name, (None, ""))
-    if maker and not (server.base / file).is_file():
-        client.run(shortened(client, maker))
-        assert (server.base / file).is_file()
 
 
 def stored(name: str) -> torch.Tensor:
