@@ -36,10 +36,8 @@ from ..tools.embedded.classifier import accuracy, load_classifier
 from . import frontier, plots
 from .measure import prompted
 from .photos import CLASSES, held_out
-from .store import Row, Store
+from .store import Key, Measure, Row, Store
 from .tables import fill, folded, listed
-
-log = logging.getLogger(__name__)
 
 STEPS: Final = 16
 CFG: Final = 4.0
@@ -109,7 +107,8 @@ def dials(best: bool) -> list[tuple[float, float, float]]:
 
 def measure(edits: Edits, store: Store) -> list[Row]:
     """All rows, those of the store not again: every method over strength and anchor, FlowEdit over what it skips."""
-    solver, runs = bound_solver(edits.model, None), {}
+    solver = bound_solver(edits.model, None)
+    runs: dict[Key, Measure] = {}
     for name, info in METHODS.items():
         if info.uses_solver and solver is None:
             continue
@@ -117,13 +116,7 @@ def measure(edits: Edits, store: Store) -> list[Row]:
         for cfg, strength, anchor in dials(name == ("deepinv" if solver else BEST_TRAINING_FREE)):
             runs[name, cfg, strength, anchor] = partial(edits.edited, inversion, EditOptions(strength, anchor), cfg)
     runs |= {("flowedit", 5.5, round(1 - skip, 2), 0.0): partial(edits.flow, skip) for skip in SKIPS}
-
-    def measured(key: tuple[Any, ...]) -> list[Row]:
-        row = dict(zip(KEY, key, strict=True)) | runs[key]()
-        log.info("%s", row)
-        return [row]
-
-    return [row for key in runs for row in store.get(key, partial(measured, key))]
+    return store.measure(runs)
 
 
 def front(rows: list[Row]) -> list[Row]:

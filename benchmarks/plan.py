@@ -5,8 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import platform
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from itertools import product
@@ -18,13 +17,13 @@ from torch import nn
 from .cases import CASES, CONVERGED, FEW, Case
 from .measure import Prepared, Suite, ceiling, open_suite, round_trips, swapped
 from .photos import SHAPES, held_out, photographs
-from .store import Row, Store, versions
+from .store import Key, Measure, Row, Store, versions
 from .timing import memory, timings
 
 log = logging.getLogger(__name__)
 
-Unit = tuple[str, Callable[[], list[Row]]]
-"""A piece of work; its key says all that its rows depend on."""
+Unit = tuple[str, Measure]
+"""A piece of work; its name says all that its rows depend on."""
 
 
 @dataclass(frozen=True)
@@ -152,17 +151,10 @@ def run(plan: Plan, path: Path, command: str) -> list[Row]:
     Raises:
         DeepInvError: the file can't be read or written.
     """
-    store, units = Store(path, ("unit",)), dict(plan.units())
-    log.info("%d of %d units to measure", sum((key,) not in store for key in units), len(units))
-
-    def measured(key: str) -> list[Row]:
-        began = time.perf_counter()
-        rows = units[key]()
-        took = round((time.perf_counter() - began) / len(rows), 3)
-        log.info("%.1f s: %s", took * len(rows), key)
-        return [{**row, "unit": key, "took": took} for row in rows]
-
-    rows = [row for key in units for row in store.get((key,), partial(measured, key))]
+    store = Store(path, ("unit",), seconds="took")
+    units: dict[Key, Measure] = {(name,): measure for name, measure in plan.units()}
+    log.info("%d of %d units to measure", sum(key not in store for key in units), len(units))
+    rows = store.measure(units)
     store.about = {**about(plan, command), "seconds": round(sum(row["took"] for row in rows))}
     store.write(rows)
     return [store.about, *rows]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import logging
 import platform
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
@@ -13,7 +15,11 @@ from typing import Any, Final
 from ..deepinv_core.atomic import replacing
 from ..deepinv_core.errors import DeepInvError
 
+log = logging.getLogger(__name__)
+
 Row = dict[str, Any]
+Key = tuple[Any, ...]
+Measure = Callable[[], "Row | Sequence[Row]"]
 
 PACKAGES: Final = ("deepinv-inversion", "torch", "diffusers", "transformers", "torchmetrics", "pillow")
 
@@ -35,16 +41,22 @@ class Store:
         rows: all other lines, in the file's order.
     """
 
-    def __init__(self, path: Path, key: Sequence[str] = (), *, fresh: bool = False) -> None:
-        """Read what is there, or begin afresh; ``key`` names fields. The file is made with the first row.
+    def __init__(self, path: Path, key: Sequence[str] = (), *, seconds: str = "", fresh: bool = False) -> None:
+        """Read what is there, or begin afresh. The file is made with the first row.
+
+        Args:
+            path: the file.
+            key: names of the fields by which rows are found.
+            seconds: name of the field that gets what a row took to measure; "" for none.
+            fresh: whether to pass over what is there.
 
         Raises:
             DeepInvError: the file can't be read, or a line is no JSON object.
         """
-        self.path, self._key, self._begun = path, tuple(key), False
+        self.path, self._key, self._seconds, self._begun = path, tuple(key), seconds, False
         self.rows = [] if fresh else read_rows(path)
         self.about = self.rows.pop(0) if self.rows and self.rows[0].get("part") == "about" else None
-        self._found: dict[tuple[Any, ...], list[Row]] = {}
+        self._found: dict[Key, list[Row]] = {}
         self._index(self.rows)
 
     def _index(self, rows: Sequence[Row]) -> None:
@@ -62,14 +74,21 @@ class Store:
             self.about = {"part": "about", "command": command, "versions": versions(), "settings": settings}
         require_same(self.about["settings"], settings, self.path, "choose another folder, or begin afresh")
 
-    def __contains__(self, key: tuple[Any, ...]) -> bool:
+    def __contains__(self, key: Key) -> bool:
         return key in self._found
 
-    def get(self, key: tuple[Any, ...], measure: Callable[[], Sequence[Row]]) -> list[Row]:
-        """The rows of a key; where there are none, they are measured and appended at once."""
-        if key not in self._found:
-            self.add(measure())
-        return self._found[key]
+    def measure(self, units: Mapping[Key, Measure]) -> list[Row]:
+        """The rows of these keys, in order; those that are not there are measured, and appended at once."""
+        for key, measure in units.items():
+            if key not in self._found:
+                began = time.perf_counter()
+                found = measure()
+                rows = [found] if isinstance(found, dict) else found
+                took = time.perf_counter() - began
+                log.info("%.1f s: %s", took, " ".join(map(str, key)))
+                more = {self._seconds: round(took / len(rows), 3)} if self._seconds else {}
+                self.add([{**dict(zip(self._key, key, strict=True)), **row, **more} for row in rows])
+        return [row for key in units for row in self._found[key]]
 
     def add(self, rows: Sequence[Row]) -> None:
         """Append rows.

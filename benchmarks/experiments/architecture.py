@@ -10,10 +10,11 @@ from __future__ import annotations
 
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import torch
 
+from ...deepinv_core.solver import Config
 from ...deepinv_core.solver.cost import solver_flops, transformer_flops
 from ...tools.embedded.spec import CONTEXT_TOKENS, SD3_CONFIG
 from .. import plots
@@ -23,7 +24,7 @@ from ..tables import spread
 from ..tables import table as markdown
 from .common import CORRECTOR, FAST, PAPER, PREDICTOR, Setup, of_steps, round_trips, train
 from .experiment import Experiment, Report, Scale, as_json
-from .single_stream import SingleStreamConfig, SingleStreamSolver, single_stream_flops
+from .single_stream import SingleStreamConfig
 
 STEPS: Final = (2, 4, 8, 16)
 COST_STEPS: Final = 8
@@ -36,6 +37,7 @@ SINGLE: Final = SingleStreamConfig(**{**asdict(CORRECTOR), "layers": 3})
 SELF_LABELS: Final = replace(PAPER, rounds=0, grow_right=0, curriculum=((2, 80), (4, 40), (8, 20), (16, 10)) * 3)
 """The paper's objective without its order of step counts, which is another experiment: each in turn, three times."""
 
+NETWORKS: Final[dict[str, Config]] = {"dual": CORRECTOR, "single": SINGLE, "predictor": PREDICTOR}
 VARIANTS: Final = {"dual": "dual branch", "single": "single stream", "predictor": "our predictor"}
 
 FREE: Final = (Case("euler"), Case("uni_inv", 1), Case("uni_inv_2", 1))
@@ -46,22 +48,14 @@ DEARER: Final = (Case("anderson", 1), Case("anderson_extrapolated", 2))
 def flops() -> dict[str, int]:
     """FLOPs of one evaluation of each network and of the base, on one latent."""
     sizes = {"height": SIDE, "width": SIDE, "context_tokens": CONTEXT_TOKENS}
-    return {
-        "dual": solver_flops(CORRECTOR, **sizes),
-        "single": single_stream_flops(SINGLE, side=SIDE, context_tokens=CONTEXT_TOKENS),
-        "predictor": solver_flops(PREDICTOR, **sizes),
-        "base": transformer_flops("sd3", SD3_CONFIG, **sizes),
-    }
+    networks = {name: solver_flops(config, **sizes) for name, config in NETWORKS.items()}
+    return {**networks, "base": transformer_flops("sd3", SD3_CONFIG, **sizes)}
 
 
 def measure(setup: Setup, scale: Scale, variant: str, seed: int) -> Row:
     """Train one network and send photographs there and back, K = 0 and 1."""
-    torch.manual_seed(seed)
-    if variant == "predictor":
-        network, costs = train(setup, FAST, scale.evaluations, seed, config=PREDICTOR)
-    else:
-        start: Any = CORRECTOR.build() if variant == "dual" else SingleStreamSolver(SINGLE)
-        network, costs = train(setup, SELF_LABELS, scale.evaluations, seed, start=start)
+    recipe = FAST if variant == "predictor" else SELF_LABELS
+    network, costs = train(setup, recipe, scale.evaluations, seed, config=NETWORKS[variant])
     cases = {str(k): Case("deepinv", k) for k in (0, 1)}
     rows = {k: round_trips(setup, STEPS, case, network, images=scale.images) for k, case in cases.items()}
     return {**costs, "round_trips": rows}

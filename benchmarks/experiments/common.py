@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from ...deepinv_core import checkpoint
 from ...deepinv_core.inversion import latent_snr
 from ...deepinv_core.models.base_model import BaseModel
 from ...deepinv_core.models.embedded import load_embedded
-from ...deepinv_core.solver import Config, CorrectorConfig, PredictorConfig, Solver
+from ...deepinv_core.solver import Config, CorrectorConfig, Network, PredictorConfig, Solver
 from ...tools.embedded.data import load_split, upsample
 from ...tools.embedded.spec import CLASSES, CONTEXT_WIDTH, LATENT_CHANNELS, POOLED_WIDTH
 from ...training.base_model import Base, Conditioned
@@ -30,9 +30,6 @@ from ..cases import Case
 from ..measure import condition, prompted, there_and_back
 from ..quality import half_width
 from ..store import Row
-
-if TYPE_CHECKING:
-    from ...deepinv_core.solver import Network
 
 TRAINED: Final = Case("deepinv", 0)
 """A trained solver, without iterations after its guess."""

@@ -10,18 +10,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import torch
 
+from ...deepinv_core.solver import Network
 from .. import plots, tables
 from ..store import Row
 from .common import PAPER, Setup, train
 from .experiment import Experiment, Report, Scale
 from .trajectory import exact_trajectory, step_errors
-
-if TYPE_CHECKING:
-    from ...deepinv_core.solver import Network
 
 STEPS: Final = (10, 50)
 IMAGES: Final = 16

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import logging
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 from ...deepinv_core.solver import Config
-from ..store import Row, Store
+from ..store import Key, Measure, Row, Store
 from .common import CORRECTOR, Setup
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -64,23 +61,16 @@ def run(
     Raises:
         DeepInvError: the file is of other settings.
     """
-    store = Store(out / f"{experiment.name}.jsonl", ("variant", "seed"), fresh=fresh)
+    store = Store(out / f"{experiment.name}.jsonl", ("variant", "seed"), seconds="seconds", fresh=fresh)
     store.begin(command, {"scale": {**asdict(scale), "seeds": None}, **experiment.settings})
 
-    def fixed(part: str) -> list[Row]:
-        return [{"variant": part, "seed": None, "value": experiment.fixed[part](setup, scale)}]
+    def fixed(part: str) -> Row:
+        return {"value": experiment.fixed[part](setup, scale)}
 
-    def measured(variant: str, seed: int) -> list[Row]:
-        began = time.monotonic()
-        row = {"variant": variant, "seed": seed, **experiment.measure(setup, scale, variant, seed)}
-        log.info("%s, seed %d: %.0f s", variant, seed, time.monotonic() - began)
-        return [{**row, "seconds": round(time.monotonic() - began, 1)}]
-
-    for part in experiment.fixed:
-        store.get((part, None), partial(fixed, part))
-    for seed in scale.seeds:
-        for variant in experiment.variants:
-            store.get((variant, seed), partial(measured, variant, seed))
+    units: dict[Key, Measure] = {(part, None): partial(fixed, part) for part in experiment.fixed}
+    for seed, variant in product(scale.seeds, experiment.variants):
+        units[variant, seed] = partial(experiment.measure, setup, scale, variant, seed)
+    store.measure(units)
     report = read(store.path)
     experiment.draw(report, store.path.with_suffix(".png"))
     return report

@@ -13,17 +13,15 @@ from dataclasses import replace
 from functools import lru_cache, partial
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import torch
 
+from ...deepinv_core.solver import Network
 from .. import plots, tables
 from ..store import Row
 from .common import PAPER, TRAINED, Setup, round_trips, train
 from .experiment import Experiment, Report, Scale, as_json
-
-if TYPE_CHECKING:
-    from ...deepinv_core.solver import Network
 
 STEPS: Final = (5, 10, 25, 50)
 WEIGHTS: Final = (1.0, 0.7, 0.3, 0.0)

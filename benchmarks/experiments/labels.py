@@ -15,7 +15,7 @@ import textwrap
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ from PIL import Image
 from torch import Tensor
 
 from ...deepinv_core.images import to_image
+from ...deepinv_core.solver import Network
 from .. import plots, tables
 from ..cases import Case
 from ..measure import there_and_back
@@ -30,9 +31,6 @@ from ..store import Row
 from .common import PAPER, TRAINED, Setup, round_trips, solver_of, train, untrained
 from .experiment import Experiment, Report, Scale, as_json
 from .trajectory import exact_trajectory, step_errors
-
-if TYPE_CHECKING:
-    from ...deepinv_core.solver import Network
 
 STEPS: Final = (1, 5, 10, 25, 50)
 ERROR_STEPS: Final = 25

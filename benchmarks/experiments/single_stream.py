@@ -15,8 +15,7 @@ from diffusers.models.embeddings import CombinedTimestepTextProjEmbeddings, Patc
 from diffusers.models.normalization import AdaLayerNormContinuous, AdaLayerNormZero
 from torch import Tensor, nn
 
-from ...deepinv_core.solver import CorrectorConfig
-from ...deepinv_core.solver.cost import count_flops
+from ...deepinv_core.solver import CorrectorConfig, Network
 from ...deepinv_core.solver.grids import token_positions, unpatchify
 
 
@@ -29,6 +28,10 @@ class SingleStreamConfig(CorrectorConfig):
     """
 
     layers: int = 1
+
+    def build(self) -> Network:
+        """A fresh network of this geometry."""
+        return SingleStreamSolver(self)
 
 
 class Block(nn.Module):
@@ -49,8 +52,10 @@ class Block(nn.Module):
         return tokens + gate_ff[:, None] * self.ff(normed)
 
 
-class SingleStreamSolver(nn.Module):
+class SingleStreamSolver(Network):
     """Corrects the base's velocity as the dual-branch network does; its output layer starts at zero too."""
+
+    config: SingleStreamConfig
 
     def __init__(self, config: SingleStreamConfig) -> None:
         super().__init__()
@@ -66,16 +71,6 @@ class SingleStreamSolver(nn.Module):
         self.proj_out = nn.Linear(dim, config.patch_size**2 * config.channels)
         nn.init.zeros_(self.proj_out.weight)
         nn.init.zeros_(self.proj_out.bias)
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The dtype the network computes in."""
-        return self.proj_out.weight.dtype
-
-    @property
-    def device(self) -> torch.device:
-        """The device the network is on."""
-        return self.proj_out.weight.device
 
     def forward(
         self,
@@ -98,13 +93,3 @@ class SingleStreamSolver(nn.Module):
             tokens = block(tokens, embedding)
         out = self.proj_out(self.norm_out(tokens[:, prompt.shape[1] :], embedding))
         return velocity + unpatchify(out, self.config.patch_size, height, width)
-
-
-def single_stream_flops(config: SingleStreamConfig, *, side: int, context_tokens: int) -> int:
-    """FLOPs of one evaluation on one latent of ``side`` squared."""
-    with torch.device("meta"):
-        z, one = torch.empty(1, config.channels, side, side), torch.empty(1)
-        context, pooled = torch.empty(1, context_tokens, config.context_width), torch.empty(1, config.pooled_width)
-        network = SingleStreamSolver(config)
-    inputs = {"velocity": z, "latent": z, "latent_clean": z, "sigma": one, "context": context, "pooled": pooled}
-    return count_flops(lambda: network(**inputs))

@@ -9,7 +9,7 @@ finds it.
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,12 +18,9 @@ from ...deepinv_core.flow import CountedVelocity
 from ...deepinv_core.integrator import Step
 from ...deepinv_core.inversion import invert
 from ...deepinv_core.methods.implicit import Point
-from ...deepinv_core.solver import Corrector
+from ...deepinv_core.solver import Corrector, Network
 from ..cases import Case
 from .common import Setup
-
-if TYPE_CHECKING:
-    from ...deepinv_core.solver import Network
 
 ITERATIONS: Final = 8
 """Of Anderson a step, where the trajectory's noise comes from."""

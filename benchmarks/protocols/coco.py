@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -28,19 +28,25 @@ from ..cases import Case
 from ..measure import there_and_back
 from ..quality import against_photo
 from ..store import Row
-from ..tables import cell
 from . import common
 from .common import CEILING
 
 SIDE: Final = 1024
 
-METRICS: Final = {
+METRICS: Final[dict[str, tuple[Any, ...]]] = {
     "psnr": ("PSNR ↑", 1.0, 2),
     "ssim": ("SSIM ↑", 1.0, 4),
     "lpips": ("LPIPS ↓", 1.0, 4),
     "mse": ("MSE ×10³ ↓", 1e3, 2),
 }
 """On [0, 1] against the resized photo: heading, factor and digits in tables."""
+
+COSTS: Final[dict[str, tuple[Any, ...]]] = {
+    "seconds_inversion": ("seconds",),
+    "seconds_reconstruction": ("seconds back",),
+    "latent_snr_db": ("latent SNR ↑",),
+}
+"""Headings of what else a round trip is measured by."""
 
 SUFFIXES: Final = (".jpg", ".jpeg", ".png")
 
@@ -124,27 +130,10 @@ def round_trip(model: BaseModel, latent: Tensor, steps: int, method: Method | No
 
 def page(lines: Sequence[Row], rows: Sequence[str], names: Sequence[str], about: dict[str, Any], count: int) -> str:
     """The summary as Markdown."""
-    columns: dict[str, Callable[[list[Row]], str]] = {
-        "kept": lambda some: some[0]["kept"] or "–",
-        "NFE": lambda some: f"{some[0]['nfe_inversion']}+{some[0]['nfe_reconstruction']}",
-        "seconds": lambda some: cell([one["seconds_inversion"] for one in some]),
-        "seconds back": lambda some: cell([one["seconds_reconstruction"] for one in some]),
-        "latent SNR ↑": lambda some: cell([one["latent_snr_db"] for one in some]),
-    }
-    for name in names:
-        title, factor, digits = METRICS[name]
-        columns[title] = lambda some, n=name, f=factor, d=digits: cell([one[n] for one in some], f, d)  # type: ignore
+    columns = {"NFE": lambda some: f"{some[0]['nfe_inversion']}+{some[0]['nfe_reconstruction']}"}
+    means = COSTS | {name: METRICS[name] for name in names}
     explained = (
         "Mean ± half the 95 % confidence interval over images. NFE: inversion + way back. `vae` encodes and decodes "
         "only: the ceiling. Only methods of one `kept` compare."
     )
-    out = [
-        "# COCO reconstruction",
-        "",
-        common.described(count, about),
-        "",
-        explained,
-        "",
-        *common.summary(lines, rows, columns),
-    ]
-    return "\n".join(out) + "\n"
+    return common.page("COCO reconstruction", explained, count, about, common.summary(lines, rows, columns, means))

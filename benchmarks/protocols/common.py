@@ -25,7 +25,7 @@ from ...deepinv_core.runs import bound_solver
 from ...deepinv_core.solver import Solver
 from ..cases import Case
 from ..store import Row, Store, require_same, versions
-from ..tables import table
+from ..tables import cell, table
 
 CEILING: Final = "vae"
 """The row that encodes and decodes the photo and does nothing else: what no inversion can exceed."""
@@ -154,14 +154,26 @@ def measure_all(
             store.add([{"row": label, "image": name, **rows[label](photo, item)}])
 
 
-def summary(lines: Sequence[Row], rows: Sequence[str], columns: Mapping[str, Callable[[list[Row]], str]]) -> list[str]:
-    """A line a row that was measured: its label, then each column of its results."""
-    by_row = {label: [line for line in lines if line["row"] == label] for label in rows}
-    cells = [[label, *(column(some) for column in columns.values())] for label, some in by_row.items() if some]
-    return table(["method", *columns], cells)
+def summary(
+    lines: Sequence[Row],
+    rows: Sequence[str],
+    columns: Mapping[str, Callable[[list[Row]], str]],
+    means: Mapping[str, tuple[Any, ...]],
+) -> list[str]:
+    """A line a row that was measured: its label, what it kept, each column of its results, then the means of fields.
+
+    ``means`` has a field's heading, and where they are not :func:`cell`'s own its factor and digits.
+    """
+    cells = []
+    for label in rows:
+        if some := [line for line in lines if line["row"] == label]:
+            shown = [column(some) for column in columns.values()]
+            shown += [cell([line[name] for line in some], *scale) for name, (_, *scale) in means.items()]
+            cells.append([label, some[0]["kept"] or "–", *shown])
+    return table(["method", "kept", *columns, *(title for title, *_ in means.values())], cells)
 
 
-def described(count: int, settings: Mapping[str, Any]) -> str:
-    """Number of images, and the settings that there are."""
+def page(title: str, explained: str, count: int, settings: Mapping[str, Any], lines: Sequence[str]) -> str:
+    """A page of results: the number of images and the settings that there are, what its lines mean, and these."""
     named = ", ".join(f"{name} {value}" for name, value in settings.items() if value not in ("", None))
-    return f"{count} images. {named}".strip()
+    return "\n".join([f"# {title}", "", f"{count} images. {named}".strip(), "", explained, "", *lines]) + "\n"

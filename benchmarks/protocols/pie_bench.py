@@ -25,7 +25,6 @@ from ...deepinv_core.images import save_png, to_image, to_tensor
 from ..cases import Case
 from ..measure import there_and_back
 from ..store import Row
-from ..tables import cell
 from . import common
 from .common import CEILING, FLOWEDIT
 from .pie_data import CATEGORIES, SIDE, Item, decode_mask, image_file, load_image, read_items
@@ -162,25 +161,24 @@ def page(
     lines: Sequence[Row], items: Sequence[Item], rows: Sequence[str], names: Sequence[str], about: Mapping[str, Any]
 ) -> str:
     """The summary as Markdown: all images, then each category."""
-    columns: dict[str, Callable[[list[Row]], str]] = {
-        "kept": lambda some: some[0]["kept"] or "–",
-        "NFE": lambda some: "–" if some[0]["nfe"] is None else f"{sum(line['nfe'] for line in some) / len(some):g}",
-        "seconds": lambda some: cell([line["seconds"] for line in some]),
+    columns = {
+        "NFE": lambda some: "–" if some[0]["nfe"] is None else f"{sum(one['nfe'] for one in some) / len(some):g}"
     }
-    for name in names:
-        title, factor = METRICS[name]
-        columns[title] = lambda some, n=name, f=factor: cell([line[n] for line in some], f)  # type: ignore[misc]
+    means = {"seconds": ("seconds",), **{name: METRICS[name] for name in names}}
     keys = {item.key for item in items}
     there = [line for line in lines if line["image"] in keys]
     explained = (
         "Mean ± half the 95 % confidence interval over the images where a metric is defined (their number in brackets "
         "if not all). Background metrics: the frame times 1 − mask. `vae` encodes and decodes only: the ceiling."
     )
-    out = ["# PIE-Bench", "", common.described(len(items), about), "", explained, ""]
-    out += common.summary(there, rows, columns)
+    out = common.summary(there, rows, columns, means)
     for number, title in CATEGORIES.items():
         some = [line for line in there if line["category"] == number]
         if some:
             count = len({line["image"] for line in some})
-            out += ["", f"## {number}: {title} ({count} images)", "", *common.summary(some, rows, columns)]
-    return "\n".join(out) + "\n"
+            out += ["", f"## {number}: {title} ({count} images)", "", *common.summary(some, rows, columns, means)]
+    return common.page("PIE-Bench", explained, len(items), about, out)
+
+
+def _mean_nfe(lines: list[Row]) -> str:
+    return "–" if lines[0]["nfe"] is None else f"{sum(line['nfe'] for line in lines) / len(lines):g}"

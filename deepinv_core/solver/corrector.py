@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Final
+from typing import Any, ClassVar, Final
 
 import torch
 from torch import Tensor
@@ -16,10 +16,7 @@ from ..methods.anderson import Anderson
 from ..methods.entry import Cost
 from ..methods.implicit import Implicit, Point, TargetEuler
 from .config import TransformerConfig, size
-from .kind import Solver
-
-if TYPE_CHECKING:
-    from .corrector_network import CorrectorNetwork
+from .kind import Network, Solver
 
 IMAGE_POOLS: Final = ("adaptive", "linear")
 
@@ -96,7 +93,7 @@ class CorrectorConfig(TransformerConfig):
             if grown >= layers:
                 raise DeepInvError(f"grown_{side} is {grown} of {layers} layers: the last layer is never a grown one.")
 
-    def build(self) -> CorrectorNetwork:
+    def build(self) -> Network:
         """A fresh network of this geometry."""
         from .corrector_network import CorrectorNetwork  # brings diffusers, which takes seconds
 

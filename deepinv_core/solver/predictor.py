@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -15,10 +15,7 @@ from ..methods.anderson import Anderson
 from ..methods.entry import Cost
 from ..methods.implicit import Implicit, Point, first_known
 from .config import TransformerConfig, size
-from .kind import Solver
-
-if TYPE_CHECKING:
-    from .predictor_network import PredictorNetwork
+from .kind import Network, Solver
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +39,7 @@ class PredictorConfig(TransformerConfig):
 
     layers: int = size(1, 128)
 
-    def build(self) -> PredictorNetwork:
+    def build(self) -> Network:
         """A fresh network of this geometry."""
         from .predictor_network import PredictorNetwork  # brings diffusers, which takes seconds
 

@@ -10,7 +10,6 @@ import logging
 import math
 import re
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -18,9 +17,7 @@ from torch import Tensor
 from ..errors import DeepInvError
 from .corrector import CorrectorConfig
 from .grids import sines
-
-if TYPE_CHECKING:
-    from .corrector_network import CorrectorNetwork
+from .kind import Network
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +26,7 @@ UNUSED = ("res1.weight", "res1.bias")
 """A layer that the released network has and never calls."""
 
 
-def from_released(state_dict: Mapping[str, Tensor], num_heads: int) -> CorrectorNetwork:
+def from_released(state_dict: Mapping[str, Tensor], num_heads: int) -> Network:
     """Builds the solver that a released network's tensors describe; every size but one is read from their shapes.
 
     The number of heads can't be read: 24 heads of 64 and one head of 1536 have tensors of the same shapes, and with the
