@@ -87,11 +87,7 @@ def _say_once(folder: Path, what: str) -> None:
 
 
 def read_whole(path: Path, limit: int) -> bytes:
-    """The content of a regular file; a pipe or a device, which may never end, isn't opened.
-
-    Args:
-        path: The file.
-        limit: Bytes it may have.
+    """The content of a regular file of at most ``limit`` bytes; a pipe or a device, which may never end, isn't opened.
 
     Raises:
         OSError: No such file, no regular one, or a larger one.

@@ -55,22 +55,15 @@ DTYPES: Final[dict[str, torch.dtype]] = {
 
 
 def header(kind: str) -> dict[str, Any]:
-    """The two metadata keys every file starts with.
+    """The two metadata keys that every file of a kind (``"solver"``, ``"inversion"``, ...) starts with.
 
-    Args:
-        kind: What the file holds: ``"solver"``, ``"inversion"``, ...
-
-    Returns:
-        ``{"format": "deepinv/<kind>", "version": 1}``, to be merged with the kind's own keys.
+    They are ``{"format": "deepinv/<kind>", "version": 1}``, to be merged with the kind's own keys.
     """
     return {"format": PREFIX + kind, "version": FORMAT_VERSION}
 
 
 def save(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
-    """Writes a tensor file in one piece: a reader sees the older file or the new one, never a part.
-
-    Written to a temporary file in the same folder, flushed to the disk, then renamed over ``path``. Missing folders
-    are made. On any failure (an interrupt too) the temporary file is removed and the older file is intact.
+    """Writes a tensor file in one piece, see :func:`.atomic.replacing`.
 
     Args:
         path: The file to make or replace.
@@ -89,11 +82,7 @@ def save(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], metadata: 
 
 
 def load(path: str | os.PathLike[str], *, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Reads a tensor file made by :func:`save`.
-
-    Args:
-        path: The file.
-        kind: What it must hold: ``"solver"``, ``"inversion"``, ...
+    """Reads a tensor file made by :func:`save`, which must hold this kind.
 
     Returns:
         The tensors by name, on the CPU with the dtypes stored, and the metadata.
@@ -108,13 +97,6 @@ def load(path: str | os.PathLike[str], *, kind: str) -> tuple[dict[str, Tensor],
 def read_metadata(path: str | os.PathLike[str], *, kind: str) -> dict[str, Any]:
     """Reads the metadata alone; the header is checked as :func:`load` checks it, the tensors aren't read.
 
-    Args:
-        path: The file.
-        kind: What it must hold.
-
-    Returns:
-        The metadata.
-
     Raises:
         DeepInvError: As :func:`load`, except for the values of the tensors.
     """
@@ -123,14 +105,7 @@ def read_metadata(path: str | os.PathLike[str], *, kind: str) -> dict[str, Any]:
 
 
 def read_shapes(path: str | os.PathLike[str], *, kind: str) -> dict[str, torch.Size]:
-    """The tensors' names and shapes alone, to refuse a file before its tensors take memory.
-
-    Args:
-        path: The file.
-        kind: What it must hold.
-
-    Returns:
-        Shapes by name.
+    """The tensors' shapes by name alone, to refuse a file before its tensors take memory.
 
     Raises:
         DeepInvError: As :func:`read_metadata`.
@@ -140,13 +115,7 @@ def read_shapes(path: str | os.PathLike[str], *, kind: str) -> dict[str, torch.S
 
 
 def load_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
-    """Reads a plain safetensors file, of any metadata or none: weights that come with the pack or from elsewhere.
-
-    Args:
-        path: The file.
-
-    Returns:
-        The tensors by name, as :func:`load` returns them.
+    """The tensors of a plain safetensors file, of any metadata or none: weights of the pack or from elsewhere.
 
     Raises:
         DeepInvError: As :func:`load`, but for kind and version.

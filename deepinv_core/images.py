@@ -81,10 +81,7 @@ def difference_picture(a: torch.Tensor, b: torch.Tensor, gain: float = 5.0) -> t
 def contact_sheet(rows: Sequence[Sequence[torch.Tensor]], titles: Sequence[str], *, cell: int = 160) -> Image.Image:
     """A labelled grid of pictures.
 
-    Args:
-        rows: pictures ``[3, h, w]`` in [0, 1], any size; each is scaled to fit the cell, enlarged without smoothing.
-        titles: one a column.
-        cell: side of a cell in pixels.
+    Pictures are ``[3, h, w]`` in [0, 1], of any size; each is scaled to fit its cell, enlarged without smoothing.
     """
     gap, top = 8, 26
     sheet = Image.new("RGB", (gap + len(titles) * (cell + gap), top + len(rows) * (cell + gap)), "white")

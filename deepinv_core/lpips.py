@@ -70,14 +70,7 @@ class Lpips(nn.Module):
         self.heads = nn.ModuleList(nn.Conv2d(width, 1, 1, bias=False) for width in WIDTHS)
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
-        """Distance of each pair.
-
-        Args:
-            a: Images ``[B, 3, H, W]`` in [0, 1], float32, both sides at least :data:`SMALLEST_SIDE` pixels.
-            b: The same shape.
-
-        Returns:
-            ``[B]``, at least 0.
+        """Distance ``[B]`` of each pair of images ``[B, 3, H, W]`` in [0, 1], float32.
 
         Raises:
             DeepInvError: A side below :data:`SMALLEST_SIDE`.
@@ -107,11 +100,8 @@ def load_lpips(path: str | os.PathLike[str] | None = None) -> Lpips:
     They come from the first of these that is named: ``path``; the file the environment variable ``DEEPINV_LPIPS``
     names; the user's torch hub cache (torchvision's AlexNet) with the heads that the torchmetrics package contains.
 
-    Args:
-        path: A file made by :func:`save_lpips`.
-
-    Returns:
-        The network, float32 on the CPU, in evaluation mode, without gradients.
+    ``path`` is a file made by :func:`save_lpips`. The network is float32 on the CPU, in evaluation mode, without
+    gradients.
 
     Raises:
         DeepInvError: No weights there (the message says where it looked), or a file that isn't LPIPS-AlexNet.
@@ -135,12 +125,7 @@ def load_lpips(path: str | os.PathLike[str] | None = None) -> Lpips:
 
 
 def save_lpips(path: str | os.PathLike[str], network: Lpips) -> None:
-    """Write the 10 MB file that :func:`load_lpips` reads; errors as :func:`.checkpoint.save`.
-
-    Args:
-        path: The file to make or replace.
-        network: What to save, for one the network :func:`load_lpips` took from the caches.
-    """
+    """Write the 10 MB file that :func:`load_lpips` reads; errors as :func:`.checkpoint.save`."""
     checkpoint.save(path, network.state_dict(), checkpoint.header(KIND))
 
 
@@ -186,12 +171,7 @@ _Network = TypeVar("_Network", bound=Lpips)
 
 
 def filled(build: type[_Network], tensors: Mapping[str, Any], source: Path) -> _Network:
-    """A network of its own weights, checked; built without drawing random numbers.
-
-    Args:
-        build: :class:`Lpips` or a subclass.
-        tensors: By name; others than the network's are ignored.
-        source: For errors.
+    """A network of its own weights, checked; built without drawing random numbers; other tensors are ignored.
 
     Raises:
         DeepInvError: A tensor is missing, of another shape, or damaged.

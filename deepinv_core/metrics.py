@@ -29,12 +29,7 @@ SSIM_SMALLEST_SIDE: Final = 11
 def psnr(a: Tensor, b: Tensor) -> Tensor:
     """Peak signal-to-noise ratio, ``-10 log10(mean((a - b)^2))``, over all pixels and channels of an image.
 
-    Args:
-        a: Images ``[B, 3, H, W]`` in [0, 1].
-        b: The same shape.
-
-    Returns:
-        ``[B]`` float64 in dB, higher is closer; infinity where the two are identical.
+    ``[B]`` float64 in dB, higher is closer; infinity where the two are identical.
 
     Raises:
         DeepInvError: Another shape, integers, NaN, values outside [0, 1].
@@ -51,14 +46,8 @@ def psnr(a: Tensor, b: Tensor) -> Tensor:
 def ssim(a: Tensor, b: Tensor) -> Tensor:
     """Structural similarity (Wang et al. 2004): 11 x 11 Gaussian window of deviation 1.5, K = (0.01, 0.03).
 
-    Per channel, the borders mirrored, averaged over channels and pixels.
-
-    Args:
-        a: Images ``[B, 3, H, W]`` in [0, 1], both sides at least :data:`SSIM_SMALLEST_SIDE` pixels.
-        b: The same shape.
-
-    Returns:
-        ``[B]`` float64 in [-1, 1]; 1 where the two are identical.
+    Per channel, the borders mirrored, averaged over channels and pixels: ``[B]`` float64 in [-1, 1], 1 where the two
+    are identical.
 
     Raises:
         DeepInvError: As :func:`psnr`; a side below :data:`SSIM_SMALLEST_SIDE`.
@@ -85,15 +74,12 @@ def ssim(a: Tensor, b: Tensor) -> Tensor:
 
 @torch.no_grad()
 def perceptual(a: Tensor, b: Tensor, *, network: Lpips | None = None) -> Tensor | None:
-    """LPIPS-AlexNet, or None where its weights are not at hand.
+    """LPIPS-AlexNet, ``[B]`` float32, 0 where the two are identical, lower is closer; None without weights.
 
     Args:
-        a: Images ``[B, 3, H, W]`` in [0, 1], both sides at least 31 pixels.
+        a: Both sides at least 31 pixels.
         b: The same shape.
         network: The loaded network, for many calls; without it :func:`.lpips.load_lpips` is asked each time.
-
-    Returns:
-        ``[B]`` float32, 0 where the two are identical, lower is closer; None without weights.
 
     Raises:
         DeepInvError: As :func:`psnr`; images too small; weights that are named but unusable.

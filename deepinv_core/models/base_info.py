@@ -44,11 +44,7 @@ class BaseInfo:
 def fingerprint(shapes: Mapping[str, Sequence[int]]) -> str:
     """A short identity of a model's architecture: its parameters' names and shapes, not their values or dtypes.
 
-    Args:
-        shapes: Shape of each parameter by name; the order doesn't matter.
-
-    Returns:
-        16 hexadecimal digits (the start of a SHA-256).
+    16 hexadecimal digits (the start of a SHA-256); the order of the shapes doesn't matter.
     """
     lines = sorted(f"{name}:{'x'.join(str(int(side)) for side in shape)}" for name, shape in shapes.items())
     return hashlib.sha256("\n".join(lines).encode("utf-8")).hexdigest()[:16]

@@ -65,15 +65,7 @@ def convert(
     base: BaseInfo,
     base_name: str | None = None,
 ) -> None:
-    """Writes a released checkpoint as a solver file.
-
-    Args:
-        source: As :func:`read_released` takes it.
-        target: The ``.safetensors`` file to make or replace.
-        num_heads: Attention heads the checkpoint was trained with; its tensors can't tell, see
-            :func:`.released.from_released`.
-        base: The base model it was trained for.
-        base_name: That model's name for people, kept in the training summary.
+    """Writes a released checkpoint as a solver file; ``base_name`` is kept in its training summary.
 
     Raises:
         DeepInvError: As :func:`read_released`, :func:`.released.from_released` and :func:`.file.save_solver`, or a

@@ -77,15 +77,7 @@ class _Free:
 
 
 def solver_flops(config: Config, *, height: int, width: int, batch: int = 1, context_tokens: int = 0) -> int:
-    """FLOPs that a solver adds to a step.
-
-    Args:
-        config: what it is built from.
-        height: of the latent, in latent pixels.
-        width: of the latent.
-        batch: latents at once.
-        context_tokens: prompt tokens, for a kind that reads them.
-    """
+    """FLOPs that a solver adds to a step; sizes are the latent's, prompt tokens are for a kind that reads them."""
     with torch.device("meta"):
         z = torch.empty(batch, config.channels, height, width)
         context = torch.empty(batch, context_tokens, getattr(config, "context_width", 0))

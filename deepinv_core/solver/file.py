@@ -56,11 +56,7 @@ def save_solver(
 ) -> None:
     """Writes a solver file in one piece (:func:`..checkpoint.save`), in the network's dtype.
 
-    Args:
-        path: The file to make or replace.
-        solver: The network.
-        base: The base model it was trained for.
-        training: A JSON-able summary of its training, or None.
+    ``training`` is a JSON-able summary of its training, or None.
 
     Raises:
         DeepInvError: A base model with other latent channels than the network's, or what
@@ -83,14 +79,7 @@ def save_solver(
 
 
 def load_solver(path: str | os.PathLike[str], *, expect: BaseInfo | None = None) -> LoadedSolver:
-    """Reads a solver file.
-
-    Args:
-        path: The file.
-        expect: The base model it is to be used with; None to take any.
-
-    Returns:
-        The solver and what the file says of it.
+    """Reads a solver file to be used with a base model; None to take any.
 
     Raises:
         DeepInvError: The file is for another base model (the message says what differs), or it is damaged, of another

@@ -44,12 +44,7 @@ def _axis(config: TransformerConfig, count: int, squeeze: float) -> Tensor:
 def sines(coordinates: Tensor, width: int) -> Tensor:
     """Sines, then cosines, of coordinates at ``width / 2`` frequencies from 1 down to nearly 1/10000.
 
-    Args:
-        coordinates: ``[n]``, float64.
-        width: Values a coordinate, even.
-
-    Returns:
-        ``[n, width]``, float32.
+    ``[n]`` float64 to ``[n, width]`` float32; the width is even.
     """
     half = width // 2
     exponent = torch.arange(half, dtype=torch.float64, device=coordinates.device) / half
@@ -70,12 +65,7 @@ def area_matrix(size: int, cells: int) -> Tensor:
     Unlike adaptive pooling the windows don't overlap: a pixel on a border is shared in proportion, so a shift of the
     image moves the averages smoothly at every resolution. With fewer pixels than cells, cells repeat pixels.
 
-    Args:
-        size: Pixels along one axis.
-        cells: Cells along it.
-
-    Returns:
-        ``[cells, size]``, float32, on the CPU; each row sums to 1.
+    ``[cells, size]``, float32, on the CPU; each row sums to 1.
     """
     pixel = torch.arange(size, dtype=torch.float64, device="cpu")
     edge = torch.arange(cells + 1, dtype=torch.float64, device="cpu")[:, None] * (size / cells)

@@ -67,12 +67,8 @@ class Standin:
 def read_pickled(file: Path) -> Any:
     """Reads what ``torch.save`` wrote.
 
-    Args:
-        file: The file.
-
-    Returns:
-        Plain values, tensors (on the CPU, views of the storages read) and stand-ins. None takes the place of a size or
-        a device.
+    Plain values, tensors (on the CPU, views of the storages read) and stand-ins; None takes the place of a size or a
+    device.
 
     Raises:
         DeepInvError: The file has another format, or refers to what could run code.
