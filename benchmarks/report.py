@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
-from ..deepinv_core.methods import METHODS
+from ..deepinv_core.methods import METHODS, method_table
 from . import plots
 from .cases import CASES, FEW, Case
 from .photos import SHAPES
@@ -25,6 +25,9 @@ USABLE: Final = 10.0
 DETAILED: Final = (4, 8, 50)
 """N whose every metric is shown."""
 
+LISTED: Final = 16
+"""N of the list of methods."""
+
 
 def measure(settings: Settings, folder: Path, command: str) -> None:
     """Measure what ``folder/benchmark/results.jsonl`` lacks, and show it: ``deepinv bench`` without further options."""
@@ -35,7 +38,7 @@ def measure(settings: Settings, folder: Path, command: str) -> None:
 
 
 def write_page(folder: Path) -> None:
-    """Fill the tables of ``benchmark.md`` in the folder, and draw into ``benchmark/``, which holds results.jsonl.
+    """Fill ``benchmark.md`` and ``methods.md`` in the folder, and draw into ``benchmark/``, which holds results.jsonl.
 
     Raises:
         DeepInvError: no finished run there; a file can't be written.
@@ -48,6 +51,18 @@ def write_page(folder: Path) -> None:
     plots.pareto(guided, inside / "pareto_cfg.png", title)
     plots.whiteness(results, inside / "noise.png")
     fill(folder / "benchmark.md", parts(results))
+    fill(folder / "methods.md", {"list": "\n".join(listed_methods(results))})
+
+
+def listed_methods(results: Results) -> list[str]:
+    """The list of methods, with what each gives by default on the four photographs and the first model."""
+    found = {row["entry"]: row for row in _at(results.main(results.models[0], "photos"), LISTED)}
+    head, *lines = method_table()
+    for line, entry in zip(lines, METHODS.values(), strict=True):
+        row = found.get(Case(entry.id, entry.refine, "fast" if entry.uses_solver else "").label, {})
+        line[0] = f"`{entry.id}`"
+        line += [interval(row.get(name, [None])[0], ".1f") for name in ("latent_snr_db", "psnr_to_vae")]
+    return table([*head, "latent SNR, dB", "PSNR to the VAE's decode, dB"], lines)
 
 
 def parts(results: Results) -> dict[str, str]:

@@ -100,22 +100,22 @@ def long_runs(folder: Path) -> dict[str, list[Row]]:
 
 def at_quality(rows: Sequence[Row], level: float, cost: str) -> float | None:
     """What a method costs at a latent SNR, linear in dB and logarithmic in the cost; None off its measured curve."""
-    points = sorted((row["steps"], row["snr"], row[cost]) for row in rows)
-    for (_, low, cheap), (_, high, dear) in pairwise(points):
-        if low <= level <= high:
-            share = (level - low) / (high - low) if high > low else 0.0
-            return math.exp(math.log(cheap) + share * (math.log(dear) - math.log(cheap)))
-    return None
+    curve = [(math.log(row[cost]), row["snr"]) for row in sorted(rows, key=lambda row: row["steps"])]
+    found = _first_at(curve, level)
+    return None if found is None else math.exp(found)
 
 
 def evaluations_to(curve: Sequence[Row], steps: int, level: float) -> float | None:
     """Base evaluations after which a training's curve first has a latent SNR, linear between points; None: never."""
     points = [(point["evaluations"], point["snr"]) for point in curve if point["steps"] == steps]
-    if points and points[0][1] >= level:
-        return float(points[0][0])
-    for (before, low), (after, high) in pairwise(points):
-        if low < level <= high:
-            return before + (level - low) / (high - low) * (after - before)
+    return float(points[0][0]) if points and points[0][1] >= level else _first_at(points, level)
+
+
+def _first_at(curve: Sequence[tuple[float, float]], level: float) -> float | None:
+    """Where a curve of x and SNR first rises to a level, linear between points; None where it never does."""
+    for (before, low), (after, high) in pairwise(curve):
+        if low <= level <= high:
+            return before + (level - low) / max(high - low, 1e-12) * (after - before)
     return None
 
 

@@ -55,7 +55,7 @@ def _pool() -> nn.MaxPool2d:
 
 
 def load_lpips_squeeze(path: str | Path | None = None) -> SqueezeLpips:
-    """LPIPS-SqueezeNet, float32, of :func:`save_squeeze` or as torch hub stores it, with torchmetrics' linear layers.
+    """LPIPS-SqueezeNet, float32, of one tensor file or as torch hub stores it, with torchmetrics' linear layers.
 
     Raises:
         DeepInvError: absent or damaged; the linear layers are missing where torchmetrics is.
@@ -69,8 +69,3 @@ def load_lpips_squeeze(path: str | Path | None = None) -> SqueezeLpips:
     linear = read_state_dict(heads)
     named = {f"heads.{i}.weight": linear.get(f"lin{i}.model.1.weight") for i in range(len(WIDTHS))}
     return filled(SqueezeLpips, dict(read_state_dict(file)) | named, file)
-
-
-def save_squeeze(path: Path, network: SqueezeLpips) -> None:
-    """Write one file of everything, 3 MB; errors as :func:`..deepinv_core.checkpoint.save`."""
-    checkpoint.save(path, network.state_dict(), checkpoint.header(KIND))

@@ -332,13 +332,15 @@ def test_a_run_that_was_stopped_goes_on_and_gives_the_page(
 
 
 def test_the_committed_page_is_what_the_committed_results_give(tmp_path: Path) -> None:
-    page, copy = ROOT / "docs" / "benchmark.md", tmp_path / "benchmark.md"
     found = results.load(ROOT / "docs" / "benchmark" / "results.jsonl")
-    copy.write_bytes(page.read_bytes())
-    parts = report.parts(found)
-    tables.fill(copy, parts)
-    assert page.read_text(encoding="utf-8") == copy.read_text(encoding="utf-8")
-    assert all(f"<!-- {name} -->" in page.read_text(encoding="utf-8") for name in parts)
+    listed = {"list": "\n".join(report.listed_methods(found))}
+    for name, parts in (("benchmark.md", report.parts(found)), ("methods.md", listed)):
+        text = (ROOT / "docs" / name).read_text(encoding="utf-8")
+        copy = tmp_path / name
+        copy.write_text(text, encoding="utf-8")
+        tables.fill(copy, parts)
+        assert text == copy.read_text(encoding="utf-8")
+        assert all(f"<!-- {part} -->" in text for part in parts)
     assert set(found.models) == {"sd3", "flux"} and found.steps == [1, 2, 4, 8, 16, 25, 50]
     for kind in found.models:  # of the weights in the package, not of others
         weights = measure.open_suite(kind).weights

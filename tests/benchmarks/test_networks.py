@@ -22,11 +22,11 @@ from comfyui_deepinv.benchmarks.networks.clip import load_clip
 from comfyui_deepinv.benchmarks.networks.dino import load_dino
 from comfyui_deepinv.benchmarks.networks.fid import fid, load_backbone
 from comfyui_deepinv.benchmarks.networks.sources import SOURCES
-from comfyui_deepinv.benchmarks.networks.squeeze import SqueezeLpips, load_lpips_squeeze, save_squeeze
+from comfyui_deepinv.benchmarks.networks.squeeze import SqueezeLpips, load_lpips_squeeze
 from comfyui_deepinv.deepinv_core.errors import DeepInvError
 from comfyui_deepinv.deepinv_core.images import to_image, to_tensor
 
-from .tiny_backbones import random_squeeze, save_clip, save_dino, without
+from .tiny_backbones import random_squeeze, save_clip, save_dino, save_squeeze, without
 
 
 @pytest.fixture(scope="module")

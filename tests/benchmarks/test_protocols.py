@@ -13,7 +13,6 @@ import torch
 from PIL import Image
 
 from comfyui_deepinv.benchmarks.networks.sources import SOURCES
-from comfyui_deepinv.benchmarks.networks.squeeze import save_squeeze
 from comfyui_deepinv.benchmarks.protocols.coco import find_images, load_square, nearly_square
 from comfyui_deepinv.benchmarks.protocols.common import choices, opened_results
 from comfyui_deepinv.benchmarks.protocols.pie_bench import page
@@ -26,7 +25,7 @@ from comfyui_deepinv.deepinv_core.errors import DeepInvError
 from comfyui_deepinv.deepinv_core.metrics import psnr, ssim
 from comfyui_deepinv.deepinv_core.models.embedded import load_embedded
 
-from .tiny_backbones import random_squeeze, save_clip, save_dino
+from .tiny_backbones import random_squeeze, save_clip, save_dino, save_squeeze
 
 FRAME = 4 * 511
 """Pixels of the outermost border of 512 x 512."""

@@ -9,7 +9,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer, ViTConfig, ViTModel
 
-from comfyui_deepinv.benchmarks.networks.squeeze import SqueezeLpips
+from comfyui_deepinv.benchmarks.networks.squeeze import KIND, SqueezeLpips
+from comfyui_deepinv.deepinv_core import checkpoint
 
 
 def save_clip(folder: Path) -> Path:
@@ -66,3 +67,8 @@ def random_squeeze() -> SqueezeLpips:
     for head in network.heads:
         head.weight.data.abs_()
     return network.eval().requires_grad_(False)
+
+
+def save_squeeze(path: Path, network: SqueezeLpips) -> None:
+    """One file of everything."""
+    checkpoint.save(path, network.state_dict(), checkpoint.header(KIND))
