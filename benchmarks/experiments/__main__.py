@@ -4,6 +4,7 @@
     python -m comfyui_deepinv.benchmarks.experiments docs curriculum --data cifar10_jpeg.zip
 
 An experiment is measured into ``DOCS/experiments/NAME.jsonl``; stopped, the command goes on with the row it was at.
+Why each is run, what exactly, and what was seen: docs/experiments.md.
 """
 
 from __future__ import annotations
@@ -72,7 +73,7 @@ def main(given: Sequence[str] | None = None) -> None:
     parser.add_argument("docs", type=Path)
     parser.add_argument("name", nargs="?", choices=NAMES, help="what to measure; without one nothing is")
     parser.add_argument("--data", type=Path, default=Path("cifar10_jpeg.zip"), help="the photographs")
-    parser.add_argument("--weights", type=Path, help="of one more network, where the experiment's module says so")
+    parser.add_argument("--weights", type=Path, help="of one more network, where docs/experiments.md says so")
     parser.add_argument("--latents", type=Path, help="file of encoded photographs, made if missing")
     parser.add_argument("--evaluations", type=int, help="of one training")
     parser.add_argument("--images", type=int, help="test photographs")

@@ -1,10 +1,4 @@
-"""Experiment 8: is it the dual branch? The same cost in a generic transformer, or in base evaluations alone.
-
-``dual`` (the paper's corrector) and ``single`` (a transformer that sees the same inputs in one stream of tokens) are
-trained alike: self labels, step counts in turn. ``predictor`` is ours by its own recipe. All three cost the same FLOPs
-within 7 %, are given the same number of base evaluations, and stand beside methods without a network that spend one
-more base evaluation a step.
-"""
+"""Experiment 8: is it the dual branch? The same cost in a generic transformer, or in base evaluations alone."""
 
 from __future__ import annotations
 

@@ -1,9 +1,4 @@
-"""Experiment 2: where do additional blocks help? None, right branch, left branch, both (the paper's Table 4).
-
-All variants go through round 0, then through the same last passes at T = 50: the first trains the new blocks alone
-(without growth: all weights), the others everything at a tenth of the learning rate. So "none" is trained as long as
-the grown ones are. There are more of these passes than in the recipe, for the blocks to have their chance.
-"""
+"""Experiment 2: where do additional blocks help? None, right branch, left branch, both (the paper's Table 4)."""
 
 from __future__ import annotations
 

@@ -1,8 +1,4 @@
-"""Experiment 1: does the paper's curriculum of step counts pay? T = 1 only, T = 50 only, the whole progression.
-
-All variants spend the same base evaluations. The first four train on self labels alone, so that nothing but the order
-of the step counts differs; the last is the recipe with its round of stored labels and its growth.
-"""
+"""Experiment 1: does the paper's curriculum of step counts pay? T = 1 only, T = 50 only, the whole progression."""
 
 from __future__ import annotations
 

@@ -1,9 +1,6 @@
 """Experiment 5: how far is the solver's noise from the base model's own, at each step, as training goes on?
 
-The base's own noise is that of trajectories whose noise is known exactly (:mod:`.trajectory`). Against it, the local
-error is that of each step taken from the exact latent; inverting, the errors of the steps before add up. The third
-error is against the velocity at the latent that the solver's step leads to, by which the step back misses: a solver
-may take another way than the base's and come back all the same.
+The base's own is that of trajectories whose noise is known exactly, see :mod:`.trajectory`.
 """
 
 from __future__ import annotations

@@ -1,9 +1,7 @@
 """Experiment 4: lambda_1, lambda_2 and k on a grid: what the fused label's weights are worth.
 
-A seed's cells all go on from one solver that has been through round 0, and train one round of stored labels. lambda_1
-weighs the self label in the noisy part of the trajectory, lambda_2 = 1 - lambda_1 the stored one; the share k next to
-the image has the stored label alone. At k = 1 the weights have no part, so there is one cell; lambda_1 = 1 and k = 0 is
-the self label alone.
+lambda_1 weighs the self label in the noisy part of the trajectory, lambda_2 = 1 - lambda_1 the stored one; the share k
+next to the image has the stored label alone. A seed's cells all go on from one solver that has been through round 0.
 """
 
 from __future__ import annotations

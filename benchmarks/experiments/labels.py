@@ -1,11 +1,4 @@
-"""Experiment 3: which label teaches the solver? The denoising label, the self label, and the two fused.
-
-The first three variants go twice through the curriculum, without growth; all spend the same base evaluations, those for
-stored labels included. Denoising label: the velocities of sampling back from the noise that the round's solver gives,
-unmixed, alone. Self label: the velocity at the predicted point. Fused: the recipe's, a round of self labels and one of
-both. The last variant goes once through the curriculum, on denoising labels that the untrained solver, so Euler
-inversion, made.
-"""
+"""Experiment 3: which label teaches the solver? The denoising label, the self label, and the two fused."""
 
 from __future__ import annotations
 

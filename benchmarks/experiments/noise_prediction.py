@@ -1,12 +1,6 @@
 """Experiment 6: beyond rectified flow. The same methods and solver on a model that predicts noise.
 
-    python -m comfyui_deepinv.tools.embedded.noise_model cifar10_jpeg.zip runs/noise --steps 6000
-
-makes the weights that this experiment is given. Two base models of one architecture, on the same latents: the embedded
-SD3 model, which predicts a velocity, and the one of ``noise_model``, which predicts noise under Stable Diffusion 1.5's
-schedule and is turned into a velocity by ``v = (z - denoised)/sigma``. Each is sampled on its own grid: uniform in
-sigma, and uniform in the timestep. Three questions: does the round trip work, is the order of the methods the same, and
-what does a solver gain?
+It is given the weights that :mod:`...tools.embedded.noise_model` makes.
 """
 
 from __future__ import annotations

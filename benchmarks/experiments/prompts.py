@@ -1,10 +1,6 @@
 """Experiment 7: empty prompt against the true class, at inversion and at training: what comes back, and of what class.
 
-Solvers of our recipe are trained under the empty prompt, or under each photograph's own class; each is then used under
-both. A round trip has a prompt on each way and a guidance scale; null-text optimisation, which tunes the empty prompt
-so that guided sampling follows the inversion, has something to mend under guidance only, so trips at CFG 1 and at a
-real CFG are both measured. The weights this experiment is given are the classifier's of ``tools.embedded``, which
-was trained on photographs alone.
+It is given the weights of the classifier of :mod:`...tools.embedded`, which was trained on photographs alone.
 """
 
 from __future__ import annotations
