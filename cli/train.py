@@ -115,6 +115,8 @@ def _train(args: argparse.Namespace, workers: Workers) -> None:
     if workers.rank == 0:
         save_solver(args.output, trained.network, base=model.info, training=trained.summary)
         sys.stdout.write(_result(trained, args.output, folder))
+        if cache.left_out:
+            sys.stdout.write(f"left out of {args.images}: {cache.left_out}\n")
 
 
 def _network(recipe: Recipe, preset: str, seed: int, model: BaseModel) -> Any:

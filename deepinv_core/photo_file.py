@@ -65,14 +65,21 @@ def shown_size(path: Path) -> tuple[int, int]:
 def unreadable(path: str | Path, error: Exception) -> DeepInvError:
     """The refusal of a file that no image could be read from."""
     name = Path(path).name
-    with suppress(OSError):
-        if (form := _optional_format(Path(path))) and form not in _optional_formats():
-            return DeepInvError(
-                f"{name!r} is a picture in {form}, which the installed Pillow can't read: install "
-                f"{OPTIONAL[form]}, or save it as PNG, JPEG or WebP"
-            )
+    if form := lacks_reader(Path(path)):
+        return DeepInvError(
+            f"{name!r} is a picture in {form}, which the installed Pillow can't read: install "
+            f"{OPTIONAL[form]}, or save it as PNG, JPEG or WebP"
+        )
     reason = ascii(" ".join(f"{type(error).__name__}: {error}".split()))[1:-1][:200]
     return DeepInvError(f"{name!r} is not an image that can be read ({reason}): give a PNG, JPEG or WebP file")
+
+
+def lacks_reader(path: Path) -> str:
+    """Which of :data:`OPTIONAL` a file is in, where it isn't read here; else empty."""
+    with suppress(OSError):
+        if (form := _optional_format(path)) not in _optional_formats():
+            return form
+    return ""
 
 
 def _read(path: Path, use: Callable[[Image.Image], T]) -> T:

@@ -1,8 +1,7 @@
-"""Images in a folder: found, sized, grouped into aspect-ratio buckets, and read for one."""
+"""Images grouped into aspect-ratio buckets, and read for one."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
@@ -13,9 +12,6 @@ from torch import Tensor
 from ..deepinv_core.errors import DeepInvError
 from ..deepinv_core.images import to_tensor
 from ..deepinv_core.photo_file import open_photo, shown_size
-
-SUFFIXES: Final = frozenset({".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif"})
-"""File names taken for images, in any case."""
 
 MAX_ASPECT: Final = 4
 """No bucket is longer than this many times its other side; longer images lose their ends to the centre crop."""
@@ -64,34 +60,6 @@ def _distance(size: Size, choice: Size) -> tuple[float, int, int]:
     """Ratio of the two aspects, at least 1; integers up to one division, so the same on every machine."""
     low, high = sorted((size[0] * choice[1], size[1] * choice[0]))
     return high / low, -choice[0] * choice[1], choice[0]
-
-
-def find_images(folder: Path) -> dict[str, Path]:
-    """The image files of a folder and its sub-folders, by their suffix; hidden ones are left out.
-
-    Args:
-        folder: where to look; links to folders aren't followed.
-
-    Returns:
-        Name relative to ``folder`` with forward slashes, to path; sorted by name.
-
-    Raises:
-        DeepInvError: not a folder, or no image in it.
-    """
-    if not folder.is_dir():
-        raise DeepInvError(f"{str(folder)!r} is no folder: give a folder of images")
-    found: dict[str, Path] = {}
-    for root, folders, files in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        for file in files:
-            path = Path(root, file)
-            if path.suffix.lower() in SUFFIXES and not file.startswith("."):
-                found[path.relative_to(folder).as_posix()] = path
-    if not found:
-        raise DeepInvError(
-            f"{str(folder)!r} holds no image: {', '.join(sorted(SUFFIXES))} are accepted; choose another folder"
-        )
-    return dict(sorted(found.items()))
 
 
 def image_size(path: Path) -> Size:

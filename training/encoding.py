@@ -24,11 +24,12 @@ from torch import Tensor
 from ..deepinv_core import checkpoint
 from ..deepinv_core.errors import DeepInvError
 from ..deepinv_core.models.base_model import BaseModel
-from .buckets import Size, buckets, find_images, image_size, read_image
+from .buckets import Size, buckets, image_size, read_image
 from .latent_index import KIND, Index, Row, Shard, damaged_shard, read_shard_names, stored_dtype, usable_name
 from .latent_order import derived_seed, name_hash
 from .latents import HOLDOUT, LatentCache, check_latents, group_of
 from .lock import locked
+from .photos import LeftOut, find_images
 from .workers import Workers
 
 log = logging.getLogger(__name__)
@@ -80,11 +81,12 @@ def latents_of_folder(
         DeepInvError: as :func:`encode_folder`.
     """
     fingerprint = vae_fingerprint(model)
+    encoded: LatentCache | None = None
     stopped: KeyboardInterrupt | None = None
     if workers.rank == 0:
         values = model.info.channels * (side / 8) ** 2
         try:
-            encode_folder(
+            encoded = encode_folder(
                 images,
                 cache,
                 lambda pixels: model.encode(pixels).half(),
@@ -99,7 +101,7 @@ def latents_of_folder(
             stopped = interrupt
     if workers.any(stopped is not None):
         raise stopped or KeyboardInterrupt
-    return LatentCache.open(cache, vae_fingerprint=fingerprint, side=side)
+    return encoded or LatentCache.open(cache, vae_fingerprint=fingerprint, side=side)
 
 
 def encode_folder(
@@ -140,21 +142,21 @@ def encode_folder(
         seen = f"batch {batch}, shard size {shard_size}, holdout {holdout} and VAE fingerprint {vae_fingerprint!r}"
         raise DeepInvError(f"{seen} can't be: sizes from 1, a share from 0 to below 1 and some text are accepted")
     buckets([], side)
-    sources = find_images(images)
+    sources = find_images(images, left_out := LeftOut())
     with locked(cache, "encoding images"):
         index = Index.read(cache) or Index(vae_fingerprint, side)
         index.require(cache, vae_fingerprint, side)
         before, report = index.text(), progress or (lambda *_: None)
-        (encoder := _Encoder(cache, index, encode, batch, shard_size, seed, report, sources)).run()
+        (encoder := _Encoder(cache, index, encode, batch, shard_size, seed, report, sources, left_out)).run()
         if not index.rows:
-            raise DeepInvError(f"none of the {len(sources)} image files of {str(images)!r} can be read: choose others")
+            raise DeepInvError(f"no image file of {str(images)!r} can be read: {left_out}; choose others")
         index.complete, index.unreadable = True, sorted(encoder.unreadable)
         index.anchor = index.anchor if index.anchor in index.rows else min(index.rows, key=name_hash)
         if index.text() != before:
             index.write(cache)
-    if index.unreadable:
-        log.warning("%d of %d image files could not be read and were left out", len(index.unreadable), len(sources))
-    return LatentCache.open(cache, vae_fingerprint=vae_fingerprint, side=side, holdout=holdout)
+    opened = LatentCache.open(cache, vae_fingerprint=vae_fingerprint, side=side, holdout=holdout)
+    opened.left_out = str(left_out)
+    return opened
 
 
 @dataclass
@@ -169,6 +171,7 @@ class _Encoder:
     seed: int
     progress: Callable[[int, int], object]
     sources: dict[str, Path]
+    left_out: LeftOut
     unreadable: list[str] = field(default_factory=list)
     _stamps: dict[str, tuple[int, int]] = field(default_factory=dict)
 
@@ -232,6 +235,7 @@ class _Encoder:
     def _leave_out(self, name: str, error: Exception) -> None:
         log.warning("left out %r: %s", name, error)
         self.unreadable.append(name)
+        self.left_out.add_unreadable(self.sources[name])
 
     def _write_shard(self, stream: Iterator[tuple[str, Tensor]], bucket: Size) -> bool:
         """Encode and save the next shard; False when no image is left."""

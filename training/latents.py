@@ -52,7 +52,7 @@ class LatentCache:
 
     An image is held out when the hash of its name falls below the share asked for, so more images move none of the
     others. At least one is held out (the one of the smallest hash) unless the share is 0. ``unreadable`` names the
-    files of the folder that are no readable images.
+    files of the folder that are no readable images, ``left_out`` says what of it there is no latent of, and why.
     """
 
     def __init__(
@@ -76,6 +76,7 @@ class LatentCache:
             self._train.setdefault(group, []).append(list(shard))
         self._read = read
         self.unreadable: tuple[str, ...] = ()
+        self.left_out = ""
         if not self._train:
             count = f"of {len(items)} images {len(self._held)} are held out and none is left to train on"
             raise DeepInvError(f"{count}: add images or lower the share held out, now {holdout} (0 holds out none)")
