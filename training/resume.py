@@ -90,9 +90,12 @@ def resume_run(run: Run) -> None:
 def _require_same(run: Run, metadata: dict[str, Any]) -> dict[str, Any]:
     """The recipe's settings that it was begun without."""
     base, recipe, defaults = asdict(run.base), run.recipe.to_dict(), type(run.recipe)().to_dict()
+    begun_on = metadata["base"]
+    if isinstance(begun_on, dict) and run.base.known_as(begun_on.get("fingerprint")):
+        begun_on = {**begun_on, "fingerprint": run.base.fingerprint}
     missing = require_same(run.folder, "recipe", metadata["recipe"], recipe, defaults)
     require_same(run.folder, "seed", metadata["seed"], {"seed": run.seed}, {})
-    require_same(run.folder, "base", metadata["base"], base, base)
+    require_same(run.folder, "base", begun_on, base, base)
     return missing
 
 

@@ -35,9 +35,9 @@ class BaseInfo:
                 ": give two texts and a positive number of channels."
             )
 
-    def known_as(self, recorded: str) -> bool:
+    def known_as(self, recorded: object) -> bool:
         """Whether a file that has recorded this fingerprint is of this model; those of 0.1.0 lack what it predicts."""
-        older = "" if self.family in FLOWS else self.fingerprint.partition("-")[0]
+        older = self.fingerprint if self.family in FLOWS else self.fingerprint.partition("-")[0]
         return recorded in (self.fingerprint, older)
 
 

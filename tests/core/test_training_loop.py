@@ -173,6 +173,20 @@ def test_resuming_something_else_is_refused(uninterrupted: Path, tmp_path: Path)
     assert_same_training(tmp_path, uninterrupted)
 
 
+def test_a_training_begun_before_bases_were_told_by_their_prediction_goes_on(tmp_path: Path) -> None:
+    model, _ = base()
+    older, now, other = (
+        replace(model, info=replace(model.info, family="sdxl", fingerprint=f"0123{said}"))
+        for said in ("", "-noise", "-v")
+    )
+    with pytest.raises(Stopped):
+        train(tmp_path, FAST, WHOLE, PREDICTOR, base=older, stop=at(5))
+    train(tmp_path, FAST, WHOLE, PREDICTOR, base=now, resume=True)
+    assert metadata(tmp_path)["base"]["fingerprint"] == "0123-noise"
+    with pytest.raises(DeepInvError, match="started with another base"):
+        train(tmp_path, FAST, WHOLE, PREDICTOR, base=other, resume=True)
+
+
 def weights(folder: Path) -> dict[str, torch.Tensor]:
     return {name: value for name, value in tensors(folder).items() if name.startswith("network.")}
 
