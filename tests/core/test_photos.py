@@ -13,9 +13,8 @@ from PIL import Image
 from comfyui_deepinv.cli import main as cli
 from comfyui_deepinv.deepinv_core import photo_file
 from comfyui_deepinv.deepinv_core.errors import DeepInvError
+from comfyui_deepinv.training.encoding import encode_folder
 from comfyui_deepinv.training.photos import LeftOut, find_images
-
-from .test_latents import encoded
 
 WINDOWS = sys.platform == "win32"
 HEIC = b"\0\0\0\x18ftypheic"
@@ -111,7 +110,8 @@ def test_what_an_encoding_leaves_out_is_counted(name: str, content: bytes, says:
         (photos / f"{number}{name}").write_bytes(content)
     (photos / "p0.txt").write_text("a caption")
     for _ in range(2):  # and when the latents are there already
-        cache = encoded(photos, tmp_path / "cache")
+        options = {"vae_fingerprint": "v", "side": 64, "batch": 2, "shard_size": 4, "seed": 5}
+        cache = encode_folder(photos, tmp_path / "cache", lambda pixels: pixels[:, :, ::8, ::8], **options)
         assert cache.train + cache.holdout == 3
         assert cache.left_out == f"{says}, 1 .txt (no image)"
 
