@@ -35,6 +35,7 @@ from comfyui_deepinv.tools.embedded.classifier import Classifier
 from comfyui_deepinv.tools.embedded.flow_model import base_parser, fit, make_prompts
 from comfyui_deepinv.tools.embedded.run_folder import RunFolder
 from comfyui_deepinv.tools.embedded.spec import CLASSES, SD3_CONFIG
+from comfyui_deepinv.training.workers import Workers
 
 SMALL_BASE = {**SD3_CONFIG, "num_layers": 1, "attention_head_dim": 16, "caption_projection_dim": 48}
 SMALL_FAST = replace(FAST, batch=2, steps=(2, 3), warmup=2)
@@ -267,7 +268,7 @@ def test_full_size_page_of_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert by_name["base alone"]["tflop_step"] < fast["tflop_step"]
 
 
-def test_measure_gpuments_run_wherever_torch_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_measurements_run_wherever_torch_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measure_gpu, "REPEATS", 2)
     solvers = (("paper", "tiny"), ("fast", "tiny"))
     rows = full_size.measured(tiny(), solvers, torch.device("cpu"))
@@ -286,9 +287,8 @@ def test_measure_gpuments_run_wherever_torch_does(tmp_path: Path, monkeypatch: p
 def test_the_steps_an_image_is_trained_on() -> None:
     """By hand: the paper's, and ours as drawn by the recipe itself."""
     assert full_size.training_step("paper")[:2] == (4, 3)
-    objective = measure_gpu.make_objective(
-        FAST, common.Base(None, lambda names: None, lambda n, z: torch.linspace(0, 1, n + 1), None), 0, None, None
-    )
+    base = common.Base(None, lambda names: None, lambda n, z: torch.linspace(0, 1, n + 1), None)
+    objective = FAST.objective(base, 0, Workers())
     clean, (stage, *_) = torch.zeros(1, 1), FAST.stages()
     lasts = [objective.begin(stage, number, clean, ("0",)).last for number in range(4000)]
     assert full_size.training_step("fast")[2] == pytest.approx(sum(lasts) / len(lasts), rel=0.08)
