@@ -506,7 +506,7 @@ def test_another_base_model_is_refused(tmp_path, other, word):
 @pytest.mark.parametrize(
     ("change", "word"),
     [
-        ({"role": "oracle"}, "role 'oracle': corrector, predictor are accepted"),
+        ({"role": "oracle"}, "role 'oracle': corrector, predictor, fitted are accepted"),
         ({"role": "predictor"}, "'context_width'.* aren't known"),
         ({"role": ["corrector"]}, "role"),
         ({"sigma": "k-diffusion"}, "sigma convention 'k-diffusion'"),
