@@ -62,15 +62,8 @@ def there_and_back(
 ) -> RoundTrip:
     """Invert latents ``[B, C, h, w]`` on a grid ``[N + 1]`` and sample the noise back.
 
-    Args:
-        up: the base model for the inversion.
-        latent: what is inverted.
-        sigmas: the grid.
-        method: the method.
-        down: the base model for the way back, where it is another.
-        hold: how the way back is held by the trajectory; None for the method's own way back.
-        keep_trajectory: whether the inversion keeps every latent.
-        clock: what the seconds are read from.
+    ``up`` and ``down`` are the base models of either way, the same unless two are given; ``hold`` is how the way back
+    is held by the trajectory, None for the method's own way back; seconds are read from ``clock``.
     """
 
     def now() -> float:

@@ -30,16 +30,10 @@ SHEET_TITLES = ("source", "the VAE's best", "inverted noise", "reconstruction", 
 def run_demo(
     output: Path, *, kind: str = "sd3", steps: int = 16, progress: Callable[[str], Callback | None] = lambda name: None
 ) -> dict[str, Any]:
-    """Run every method on the shipped photographs; write ``contact_sheet.png`` into ``output``.
+    """Run every method on the shipped photographs; write ``contact_sheet.png`` into ``output``, made if missing.
 
-    Args:
-        output: folder, made if missing.
-        kind: embedded model, ``sd3`` or ``flux``.
-        steps: N.
-        progress: gives the callback for a method by its id.
-
-    Returns:
-        The report: model, photos, and a row per method as :func:`..runs.run` gives it.
+    ``progress`` gives the callback for a method by its id. The report has the model, the photos, and a row a method as
+    :func:`..runs.run` gives it.
     """
     began = time.perf_counter()
     model = load_embedded(kind)

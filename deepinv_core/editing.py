@@ -58,13 +58,7 @@ class EditOptions:
 def edit(
     velocity: Velocity, inversion: Inversion, options: EditOptions | None = None, *, callback: Callback | None = None
 ) -> Reconstruction:
-    """Sample an inversion back under the prompt of ``velocity``.
-
-    Args:
-        velocity: base model with the target prompt; guidance as bound.
-        inversion: of the photo, with its trajectory kept unless ``options`` leaves it unused.
-        options: what ties the edit to the photo; None for nothing.
-        callback: called after each step.
+    """Sample an inversion back under the prompt of ``velocity``; its trajectory is read unless options leave it unused.
 
     Raises:
         DeepInvError: the trajectory is needed and was not kept, or a mask that doesn't fit.

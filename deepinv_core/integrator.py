@@ -50,10 +50,8 @@ class Rule(Protocol):
     def start(self, z: torch.Tensor, grid: Sequence[float], carried: Mapping[str, torch.Tensor]) -> Any:
         """State before the first step.
 
-        Args:
-            z: the initial latent.
-            grid: the flow times to walk, from where ``z`` is, ``N + 1`` of them.
-            carried: what the inversion kept; empty on the way up.
+        ``grid`` has the ``N + 1`` flow times to walk, from where ``z`` is; ``carried`` is what the inversion kept, and
+        empty on the way up.
         """
         ...
 

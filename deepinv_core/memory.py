@@ -33,11 +33,7 @@ def free_memory() -> None:
 
 
 def enough_memory(run: Callable[[], T], doing: str) -> T:
-    """What ``run`` returns.
-
-    Args:
-        run: what may take too much.
-        doing: what it does, for the message.
+    """What ``run`` returns, which may take too much; ``doing`` says for the message what it does.
 
     Raises:
         DeepInvError: memory ran out. It holds nothing of what took the memory. What else ``run`` raises passes through.

@@ -17,11 +17,7 @@ _RESERVED: Final = re.compile(r"(con|prn|aux|nul|com[0-9¹²³]|lpt[0-9¹²³])(
 
 
 def safe_name(text: str, what: str = "name") -> str:
-    """The name without white space around it.
-
-    Args:
-        text: as it was typed.
-        what: the input it came from, for the message.
+    """The name without white space around it; ``what`` is the input it came from, for the message.
 
     Raises:
         DeepInvError: an empty or over-long name, a path or a part of one, a character or a word that Windows refuses.

@@ -64,12 +64,7 @@ def best_grid(
 ) -> torch.Tensor:
     """The grid that the solver inverts best on where the method uses it and it has one, else the model's own.
 
-    Args:
-        model: the base model.
-        solver: what the method was made with.
-        method: the method.
-        steps: N.
-        latent: or anything of its shape ``[B, C, H, W]``.
+    ``latent`` may be anything of its shape ``[B, C, H, W]``.
     """
     best = None if solver is None else solver.grid(steps, int(method.options["refine"] or 0))
     return model.grid(steps, latent) if best is None else best
@@ -109,14 +104,8 @@ def run(
 ) -> Run:
     """Invert photos under the empty prompt at CFG 1, come back, and measure; in parts where memory runs out.
 
-    Args:
-        model: the base model.
-        photos: ``[B, 3, H, W]`` in [0, 1].
-        method: the method.
-        sigmas: the grid.
-        measure_residual: spend N more evaluations, counted apart, on the residual.
-        keep_trajectory: keep every latent in the inversion.
-        progress: gives the callback of a stage, ``invert`` or ``reconstruct``.
+    Photos are ``[B, 3, H, W]`` in [0, 1]. The residual costs N more evaluations, counted apart. ``progress`` gives the
+    callback of a stage, ``invert`` or ``reconstruct``.
     """
     count = len(photos)
     latent = in_parts(count, lambda rows: model.encode(photos[rows]), torch.cat)

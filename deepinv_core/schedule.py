@@ -37,12 +37,9 @@ def resolution_grid(steps: int, image_tokens: int) -> torch.Tensor:
 def custom_grid(sigmas: Sequence[float] | torch.Tensor, *, sigma_max: float = 1.0) -> torch.Tensor:
     """Check a given grid and return it ascending; a descending one (ComfyUI's SIGMAS) is turned around.
 
-    Args:
-        sigmas: at least two values, strictly monotone, within [0, ``sigma_max``].
-        sigma_max: largest sigma the model knows.
-
     Raises:
-        DeepInvError: too few values, NaN, out of range, or not strictly monotone (the first place is named).
+        DeepInvError: fewer than two values, NaN, one outside [0, ``sigma_max``], or not strictly monotone (the first
+            place is named).
     """
     grid = torch.as_tensor(sigmas, dtype=torch.float64).flatten().cpu()
     if grid.numel() < 2:

@@ -128,12 +128,7 @@ def method_values(method: str, given: Mapping[str, Any]) -> Options:
 
 
 def make_method(method: str, options: Options | None = None, *, solver: Solver | None = None) -> Method:
-    """Build a method by id.
-
-    Args:
-        method: an id of :data:`METHODS`.
-        options: values by name; what is left out or None stays with the method's default.
-        solver: under its prompt, for the methods that use one.
+    """Build a method by id; options that are left out or None stay with its defaults.
 
     Raises:
         DeepInvError: unknown id, an option's value that isn't accepted, or no solver where one is needed.

@@ -13,11 +13,9 @@ DEMO_MODELS: Final = {"demo": "sd3", "demo-flux": "flux"}
 
 
 def load_model(name: str, prompts: tuple[str, ...] = ("",)) -> BaseModel:
-    """A base model by its name.
+    """A base model by its name, of :data:`DEMO_MODELS`, or from a diffusers SD3 or FLUX.1 folder.
 
-    Args:
-        name: of :data:`DEMO_MODELS`, or a diffusers SD3 or FLUX.1 folder.
-        prompts: every prompt that a folder's model will be asked for.
+    ``prompts`` are all that a folder's model will be asked for.
 
     Raises:
         DeepInvError: as :func:`.embedded.load_embedded` and :func:`.folder.load_folder`.

@@ -37,12 +37,7 @@ class Parts(NamedTuple):
 
 
 def require_parts(folder: Path, kind: str, named: Mapping[str, Any]) -> Parts:
-    """What is there of a pipeline's folder, which diffusers then loads.
-
-    Args:
-        folder: with ``model_index.json``.
-        kind: the pipeline's class.
-        named: ``model_index.json``.
+    """What is there of a pipeline's folder, which diffusers then loads; ``named`` is its ``model_index.json``.
 
     Raises:
         DeepInvError: a component or a file is missing, by its name; or a file of JSON that diffusers can't read.

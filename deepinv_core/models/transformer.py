@@ -71,11 +71,7 @@ def predict(
 
 
 def require_fitting(shape: Sequence[int], longest: int) -> None:
-    """Refuse a latent ``[B, C, ..., H, W]`` that is longer than the model has positions for.
-
-    Args:
-        shape: of the latent.
-        longest: side in latent pixels that the model knows; 0 for one that takes any.
+    """Refuse a latent ``[B, C, ..., H, W]`` longer than the latent pixels that the model knows; 0 for any.
 
     Raises:
         DeepInvError: it is longer.

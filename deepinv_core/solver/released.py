@@ -71,12 +71,7 @@ def from_released(state_dict: Mapping[str, Tensor], num_heads: int) -> Network:
 
 
 def refuse_differences(seen: Mapping[str, torch.Size], expected: Mapping[str, torch.Size], what: str) -> None:
-    """Compares tensor names and shapes with a network's.
-
-    Args:
-        seen: Shapes of the tensors at hand.
-        expected: Shapes of the network's parameters.
-        what: Whose tensors they are, the subject of the message.
+    """Compares tensor names and shapes with a network's; ``what`` is the subject of the message, whose they are.
 
     Raises:
         DeepInvError: They differ; the message names the first tensors that do.

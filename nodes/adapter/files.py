@@ -20,11 +20,7 @@ def inversion_names() -> list[str]:
 
 
 def require_no_way_out(path: Path, root: Path) -> None:
-    """Refuse to write where a link leads out of the pack's own folder; the root itself may be a link of the user's.
-
-    Args:
-        path: a file or a folder to write, with all that is in it.
-        root: the folder to stay in.
+    """Refuse to write a file or a folder through a link out of ``root``, which may be a link of the user's itself.
 
     Raises:
         DeepInvError: the path, or something in it, is a link to elsewhere.

@@ -38,10 +38,6 @@ STREAMS = (
 def as_taken(model: Any, samples: Any) -> torch.Tensor:
     """The samples of a LATENT as ComfyUI's own sampler takes them: an image is one frame of a video model.
 
-    Args:
-        model: MODEL.
-        samples: ``[B, C, ...]``.
-
     Raises:
         DeepInvError: more than one stream, or as :func:`require_noise` and :func:`check_latent`.
     """
