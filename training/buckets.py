@@ -71,14 +71,7 @@ def image_size(path: Path) -> Size:
 def read_image(path: Path, bucket: Size) -> Tensor:
     """Read an image the way the paper's protocol has it: centre crop to the bucket's aspect, then a plain resize.
 
-    Args:
-        path: any image Pillow reads, taken as :func:`~..deepinv_core.photo_file.open_photo` says.
-        bucket: height and width to make, in pixels.
-
-    Returns:
-        Float ``[1, 3, H, W]`` in [0, 1].
-
-    Raises:
-        DeepInvError: no image that can be read.
+    The bucket is height and width in pixels, the image float ``[1, 3, H, W]`` in [0, 1]; errors as
+    :func:`~..deepinv_core.photo_file.open_photo`.
     """
     return to_tensor(ImageOps.fit(open_photo(path).image, (bucket[1], bucket[0]), Image.Resampling.LANCZOS))

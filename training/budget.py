@@ -88,12 +88,7 @@ class Schedule:
     def overshoot(self, position: Position, seconds: float) -> str:
         """What to say of a budget without room for a pass of each stage: each has one all the same.
 
-        Args:
-            position: where the training stands.
-            seconds: that an update takes.
-
-        Returns:
-            A sentence, or nothing where there is room.
+        A sentence, or nothing where there is room; ``seconds`` are an update's.
         """
         left = self._stages[position.stage + (position.stage_passes > 0) :]
         least = sum(self._weight(stage, 1) for stage in left)

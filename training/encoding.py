@@ -69,16 +69,7 @@ def latents_of_folder(
 ) -> LatentCache:
     """Encode a folder once, in half precision; the first process does, the others wait, and end where it is stopped.
 
-    Args:
-        images: the folder.
-        cache: folder for the latents; what is there already is kept.
-        model: whose VAE encodes.
-        side: side in pixels of the square whose area the images are cropped to.
-        workers: the processes.
-        progress: called with the images done and in all; may raise to interrupt.
-
-    Raises:
-        DeepInvError: as :func:`encode_folder`.
+    Arguments and errors as :func:`encode_folder`.
     """
     fingerprint = vae_fingerprint(model)
     encoded: LatentCache | None = None

@@ -51,14 +51,9 @@ def batch_order(counts: Mapping[str, int], seed: int, start: int) -> Iterator[tu
 
 
 def epoch_order(shards: Sequence[int], seed: int) -> list[int]:
-    """A shuffle that visits a few shards at a time.
+    """A shuffle that visits a few shards at a time: in random order, each :data:`WINDOW_SHARDS` of them mixed.
 
-    Args:
-        shards: number of items in each shard; the items are numbered through from 0.
-        seed: order.
-
-    Returns:
-        The items' numbers: the shards in random order, each :data:`WINDOW_SHARDS` of them mixed.
+    ``shards`` are the numbers of items in each; the items are numbered through from 0.
     """
     generator = torch.Generator().manual_seed(seed)
     first = [0]

@@ -119,12 +119,8 @@ class LatentCache:
         """Batches to train on, without end, each full and of one shape.
 
         Batch n depends on this cache, ``batch``, ``generator_seed`` and n alone. In every ``train`` batches (a cycle)
-        each latent is given exactly ``batch`` times; a shape with fewer latents than a batch repeats them in it.
-
-        Args:
-            batch: latents in a batch.
-            generator_seed: order.
-            start: batches taken before, to resume there.
+        each latent is given exactly ``batch`` times; a shape with fewer latents than a batch repeats them in it. To
+        resume, ``start`` is the number of batches taken before.
 
         Raises:
             DeepInvError: a batch below 1 or a start below 0; a shard that is missing or damaged, when it is needed.
@@ -152,10 +148,9 @@ class LatentCache:
         return self._load([self._train[largest][0][0]] * batch)
 
     def held_out(self, batch: int) -> Iterator[Batch]:
-        """The held-out latents, each once, always in the same order.
+        """The held-out latents, each once, always in the same order, at most ``batch`` of one shape at a time.
 
-        Args:
-            batch: latents in a batch, at most; each batch is of one shape. Errors as :meth:`batches`.
+        Errors as :meth:`batches`.
         """
         if batch < 1:
             raise DeepInvError(f"batch {batch} can't be: choose a batch from 1 on")

@@ -99,9 +99,7 @@ class SolverTrainee:
     def step(self, loss: Tensor, lr: float) -> None:
         """Follow the gradient, clipped; skipped, without a host sync, where it is not finite.
 
-        Args:
-            loss: whose gradient it is, for the report.
-            lr: learning rate after the warm-up.
+        The loss is for the report, ``lr`` the learning rate after the warm-up.
         """
         self._workers.average(parameter.grad for parameter in self.parameters if parameter.grad is not None)
         for group in self.optimizer.param_groups:

@@ -81,15 +81,9 @@ class Objective(ABC):
         fresh: bool,
         progress: Callable[[int, int], None],
     ) -> int:
-        """Prepare a stage that begins, or that is resumed.
+        """Prepare a stage that begins (``fresh``), or that is resumed, from the network's average as it is now.
 
-        Args:
-            stage: the stage.
-            average: the network's average as it is now.
-            latents: the training data.
-            folder: the run's.
-            fresh: the stage begins.
-            progress: called with what is prepared and what is to be; may raise, to be called again on resuming.
+        ``progress`` is called with what is prepared and what is to be; it may raise, to be called again on resuming.
 
         Returns:
             Base evaluations that preparing it takes, over all processes, made now or before an interruption.

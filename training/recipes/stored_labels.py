@@ -58,18 +58,8 @@ def make_labels(
     """Invert with the solver, sample back with Euler, and keep the velocity of every step back.
 
     In the first ``label_share`` of the way back, each new latent is mixed with one of the inversion, and the velocity
-    is the one that leads there.
-
-    Args:
-        velocity: the base model.
-        solver: the last round's.
-        clean: latents z_0 ``[B, C, ...]``.
-        grid: sigmas, ascending, ``[N + 1]``.
-        recipe: the settings.
-        autocast: for the solver.
-
-    Returns:
-        Labels ``[N, B, C, ...]``; label i belongs to the step from sigma_i to sigma_{i+1}.
+    is the one that leads there. Latents z_0 ``[B, C, ...]`` on an ascending grid ``[N + 1]`` give labels
+    ``[N, B, C, ...]``; label i belongs to the step from sigma_i to sigma_{i+1}.
 
     Raises:
         DeepInvError: the base model gave NaN or infinity.
