@@ -10,7 +10,7 @@ from typing import Any
 
 from safetensors import safe_open
 
-from ..deepinv_core import checkpoint
+from ..deepinv_core import checkpoint, verdict
 from ..deepinv_core.errors import DeepInvError
 from ..deepinv_core.methods import describe
 from ..deepinv_core.models.base_info import BaseInfo
@@ -83,6 +83,7 @@ def _solver(name: str, metadata: dict[str, Any], tensors: dict[str, Any]) -> dic
         "base": base,
         "sigma": metadata.get("sigma"),
         "training": metadata.get("training"),
+        "worth": verdict.of_training(metadata.get("training")),
     }
 
 

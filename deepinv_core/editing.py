@@ -64,6 +64,30 @@ def edit(
         DeepInvError: the trajectory is needed and was not kept, or a mask that doesn't fit.
     """
     options = options or EditOptions()
+    count, rule = plan(inversion, options)
+    trajectory = inversion.carried.get("trajectory")
+    start = inversion.noise if trajectory is None else trajectory[count]
+    carried = dict(inversion.carried)
+    if count == 0:
+        return Reconstruction(start, 0)
+    if "previous" in carried and trajectory is not None:
+        carried["previous"] = trajectory[count - 1]
+    if trajectory is not None and options.variation > 0:
+        start = _varied(start, trajectory[0], float(inversion.sigmas[count]), options)
+        if "previous" in carried:
+            carried["previous"] = _varied(
+                carried["previous"], trajectory[0], float(inversion.sigmas[count - 1]), options
+            )
+    walk = integrate(velocity, start, inversion.sigmas[: count + 1].flip(0), rule, carried=carried, callback=callback)
+    return Reconstruction(walk.z, walk.nfe)
+
+
+def plan(inversion: Inversion, options: EditOptions) -> tuple[int, Rule]:
+    """The steps that an edit walks, and its rule.
+
+    Raises:
+        DeepInvError: as :func:`edit`, before anything is evaluated.
+    """
     count = math.ceil(options.strength * inversion.steps - 1e-9)
     needs = [
         name
@@ -80,22 +104,7 @@ def edit(
             f"{' and '.join(needs)} reads the inversion's trajectory, which was not kept: "
             "invert again with keep_trajectory"
         )
-    trajectory = inversion.carried.get("trajectory")
-    start = inversion.noise if trajectory is None else trajectory[count]
-    carried = dict(inversion.carried)
-    if count == 0:
-        return Reconstruction(start, 0)
-    if "previous" in carried and trajectory is not None:
-        carried["previous"] = trajectory[count - 1]
-    if trajectory is not None and options.variation > 0:
-        start = _varied(start, trajectory[0], float(inversion.sigmas[count]), options)
-        if "previous" in carried:
-            carried["previous"] = _varied(
-                carried["previous"], trajectory[0], float(inversion.sigmas[count - 1]), options
-            )
-    rule = _rule(inversion, options, trajectory)
-    walk = integrate(velocity, start, inversion.sigmas[: count + 1].flip(0), rule, carried=carried, callback=callback)
-    return Reconstruction(walk.z, walk.nfe)
+    return count, _rule(inversion, options, inversion.carried.get("trajectory"))
 
 
 def _varied(z: torch.Tensor, clean: torch.Tensor, sigma: float, options: EditOptions) -> torch.Tensor:
@@ -167,13 +176,22 @@ def flow_edit(
         DeepInvError: an unusable grid, a share or a number out of range, or a mask that doesn't fit.
     """
     grid = custom_grid(sigmas)
-    if not 0 <= skip < 1 or not 0 <= refine < len(grid):
-        raise DeepInvError(
-            f"skip is {skip} and refine {refine}: skip is a share from 0 to below 1, refine from 0 to {len(grid) - 1}"
-        )
-    count = max(1, round((1 - skip) * (len(grid) - 1)))
+    count = flow_steps(len(grid) - 1, skip, refine)
     if mask is not None:
         _check_mask(mask, latent.shape)
     rule = FlowEdit(source, refine, seed, mask)
     walk = integrate(target, latent, grid[: count + 1].flip(0), rule, callback=callback)
     return Reconstruction(walk.z, walk.nfe)
+
+
+def flow_steps(steps: int, skip: float, refine: int) -> int:
+    """How many of its steps a FlowEdit walks.
+
+    Raises:
+        DeepInvError: a share or a number out of range.
+    """
+    if not 0 <= skip < 1 or not 0 <= refine <= steps:
+        raise DeepInvError(
+            f"skip is {skip} and refine {refine}: skip is a share from 0 to below 1, refine from 0 to {steps}"
+        )
+    return max(1, round((1 - skip) * steps))

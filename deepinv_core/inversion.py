@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import torch
 
@@ -14,6 +14,7 @@ from .errors import DeepInvError
 from .flow import CountedVelocity, Velocity, relative_error
 from .integrator import Callback, Integration, integrate
 from .methods.registry import Method, Options, describe, method_values, way_back
+from .nested import flatten, restore, storable
 from .schedule import custom_grid
 
 
@@ -33,8 +34,9 @@ class Inversion:
             iterations it is that of the last point evaluated, one update before the result.
         nfe_residual: extra evaluations spent on measuring it.
         model: fingerprint of the base model, "" if unknown.
-        prompt: what it was inverted under, in its caller's own form, None if unknown; no file keeps it.
-        mask: where the inverted latent may change, in its caller's own form, None for all of it; no file keeps it.
+        prompt: what it was inverted under, in its caller's own form, None if unknown; a file keeps what is
+            :func:`.nested.storable`.
+        mask: where the inverted latent may change, in its caller's own form, None for all of it; kept likewise.
     """
 
     noise: torch.Tensor
@@ -223,6 +225,10 @@ def reconstruct(velocity: Velocity, inversion: Inversion, *, callback: Callback 
     return Reconstruction(walk.z, walk.nfe)
 
 
+BESIDE: Final = ("prompt", "mask")
+"""What an edit reads beside the inversion itself, kept in files since 0.2."""
+
+
 def save_inversion(path: str | Path, inversion: Inversion) -> None:
     """Write an inversion to a safetensors file (temporary name, then rename).
 
@@ -240,6 +246,11 @@ def save_inversion(path: str | Path, inversion: Inversion) -> None:
         "nfe_residual": inversion.nfe_residual,
         "model": inversion.model,
     }
+    for name in BESIDE:
+        value = getattr(inversion, name)
+        if value is not None and storable(value):
+            metadata[name], more = flatten(value, name)
+            tensors |= more
     checkpoint.save(path, tensors, metadata)
 
 
@@ -251,6 +262,7 @@ def load_inversion(path: str | Path) -> Inversion:
     """
     tensors, metadata = checkpoint.load(path, kind="inversion")
     name = Path(path).name
+    beside = {key: tensors.pop(key) for key in list(tensors) if key.partition(".")[0] in BESIDE}
     try:
         inversion = Inversion(
             noise=tensors.pop("noise"),
@@ -262,6 +274,7 @@ def load_inversion(path: str | Path) -> Inversion:
             model=metadata["model"],
             residual=tensors.pop("residual", None),
             carried={name.removeprefix("carried."): value for name, value in tensors.items()},
+            **{key: restore(metadata[key], beside) for key in BESIDE if key in metadata},
         )
     except KeyError as error:
         raise DeepInvError(

@@ -45,6 +45,29 @@ def checked(node: type[io.ComfyNode]) -> type[io.ComfyNode]:
     return node
 
 
+UNLINKED: Any = object()
+"""Default of an input in ``validate_inputs``: nothing is connected to it. What is connected is None there."""
+
+
+def queued(node: type[io.ComfyNode], check: Callable[[], object], **values: Any) -> bool | str:
+    """What a node's ``validate_inputs`` returns when a workflow is queued: True, or the sentence a person sees.
+
+    Args:
+        node: whose plain inputs ``values`` are; those that come through a link are None.
+        check: raises what else can be known by then.
+        values: of the inputs that ``validate_inputs`` names, whose limits ComfyUI then leaves to it.
+    """
+    for one in node.define_schema().inputs:
+        value = values.get(one.id)
+        if value is not None and (wanted := _problem(one, value)):
+            return f"{one.id} is {_shown(value)}: {wanted} is accepted"
+    try:
+        check()
+    except DeepInvError as error:
+        return str(error)
+    return True
+
+
 def _shown(value: object) -> str:
     plain = value is None or isinstance(value, (str, int, float, list, dict))
     return ascii(value)[:80] if plain else f"a {type(value).__name__}"
@@ -75,7 +98,8 @@ def _is_object(value: object) -> bool:
     return value is not None and not isinstance(value, (str, int, float, list, dict))
 
 
-def _is_conditioning(value: object) -> bool:
+def is_conditioning(value: object) -> bool:
+    """Whether it is built as ComfyUI's CONDITIONING is."""
     if not isinstance(value, list) or not value:
         return False
     pairs = all(isinstance(item, (list, tuple)) and len(item) == 2 for item in value)
@@ -84,6 +108,6 @@ def _is_conditioning(value: object) -> bool:
 
 _CONNECTED: dict[str, Callable[[Any], bool]] = {
     "LATENT": lambda value: isinstance(value, dict) and hasattr(value.get("samples"), "shape"),
-    "CONDITIONING": _is_conditioning,
+    "CONDITIONING": is_conditioning,
 }
 """The types that are made of lists and dictionaries; all others are objects."""

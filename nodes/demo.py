@@ -50,6 +50,7 @@ class DeepInvDemoModel(io.ComfyNode):
         model = adapter.load_flow_model(weights, heads=made["config"]["num_attention_heads"], shift=shift)
         weights, made = load_part("vae")
         vae = adapter.load_tiny_vae(weights, model, made["latent_gain"])
+        model.set_attachments(adapter.OWN_SIDE, made["image_size"])
         shipped = solver_file(name)
         return io.NodeOutput(model, vae, adapter.load_solver_handle(shipped) if shipped else None)
 

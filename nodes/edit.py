@@ -9,12 +9,24 @@ import torch
 import torch.nn.functional as F
 from comfy_api.latest import io
 
+from ..deepinv_core import verdict
 from ..deepinv_core.editing import EditOptions
 from ..deepinv_core.errors import DeepInvError
 from ..deepinv_core.images import contact_sheet, to_tensor
 from ..deepinv_core.inversion import Inversion
+from ..deepinv_core.methods import METHODS
 from . import adapter
-from .types import ADVANCED, CATEGORY, InversionType, cfg_input, option_input, schema_extras, seed_input, share_input
+from .types import (
+    ADVANCED,
+    CATEGORY,
+    InversionType,
+    cfg_input,
+    option_input,
+    own,
+    schema_extras,
+    seed_input,
+    share_input,
+)
 
 
 def latent_mask(mask: torch.Tensor, latent: torch.Tensor) -> torch.Tensor:
@@ -64,7 +76,10 @@ def edit_outputs() -> list[io.Output]:
     """What an edit gives, whatever made it."""
     return [
         io.Latent.Output(display_name="latent", tooltip="The edited photo; decode it with the model's VAE."),
-        io.String.Output(display_name="report", tooltip="What was done and what it cost."),
+        io.String.Output(
+            display_name="report",
+            tooltip="How much of the photo was changed, and what to turn; then what was done and what it cost.",
+        ),
     ]
 
 
@@ -125,6 +140,7 @@ def _more_inputs() -> list[io.Input]:
             least=-1.0,
             optional=True,
             tooltip="Make several results in one run, from strength to this one, to find the right one. -1: only one.",
+            **own("ladder_to", "off"),
             **ADVANCED,
         ),
         io.Int.Input(
@@ -137,7 +153,13 @@ def _more_inputs() -> list[io.Input]:
             **ADVANCED,
         ),
         io.Vae.Input("vae", optional=True, tooltip="Only for the sheet: the model's VAE."),
-        option_input("eta_share", default=-1.0, min=-1.0, after="-1 takes the inversion's own."),
+        option_input(
+            "eta_share",
+            default=-1.0,
+            min=-1.0,
+            after="-1 takes the inversion's own.",
+            **own("eta_share"),
+        ),
     ]
 
 
@@ -196,6 +218,7 @@ def _optional_inputs() -> list[io.Input]:
             optional=True,
             tooltip="Only for inversions by rf_inversion: its pull towards the photo, 0.9 in its paper; "
             "lower edits more. -1 takes the inversion's own.",
+            **own("eta"),
             **ADVANCED,
         ),
     ]
@@ -269,16 +292,37 @@ class DeepInvEdit(io.ComfyNode):
             variation=variation,
             fresh=torch.randn(inversion.noise.shape, generator=generator) if variation else None,
         )
+        if vae is not None:
+            adapter.require_vae(vae, inversion.noise)
         strengths = ladder(dials.strength, ladder_to, ladder_count)
-        found = [adapter.run_edit(model, inversion, target, replace(hold, strength=one)) for one in strengths]
-        latent = torch.cat([one for one, _ in found])
-        report = (
+        found = [
+            adapter.run_edit(model, inversion, target, replace(hold, strength=one), ask=number == 0)
+            for number, one in enumerate(strengths)
+        ]
+        report = [judge(model, inversion, dict(zip(strengths, (one for one, _ in found), strict=True)), hold.mask)]
+        report.append(
             f"{inversion.method}, {inversion.steps} steps; strength {', '.join(f'{one:g}' for one in strengths)}, "
             f"anchor {dials.anchor:g}, cfg {dials.cfg:g}: {sum(nfe for _, nfe in found)} base evaluations"
         )
         if variation:
-            report += f"\nvariation {variation:g} of seed {variation_seed}"
+            report.append(f"variation {variation:g} of seed {variation_seed}")
         if negative is None and dials.cfg != 1:
-            report += "\nnegative: none is connected, so the prompt that the photo was inverted under"
+            report.append("negative: none is connected, so the prompt that the photo was inverted under")
+        if max(eta, eta_share) >= 0 and "eta" not in METHODS[inversion.method].options:
+            report.append(f"eta and eta_share were not used: the photo was inverted by {inversion.method}")
+        latent = torch.cat([one for one, _ in found])
         sheet = adapter.blocked() if vae is None else strength_sheet(vae.decode(latent), strengths)
-        return io.NodeOutput({"samples": latent}, report, sheet)
+        return io.NodeOutput({"samples": latent}, "\n".join(report), sheet)
+
+
+DIAL = verdict.Dial("Raise `strength`, then `cfg`.", "Lower `strength`, or raise `anchor`.")
+
+
+def judge(model: Any, inversion: Inversion, results: dict[float, torch.Tensor], mask: torch.Tensor | None) -> str:
+    """The verdict on raw latents by their strengths."""
+    photo = adapter.kept_photo(model, inversion)
+    if photo is None:
+        return "Not judged: the inversion kept no photo. Turn on `keep_trajectory` there, or use DeepInv Compare."
+    changed = {f"strength {one:g}": adapter.changed(model, latent, photo, mask) for one, latent in results.items()}
+    poor = verdict.of_inversion(inversion).startswith("Poor")
+    return verdict.of_edit(changed, DIAL, poor_inversion=poor)

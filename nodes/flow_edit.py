@@ -6,7 +6,9 @@ from typing import Any
 
 from comfy_api.latest import io
 
+from ..deepinv_core import verdict
 from . import adapter
+from .checks import UNLINKED, queued
 from .edit import edit_outputs, latent_mask
 from .types import ADVANCED, CATEGORY, cfg_input, scheduler_input, schema_extras, seed_input, share_input
 
@@ -83,6 +85,19 @@ class DeepInvFlowEdit(io.ComfyNode):
         )
 
     @classmethod
+    def validate_inputs(
+        cls, source_cfg: float | None, target_cfg: float | None, negative: Any = UNLINKED
+    ) -> bool | str:
+        """Guidance without what it moves away from, when it is queued."""
+
+        def check() -> None:
+            for side, cfg in (("source", source_cfg), ("target", target_cfg)):
+                if cfg is not None and negative is UNLINKED:
+                    adapter.Prompt([], None, cfg).away(side)
+
+        return queued(cls, check, source_cfg=source_cfg, target_cfg=target_cfg)
+
+    @classmethod
     def execute(
         cls,
         model: Any,
@@ -102,6 +117,8 @@ class DeepInvFlowEdit(io.ComfyNode):
         """Edit."""
         grid = adapter.levels(model, scheduler, steps, sigmas)
         samples, mask = adapter.as_taken(model, latent["samples"]), latent.get("noise_mask")
+        warnings = adapter.warn_of_size(model, samples)
+        area = None if mask is None else latent_mask(mask, samples)
         result, nfe = adapter.run_flow_edit(
             model,
             samples,
@@ -111,6 +128,11 @@ class DeepInvFlowEdit(io.ComfyNode):
             skip=skip,
             refine=refine_steps,
             seed=seed,
-            mask=None if mask is None else latent_mask(mask, samples),
+            mask=area,
         )
-        return io.NodeOutput({**latent, "samples": result}, f"FlowEdit, {len(grid) - 1} steps: {nfe} base evaluations")
+        changed = {f"skip {skip:g}": adapter.changed(model, result, samples, area)}
+        said = [verdict.of_edit(changed, DIAL), f"FlowEdit, {len(grid) - 1} steps: {nfe} base evaluations", *warnings]
+        return io.NodeOutput({**latent, "samples": result}, "\n".join(said))
+
+
+DIAL = verdict.Dial("Lower `skip`, then raise `target_cfg`.", "Raise `skip`, or lower `target_cfg`.")

@@ -2,12 +2,29 @@
 
 from __future__ import annotations
 
+import torch
 from comfy_api.latest import io, ui
 
+from ..deepinv_core.errors import DeepInvError
 from ..deepinv_core.inversion import Inversion, load_inversion, save_inversion
 from ..deepinv_core.names import safe_name
+from ..deepinv_core.nested import storable
 from . import adapter
+from .checks import is_conditioning, queued
 from .types import CATEGORY, InversionType, file_state, name_input, schema_extras
+
+
+def require_editable(inversion: Inversion) -> None:
+    """Refuse a file whose prompt or mask is none of ComfyUI's.
+
+    Raises:
+        DeepInvError: it is.
+    """
+    mask = inversion.mask
+    if inversion.prompt is not None and not is_conditioning(inversion.prompt):
+        raise DeepInvError("the inversion's file has a prompt that is no conditioning: save it again from DeepInv")
+    if mask is not None and not (isinstance(mask, torch.Tensor) and mask.is_floating_point() and mask.ndim >= 2):
+        raise DeepInvError("the inversion's file has a mask that is none: save it again from DeepInv")
 
 
 class DeepInvSaveInversion(io.ComfyNode):
@@ -31,13 +48,18 @@ class DeepInvSaveInversion(io.ComfyNode):
         )
 
     @classmethod
+    def validate_inputs(cls, name: str | None) -> bool | str:
+        """A name that no file can have, when it is queued: what is saved may take hours to make."""
+        return queued(cls, lambda: name is None or safe_name(name.removesuffix(".safetensors")), name=name)
+
+    @classmethod
     def execute(cls, inversion: Inversion, name: str) -> io.NodeOutput:
         """Save."""
         path = adapter.new_inversion_path(safe_name(name.removesuffix(".safetensors")))
         save_inversion(path, inversion)
         said = f"saved as {path.name} in {path.parent}"
-        if inversion.mask is not None:
-            said += "; its latent's noise mask is not kept: connect the mask to DeepInv Edit"
+        if inversion.prompt is not None and not storable(inversion.prompt):
+            said += "; its prompt has parts that no file keeps: connect a negative to DeepInv Edit"
         return io.NodeOutput(path.name, ui=ui.PreviewText(said))
 
 
@@ -79,6 +101,7 @@ class DeepInvLoadInversion(io.ComfyNode):
     def execute(cls, inversion_name: str, model: object) -> io.NodeOutput:
         """Load."""
         inversion = load_inversion(adapter.inversion_path(inversion_name))
+        require_editable(inversion)
         adapter.require_same_model(model, inversion)
         sigmas = adapter.own_sigmas(model, inversion.sigmas)
         noise = adapter.InvertedNoise(model, inversion, float(sigmas[0]))

@@ -11,17 +11,20 @@ from comfy_api.latest import io
 
 from ..deepinv_core import verdict
 from ..deepinv_core.inversion import Inversion
-from ..deepinv_core.methods import (
-    BEST_TRAINING_FREE,
-    METHODS,
-    Method,
-    Options,
-    make_method,
-    method_values,
-    options_of,
-)
+from ..deepinv_core.methods import BEST_TRAINING_FREE, METHODS, Method, Options, make_method, method_values, options_of
 from . import adapter
-from .types import ADVANCED, CATEGORY, InversionType, Solver, cfg_input, option_input, scheduler_input, schema_extras
+from .checks import UNLINKED, queued
+from .types import (
+    ADVANCED,
+    CATEGORY,
+    InversionType,
+    Solver,
+    cfg_input,
+    option_input,
+    own,
+    scheduler_input,
+    schema_extras,
+)
 
 AUTO = "auto"
 
@@ -55,6 +58,19 @@ class ChosenMethod(NamedTuple):
         refine = method_values(self.method, self.options)["refine"]
         return self.solver.grid(steps, int(refine or 0)) if self.solver else None
 
+    def notes(self, connected: adapter.SolverHandle | None, conditioning: adapter.Conditioning) -> list[str]:
+        """What a report says of a solver: not used, no better than a free method, or blind for a part of the prompt."""
+        if connected is None:
+            return []
+        if self.solver is None:
+            return [f"the connected solver is not used by {self.method}: take auto or deepinv for it"]
+        notes, worth = [], verdict.of_training(connected.loaded.training)
+        if worth.startswith(("Fair", "Poor")):
+            notes.append(f"the solver, as its training checked it: {worth}")
+        if len(conditioning) > 1 and connected.reads_prompt:
+            notes.append(f"the solver read the first of {len(conditioning)} combined prompts; the model read all")
+        return notes
+
 
 def choose(
     method: str,
@@ -79,6 +95,19 @@ def choose(
     if used is None:
         build(slice(None))  # refuse a wrong combination before anything runs
     return ChosenMethod(method, settings, used, build)
+
+
+def require_method(method: str, refine: int | None, *, has_solver: bool) -> None:
+    """Refuse what :func:`choose` would, as far as it is known when a workflow is queued.
+
+    Raises:
+        DeepInvError: a method without its solver, or refine steps for one without iterations.
+    """
+    if method == AUTO:
+        method = "deepinv" if has_solver else BEST_TRAINING_FREE
+    method_values(method, {"refine": refine if refine is not None and refine >= 0 else None})
+    if METHODS[method].uses_solver and not has_solver:
+        make_method(method)
 
 
 def _inputs() -> list[io.Input]:
@@ -127,8 +156,8 @@ def _optional_inputs() -> list[io.Input]:
             tooltip="Guidance while inverting. 1 inverts best and costs half; guide on the way back instead.",
             **ADVANCED,
         ),
-        option_input("refine", default=-1, min=-1, max=50, after="-1 takes the method's own number."),
-        option_input("tolerance"),
+        option_input("refine", default=-1, min=-1, max=50, after="-1 takes the method's own number.", **own("refine")),
+        option_input("tolerance", **own("tolerance", "off", 0)),
         option_input("seed"),
         io.Boolean.Input(
             "keep_trajectory",
@@ -187,6 +216,25 @@ class DeepInvInvert(io.ComfyNode):
         )
 
     @classmethod
+    def validate_inputs(
+        cls,
+        method: str | None,
+        cfg: float | None = 1.0,
+        refine: int | None = -1,
+        negative: Any = UNLINKED,
+        solver: Any = UNLINKED,
+    ) -> bool | str:
+        """What can't be inverted, when it is queued."""
+
+        def check() -> None:
+            if negative is UNLINKED and cfg is not None:
+                adapter.Prompt([], None, cfg).away()
+            if method is not None:
+                require_method(method, refine, has_solver=solver is not UNLINKED)
+
+        return queued(cls, check, method=method, cfg=cfg, refine=refine)
+
+    @classmethod
     def execute(
         cls,
         model: Any,
@@ -211,6 +259,7 @@ class DeepInvInvert(io.ComfyNode):
             solver.check(model)
         choice = choose(method, solver, conditioning, refine, tolerance=tolerance, seed=seed, **options)
         grid = adapter.levels(model, scheduler, steps, sigmas, choice.grid(steps))
+        warnings = adapter.warn_of_size(model, adapter.as_taken(model, latent["samples"]))
         began = time.perf_counter()
         inversion = adapter.run_inversion(
             model,
@@ -226,6 +275,7 @@ class DeepInvInvert(io.ComfyNode):
         report = describe(inversion, time.perf_counter() - began, cfg, chosen_by_us=method == AUTO)
         if names := adapter.patch_names(model):
             report += f"\npatched ({', '.join(names)}): {adapter.QUESTIONS} questions more, counted, answered alike"
+        report += "".join(f"\n{line}" for line in [*warnings, *choice.notes(solver, conditioning)])
         noise = adapter.InvertedNoise(model, inversion, float(grid[0]))
         return io.NodeOutput(noise, grid, adapter.ReconstructionSampler(inversion), inversion, report)
 

@@ -8,8 +8,9 @@ from comfy_api.latest import io
 
 from ..deepinv_core.methods import METHODS, way_back
 from . import adapter
-from .invert import AUTO, choose, method_menu, more_options
-from .types import ADVANCED, CATEGORY, Solver, schema_extras
+from .checks import UNLINKED, queued
+from .invert import AUTO, choose, method_menu, more_options, require_method
+from .types import ADVANCED, CATEGORY, Solver, own, schema_extras
 
 
 def _names() -> list[str]:
@@ -43,6 +44,7 @@ class DeepInvInversionSampler(io.ComfyNode):
                     min=-1,
                     max=50,
                     tooltip="K, evaluations a step that improve the first guess. -1 takes the method's own number.",
+                    **own("refine"),
                     **ADVANCED,
                 ),
                 Solver.Input(
@@ -72,6 +74,16 @@ class DeepInvInversionSampler(io.ComfyNode):
             ],
             **schema_extras(search_aliases=["unsampler", "reverse sampler", "flipsigmas"]),
         )
+
+    @classmethod
+    def validate_inputs(cls, method: str | None, refine: int | None, solver: Any = UNLINKED) -> bool | str:
+        """What can't be built, when it is queued."""
+
+        def check() -> None:
+            if method is not None:
+                require_method(method, refine, has_solver=solver is not UNLINKED)
+
+        return queued(cls, check, method=method, refine=refine)
 
     @classmethod
     def execute(

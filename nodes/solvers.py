@@ -7,6 +7,7 @@ from comfy_api.latest import io, ui
 from ..deepinv_core.names import safe_name
 from ..deepinv_core.solver import save_solver
 from . import adapter
+from .checks import queued
 from .types import CATEGORY, Solver, file_state, name_input, schema_extras
 
 
@@ -62,6 +63,11 @@ class DeepInvSaveSolver(io.ComfyNode):
             outputs=[io.String.Output(display_name="file", tooltip="Its name in DeepInv Load Solver's menu.")],
             **schema_extras(search_aliases=["export solver"]),
         )
+
+    @classmethod
+    def validate_inputs(cls, name: str | None) -> bool | str:
+        """A name that no file can have, when it is queued: what is saved may take hours to make."""
+        return queued(cls, lambda: name is None or safe_name(name.removesuffix(".safetensors")), name=name)
 
     @classmethod
     def execute(cls, solver: adapter.SolverHandle, name: str) -> io.NodeOutput:

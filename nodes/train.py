@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from comfy_api.latest import io, ui
 
+from ..deepinv_core.names import safe_name
 from ..deepinv_core.solver import CorrectorConfig
 from ..training.recipes import RECIPES
+from ..training.validation import step_counts
 from . import adapter
+from .checks import queued
 from .train_run import TrainInputs, run
-from .types import ADVANCED, CATEGORY, Solver, schema_extras, seed_input
+from .types import ADVANCED, CATEGORY, Solver, own, schema_extras, seed_input
 
 
 class DeepInvTrainSolver(io.ComfyNode):
@@ -35,6 +39,19 @@ class DeepInvTrainSolver(io.ComfyNode):
             ],
             **schema_extras(search_aliases=["deepinv training", "train inversion"]),
         )
+
+    @classmethod
+    def validate_inputs(
+        cls, name: Sequence[str | None], validation_steps: Sequence[str | None] = (None,)
+    ) -> bool | str:
+        """A name or step counts that can't be, when it is queued: photos take long to encode."""
+
+        def check() -> None:
+            for value, required in ((name[0], safe_name), (validation_steps[0], step_counts)):
+                if value is not None:
+                    required(value)
+
+        return queued(cls, check, name=name[0], validation_steps=validation_steps[0])
 
     @classmethod
     def execute(
@@ -127,6 +144,7 @@ def _optional_inputs() -> list[io.Input]:
             max=1_000_000_000,
             optional=True,
             tooltip="How many images to see in all, repeats counted, instead of minutes. 0 goes by minutes.",
+            **own("images", "by minutes", 0),
         ),
         io.Vae.Input(
             "vae",
@@ -152,6 +170,7 @@ def _advanced_inputs() -> list[io.Input]:
             optional=True,
             tooltip="Images at a time. Fewer need less memory and make training noisier. 0 takes the recipe's number, "
             "or what four images of 1024 x 1024 come to where that is less.",
+            **own("batch", "recipe's", 0),
             **ADVANCED,
         ),
         io.Float.Input(
@@ -163,6 +182,7 @@ def _advanced_inputs() -> list[io.Input]:
             round=False,
             optional=True,
             tooltip="Learning rate. Too high and the loss jumps about, too low and little is learned. 0: the recipe's.",
+            **own("lr", "recipe's", 0),
             **ADVANCED,
         ),
         seed_input(

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..deepinv_core import checkpoint
+from ..deepinv_core import checkpoint, verdict
 from ..deepinv_core.errors import DeepInvError
 from ..deepinv_core.names import safe_name
 from ..deepinv_core.solver import LoadedSolver
@@ -113,7 +113,10 @@ def run(
                 log.warning("the training of %r stopped; run it again with resume on to go on: %s", name, folder / FILE)
             raise
     solver = adapter.SolverHandle(LoadedSolver(trained.network, adapter.model_info(model), trained.summary), name)
-    return Outcome(solver, [loss for _, loss in trained.losses], _describe(trained, cache, folder, recipe, inputs))
+    report = _describe(trained, cache, folder, recipe, inputs)
+    if any(latent.get("noise_mask") is not None for latent in latents):
+        report += "\nthe latents' noise masks were not used: a solver is trained on whole pictures"
+    return Outcome(solver, [loss for _, loss in trained.losses], report)
 
 
 def _serve(found: Sequence[Tensor]) -> LatentCache:
@@ -194,7 +197,9 @@ class _Watch:
 def _describe(trained: Trained, cache: LatentCache, folder: Path, recipe: Recipe, inputs: TrainInputs) -> str:
     """The report."""
     summary = trained.summary
+    worth = verdict.of_solver(summary["validation"])
     lines = [
+        worth or "Not judged: the validation has no method without a solver to compare with.",
         f"{inputs.recipe} recipe, {inputs.preset} solver, batches of {recipe.batch}: "
         f"{summary['images_seen']} images seen in {summary['seconds'] / 60:.1f} min, "
         f"{summary['base_evaluations']} base evaluations, "

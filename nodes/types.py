@@ -48,6 +48,11 @@ def file_state(path: str | Path) -> str:
     return f"{path}:{state.st_mtime_ns}:{state.st_size}"
 
 
+def own(name: str, meaning: str = "own", value: int = -1) -> dict[str, Any]:
+    """The label of an input one of whose values has a meaning; the id stays."""
+    return {"display_name": f"{name.replace('_', ' ')} ({value}: {meaning})"}
+
+
 def option_input(name: str, *, after: str = "", **changed: Any) -> io.Input:
     """The input of a method's option as its rule declares it, with ``after`` added to its help."""
     option = known_options()[name]

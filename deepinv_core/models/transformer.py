@@ -78,8 +78,8 @@ def require_fitting(shape: Sequence[int], longest: int) -> None:
     """
     if longest and max(shape[-2:]) > longest:
         raise DeepInvError(
-            f"the latent is {shape[-1]}x{shape[-2]}, this model has positions for {longest}x{longest} at most: "
-            "scale the image down"
+            f"the picture is {8 * shape[-1]}x{8 * shape[-2]} pixels, this model takes {8 * longest}x{8 * longest} at "
+            "most: scale it down"
         )
 
 

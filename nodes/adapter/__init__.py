@@ -4,9 +4,9 @@ The core sees a velocity; ComfyUI has a guider that predicts the denoised latent
 keeps LoRA, ControlNet, fp8 and GGUF weights and model patches working, and the user's model is never changed.
 """
 
-from .edits import blocked, run_edit, run_flow_edit
+from .edits import blocked, changed, kept_photo, run_edit, run_flow_edit
 from .files import inversion_names, inversion_path, new_inversion_path
-from .latents import as_taken
+from .latents import as_taken, require_vae
 from .models import (
     Conditioning,
     SolverHandle,
@@ -32,10 +32,12 @@ from .samplers import (
     run_inversion,
 )
 from .sampling import Prompt
+from .size import OWN_SIDE, warn_of_size
 from .training import Decode, in_model_space, run_training
 from .velocity import SCHEDULERS, levels, own_sigmas, schedule
 
 __all__ = [
+    "OWN_SIDE",
     "QUESTIONS",
     "SCHEDULERS",
     "Conditioning",
@@ -50,9 +52,11 @@ __all__ = [
     "TrainingProgress",
     "as_taken",
     "blocked",
+    "changed",
     "in_model_space",
     "inversion_names",
     "inversion_path",
+    "kept_photo",
     "levels",
     "load_flow_model",
     "load_solver_handle",
@@ -64,6 +68,7 @@ __all__ = [
     "patch_names",
     "register_folders",
     "require_same_model",
+    "require_vae",
     "run_edit",
     "run_flow_edit",
     "run_inversion",
@@ -72,4 +77,5 @@ __all__ = [
     "solver_names",
     "solver_path",
     "training_folder",
+    "warn_of_size",
 ]

@@ -9,9 +9,10 @@ import comfy.samplers
 import torch
 from comfy_execution.graph_utils import ExecutionBlocker
 
-from ...deepinv_core.editing import EditOptions, edit, flow_edit
+from ...deepinv_core.editing import EditOptions, edit, flow_edit, flow_steps, plan
 from ...deepinv_core.inversion import Inversion, Reconstruction
 from ...deepinv_core.memory import rows_of
+from ...deepinv_core.verdict import change
 from .latents import check_latent
 from .samplers import require_same_model
 from .sampling import Call, Prompt, prompted, run_inside
@@ -72,17 +73,27 @@ class PairGuider(comfy.samplers.CFGGuider):
         return GuiderVelocity(self, denoise, extra_args, cfg=self._cfg[side])
 
 
-def run_edit(model: Any, inversion: Inversion, target: Prompt, hold: EditOptions) -> tuple[torch.Tensor, int]:
+def run_edit(
+    model: Any, inversion: Inversion, target: Prompt, hold: EditOptions, *, ask: bool = True
+) -> tuple[torch.Tensor, int]:
     """Sample an inversion back under a prompt: the raw latent, and the NFE.
+
+    Args:
+        model: MODEL the inversion was made with.
+        inversion: of the photo.
+        target: the prompt.
+        hold: what ties the edit to the photo.
+        ask: whether a patched model is asked if it remembers; not where that was done.
 
     Raises:
         DeepInvError: an inversion of another model, or what :func:`..deepinv_core.editing.edit` refuses.
     """
     require_same_model(model, inversion)
+    plan(inversion, hold)
 
     def part(call: Call, rows: slice) -> Reconstruction:
         own, velocity = inversion.rows(rows).to(call.latent.device), call.velocity
-        asked = call.require_memoryless(velocity, call.latent, rows)
+        asked = call.require_memoryless(velocity, call.latent, rows) if ask else 0
         result = edit(velocity, own, hold.rows(rows), callback=call.callback)
         return result._replace(nfe=result.nfe + asked)
 
@@ -94,13 +105,23 @@ def run_edit(model: Any, inversion: Inversion, target: Prompt, hold: EditOptions
     )
 
 
+def changed(model: Any, latent: torch.Tensor, photo: torch.Tensor, mask: torch.Tensor | None) -> float:
+    """By how much a raw latent differs from the photo's, raw too: :func:`~...deepinv_core.verdict.change`."""
+    inside = model.model.process_latent_in
+    return change(inside(latent.float().cpu()), inside(photo.float().cpu()), mask)
+
+
+def kept_photo(model: Any, inversion: Inversion) -> torch.Tensor | None:
+    """The inverted latent, raw, where the inversion kept it."""
+    trajectory = inversion.carried.get("trajectory")
+    clean = inversion.carried.get("latent_clean") if trajectory is None else trajectory[0]
+    return None if clean is None else model.model.process_latent_out(clean)
+
+
 def _photo(model: Any, inversion: Inversion) -> torch.Tensor:
     """The inverted latent, raw, which some models read beside the noise; an empty one where it was not kept."""
-    trajectory = inversion.carried.get("trajectory")
-    if trajectory is None:
-        return torch.zeros_like(inversion.noise)
-    photo: torch.Tensor = model.model.process_latent_out(trajectory[0])
-    return photo
+    photo = kept_photo(model, inversion)
+    return torch.zeros_like(inversion.noise) if photo is None else photo
 
 
 def run_flow_edit(
@@ -123,6 +144,7 @@ def run_flow_edit(
     """
     check_latent(model, latent)
     grid = checked_grid(model.get_model_object("model_sampling"), sigmas)
+    count = flow_steps(len(grid) - 1, skip, refine)
     guider = PairGuider(model.clone())
     guider.set_prompts(source=source, target=target)
 
@@ -146,7 +168,7 @@ def run_flow_edit(
         guider.conds = dict(guider.fitted)
         return call.in_parts(part, Reconstruction.join)
 
-    return run_inside(guider, latent, sigmas, run, max(1, round((1 - skip) * (len(grid) - 1))))
+    return run_inside(guider, latent, sigmas, run, count)
 
 
 def blocked() -> Any:

@@ -73,6 +73,19 @@ def require_noise(model: Any) -> None:
         )
 
 
+def require_vae(vae: Any, latent: torch.Tensor) -> None:
+    """Refuse a VAE that can't decode a latent ``[B, C, ...]``.
+
+    Raises:
+        DeepInvError: it takes another number of channels.
+    """
+    taken = getattr(vae, "latent_channels", latent.shape[1])
+    if taken != latent.shape[1]:
+        raise DeepInvError(
+            f"the VAE takes latents of {taken} channels, the photo's have {latent.shape[1]}: connect the model's own"
+        )
+
+
 def require_one_stream(samples: Any) -> None:
     """Refuse what ComfyUI's audio and video models have, a NestedTensor.
 

@@ -106,13 +106,18 @@ class SolverHandle:
         """The grid it inverts best on, in flow time; None where any will do."""
         return bind(self.loaded.solver, None, None).grid(steps, refine)
 
+    @property
+    def reads_prompt(self) -> bool:
+        """Whether it reads the prompt that it inverts under."""
+        return KINDS[self.loaded.role].reads_prompt
+
     def bound(self, conditioning: Conditioning | None, rows: slice) -> Solver:
         """The solver under the prompt of some rows of a batch, as the step rule calls it.
 
         Raises:
             DeepInvError: no prompt for a solver that reads one.
         """
-        if not KINDS[self.loaded.role].reads_prompt:
+        if not self.reads_prompt:
             return bind(self.loaded.solver, None, None)
         if conditioning is None:
             raise DeepInvError(

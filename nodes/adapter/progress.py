@@ -39,7 +39,7 @@ class TrainingProgress:
         text = describe(event)
         if text != self._text and time.monotonic() - self._sent > 1:
             self._text, self._sent = text, time.monotonic()
-            _show(text)
+            tell(text)
 
 
 def describe(event: Event) -> str:
@@ -50,7 +50,7 @@ def describe(event: Event) -> str:
     return f"{event.stage}: {event.fraction:.0%}{loss}{left}"
 
 
-def _show(text: str) -> None:
+def tell(text: str) -> None:
     """A line of text under the node that runs."""
     running, server = get_executing_context(), getattr(PromptServer, "instance", None)
     if running is not None and server is not None:

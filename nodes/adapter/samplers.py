@@ -62,13 +62,13 @@ def run_inversion(
     fingerprint = model_info(model).fingerprint
 
     def part(call: Call, rows: slice) -> Inversion:
-        velocity = call.velocity
+        velocity, method = call.velocity, make_method(rows)
         asked = call.require_memoryless(velocity, call.latent, rows)
         inversion = invert(
             velocity,
             call.latent,
             call.grid,
-            make_method(rows),
+            method,
             keep_trajectory=keep_trajectory or measure_residual,
             callback=call.callback,
             model=fingerprint,
@@ -141,6 +141,12 @@ class InvertedNoise:
         self._sampling = model.get_model_object("model_sampling")
         self._latent_format = model.model.latent_format
 
+    def _described(self, latent: torch.Tensor) -> str:
+        """A latent in a person's words."""
+        factor = getattr(self._latent_format, "spacial_downscale_ratio", 8)
+        count = "1 picture" if len(latent) == 1 else f"{len(latent)} pictures"
+        return f"{count} of {latent.shape[-1] * factor}x{latent.shape[-2] * factor} pixels, {latent.shape[1]} channels"
+
     def generate_noise(self, input_latent: dict[str, Any]) -> torch.Tensor:
         """The noise for the LATENT given to the sampler, raw, on the CPU.
 
@@ -152,8 +158,8 @@ class InvertedNoise:
         z, latent = self._inversion.noise, input_latent["samples"].float().cpu()
         if latent.shape != z.shape:
             raise DeepInvError(
-                f"the inverted noise has shape {list(z.shape)} but latent_image has {list(latent.shape)}: "
-                "connect the latent that was inverted"
+                f"the noise is that of {self._described(z)}, latent_image that of {self._described(latent)}: connect "
+                "the latent that was inverted"
             )
         if torch.count_nonzero(latent) > 0:  # ComfyUI leaves an empty latent unshifted
             latent = self._latent_format.process_in(latent)
@@ -217,9 +223,9 @@ class PlainInversionSampler(CoreSampler):
             comfy.model_management.load_models_gpu([model, self._solver.patcher])
 
         def part(call: Call, rows: slice) -> torch.Tensor:
-            velocity = call.velocity
+            velocity, method = call.velocity, self._make_method(rows)
             call.require_memoryless(velocity, call.latent, rows)
-            return invert(velocity, call.latent, call.grid, self._make_method(rows), callback=call.callback).noise
+            return invert(velocity, call.latent, call.grid, method, callback=call.callback).noise
 
         return call.in_parts(part, torch.cat)
 

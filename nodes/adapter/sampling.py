@@ -40,7 +40,8 @@ class Prompt(NamedTuple):
         if self.negative is None and not math.isclose(self.cfg, 1.0):
             what = f"the {name} cfg" if name else "cfg"
             raise DeepInvError(
-                f"{what} is {self.cfg} but no negative conditioning is connected: connect one, or set cfg to 1"
+                f"{what} is {self.cfg:g} but no negative conditioning is connected: connect the empty prompt as "
+                "negative, or set it to 1"
             )
         return self.positive if self.negative is None else self.negative
 

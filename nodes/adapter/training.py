@@ -200,6 +200,9 @@ def run_training(
 
     def run(call: Call) -> tuple[Tensor, Trained]:
         reserved.clear()  # the base is loaded beside it; now the training may have it
+        first = [slice(0, len(prompts.distinct[0]))]
+        asked = PromptedVelocity(call.guider, first, [0], call.extra_args)
+        call.require_memoryless(asked, call.latent[:1], slice(0, 1))
         decode = None if vae is None else partial(_decode, vae, call.guider, call.noise.shape)
         with torch.inference_mode(False):
             return call.latent, train(_base(working, prompts, call), decode)

@@ -219,6 +219,11 @@ def flow_edited(graph: dict[str, Any], **inputs: Any) -> dict[str, Any]:
     return graph
 
 
+def texts(result: Any) -> str:
+    """What the previews of text in a result show."""
+    return "\n".join(text for output in result.outputs.values() for text in output.get("text", []))
+
+
 def half(graph: dict[str, Any]) -> dict[str, Any]:
     """The graph with a MASK whose left half, of 64 pixels, is to be edited."""
     graph["left"] = node("SolidMask", value=1.0, width=32, height=64)

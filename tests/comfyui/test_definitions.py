@@ -59,7 +59,8 @@ def public(name: str, info: dict[str, Any]) -> dict[str, Any]:
 def translation(info: dict[str, Any]) -> dict[str, Any]:
     """A node's entry in a locale, in the words of its schema."""
     inputs = {
-        name: {"name": name.replace("_", " "), "tooltip": spec[1]["tooltip"]} for name, spec in inputs_of(info).items()
+        name: {"name": spec[1].get("display_name", name.replace("_", " ")), "tooltip": spec[1]["tooltip"]}
+        for name, spec in inputs_of(info).items()
     }
     outputs = {
         str(index): {"name": name, "tooltip": tooltip}

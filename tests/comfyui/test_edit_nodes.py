@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,13 @@ from safetensors.torch import load_file
 
 from comfyui_deepinv.deepinv_core.editing import EditOptions, edit, flow_edit
 from comfyui_deepinv.deepinv_core.images import to_tensor
-from comfyui_deepinv.deepinv_core.inversion import load_inversion
+from comfyui_deepinv.deepinv_core.inversion import load_inversion, save_inversion
 from comfyui_deepinv.deepinv_core.methods import METHODS
 from comfyui_deepinv.deepinv_core.metrics import psnr, ssim
 from comfyui_deepinv.deepinv_core.models.transformer import Conditioning, TransformerVelocity
 
 from .client import Client
-from .graphs import GUIDANCE, Pair, kept, node, relative
+from .graphs import GUIDANCE, Pair, kept, node, relative, texts
 from .server import ComfyServer
 
 NAMES = itertools.count()
@@ -106,14 +107,27 @@ def test_without_a_negative_it_is_what_the_photo_was_inverted_under(server: Comf
     assert "negative: none is connected, so the prompt that the photo was inverted under" in texts(result)
 
 
-def test_a_loaded_inversion_has_no_prompt_to_move_away_from(server: ComfyServer, client: Client) -> None:
-    pair, name = Pair("sd3", server), f"promptless{next(NAMES)}"
-    graph = pair.graph()
+def test_a_loaded_inversion_brings_its_prompt_and_its_mask(server: ComfyServer, client: Client) -> None:
+    """The file keeps both, so that an edit of it is that of the inversion; one of 0.1.0 has no prompt, and says so."""
+    pair, name, results = Pair("sd3", server), f"whole{next(NAMES)}", []
+    graph = pair.edited(pair.graph(), cfg=3.0, strength=0.5)
+    graph["left"] = node("SolidMask", value=1.0, width=32, height=64)
+    graph["none"] = node("SolidMask", value=0.0, width=64, height=64)
+    graph["mask"] = node("MaskComposite", destination=["none", 0], source=["left", 0], x=0, y=0, operation="add")
+    graph["masked"] = node("SetLatentNoiseMask", samples=["inputs", 0], mask=["mask", 0])
+    graph["invert"]["inputs"]["latent"] = ["masked", 0]
     graph["store"] = node("DeepInvSaveInversion", inversion=["invert", 3], name=name)
     client.run(graph)
-    graph = pair.edited(pair.graph(), inversion=["load", 3], cfg=3.0)
+    results.append(pair.result()["latent"])
     graph["load"] = node("DeepInvLoadInversion", inversion_name=f"{name}.safetensors", model=["model", 0])
-    with pytest.raises(client.module.WorkflowError, match=r"target cfg is 3\.0 but no negative"):
+    graph["edit"]["inputs"]["inversion"] = ["load", 3]
+    del graph["store"]
+    client.run(graph)
+    results.append(pair.result()["latent"])
+    assert torch.equal(*results) and relative(results[0][..., 4:], pair.latent[..., 4:]) < 1e-4
+    file = server.base / "output" / "deepinv" / f"{name}.safetensors"
+    save_inversion(file, replace(load_inversion(file), prompt=None, mask=None))
+    with pytest.raises(client.module.WorkflowError, match=r"target cfg is 3 but no negative.*connect the empty prompt"):
         client.run(graph)
 
 
@@ -179,11 +193,6 @@ def test_a_ladder_draws_its_labelled_sheet(server: ComfyServer, client: Client, 
     del graph["edit"]["inputs"]["vae"]
     result = client.run(graph, tmp_path)  # nothing to draw, and nothing fails
     assert "sheet" not in result.outputs
-
-
-def texts(result: Any) -> str:
-    """What the previews of text in a result show."""
-    return "\n".join(text for output in result.outputs.values() for text in output.get("text", []))
 
 
 def test_an_inversion_of_another_model_is_refused(server: ComfyServer, client: Client) -> None:

@@ -68,7 +68,7 @@ def test_a_photo_of_any_size_comes_back_in_its_size(
         report = graphs.size(server, client, layout, pixels, tmp_path)
         expected = graphs.expected_size(layout, pixels)
         if expected is None:
-            assert "this model has positions for 64x64 at most: scale the image down" in report["refused"]
+            assert "this model takes 512x512 at most: scale it down" in report["refused"]
         else:
             assert report.get("came back") == expected, report
 

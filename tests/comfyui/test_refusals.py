@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -208,3 +209,61 @@ def test_images_that_cannot_be_compared(name: str, server: ComfyServer, client: 
         "compare": node("DeepInvCompare", reference=["a", 0], result=["b", 0], vae=["demo", 1]),
     }
     assert part in refusal(client, graph)
+
+
+def at_queue(client: Client, graph: Graph) -> str:
+    """Why a graph is refused before anything runs."""
+    with pytest.raises(client.module.WorkflowError, match="the workflow was refused") as caught:
+        client.run(graph)
+    return str(caught.value)
+
+
+QUEUED: dict[str, tuple[Callable[[Graph], Graph], str]] = {
+    "cfg without a negative": (lambda graph: given(graph, "invert", cfg=3.0), "cfg is 3 but no negative"),
+    "no solver": (lambda graph: given(graph, "invert", method="deepinv"), "'deepinv' needs a trained solver"),
+    "no iterations": (lambda graph: given(graph, "invert", method="euler", refine=2), "takes no refine steps"),
+    "beyond its limit": (lambda graph: given(graph, "invert", cfg=99.0), r"cfg is 99.0: a number from 0.0 to 30.0"),
+    "FlowEdit": (lambda graph: flow_edited(graph, target_cfg=2.0), "the target cfg is 2 but no negative"),
+    "sampler": (
+        lambda graph: plain(graph, 0, ["inputs", 0], ["invert", 1], method="deepinv"),
+        "'deepinv' needs a trained solver",
+    ),
+    "name of an inversion": (
+        lambda graph: graph | {"keep": node("DeepInvSaveInversion", inversion=["invert", 3], name="../up")},
+        "a name is no path",
+    ),
+    "name of a solver": (
+        lambda graph: graph | {"keep": node("DeepInvSaveSolver", solver=["demo", 2], name="../up")} | DEMO,
+        "a name is no path",
+    ),
+    "training": (lambda graph: graph | {"train": {**TRAIN, "inputs": TRAIN["inputs"] | {"name": "../up"}}}, "no path"),
+    "steps to check": (
+        lambda graph: graph | {"train": {**TRAIN, "inputs": TRAIN["inputs"] | {"validation_steps": "four"}}},
+        "the validation steps are 'four'",
+    ),
+}
+DEMO = {"demo": node("DeepInvDemoModel", layout="SD3")}
+TRAIN = node(
+    "DeepInvTrainSolver",
+    **{"model": ["model", 0], "latents": ["inputs", 0], "conditioning": ["inputs", 1], "recipe": "fast"},
+    **{"preset": "tiny", "name": "queued", "minutes": 1.0},
+)
+
+
+def given(graph: Graph, name: str, **inputs: Any) -> Graph:
+    """The graph with other inputs to a node."""
+    graph[name]["inputs"] |= inputs
+    return graph
+
+
+@pytest.mark.parametrize("case", QUEUED)
+def test_what_can_be_known_is_said_when_it_is_queued(case: str, server: ComfyServer, client: Client) -> None:
+    """Before a model is loaded or a photo encoded; with a link in the place of the value it is said when it runs."""
+    change, said = QUEUED[case]
+    assert re.search(said, at_queue(client, change(Pair("sd3", server).graph())))
+
+
+def test_what_comes_through_a_link_is_said_when_it_runs(server: ComfyServer, client: Client) -> None:
+    graph = Pair("sd3", server).graph() | {"number": node("PrimitiveFloat", value=3.0)}
+    graph["invert"]["inputs"]["cfg"] = ["number", 0]
+    assert "cfg is 3 but no negative conditioning is connected" in refusal(client, graph)

@@ -7,13 +7,15 @@ import torch
 
 from comfyui_deepinv.deepinv_core import verdict
 from comfyui_deepinv.deepinv_core.drift import Drift, drift
+from comfyui_deepinv.deepinv_core.editing import EditOptions, edit
 from comfyui_deepinv.deepinv_core.images import load_photo
 from comfyui_deepinv.deepinv_core.inversion import invert, reconstruct
 from comfyui_deepinv.deepinv_core.methods import Options, make_method
 from comfyui_deepinv.deepinv_core.metrics import compare
 from comfyui_deepinv.deepinv_core.models.base_model import BaseModel
-from comfyui_deepinv.deepinv_core.models.embedded import load_embedded
+from comfyui_deepinv.deepinv_core.models.embedded import load_embedded, solver_file
 from comfyui_deepinv.deepinv_core.schedule import uniform_grid
+from comfyui_deepinv.deepinv_core.solver import load_solver
 
 from .test_drift import PHOTOS, moved
 
@@ -61,11 +63,101 @@ def test_the_word_is_what_the_way_back_then_shows(
         assert "steps" in said
 
 
+class LayersSkipped:
+    """SD3.5's own recommended guidance: near the noise, three times away from the answer without some layers."""
+
+    cost, sigma_min = 1, 1e-3
+
+    def __init__(self, model: BaseModel, layers: tuple[int, ...]) -> None:
+        self._velocity, self._transformer = model.velocity(""), model.transformer
+        self._whole = model.transformer.transformer_blocks
+        self._rest = torch.nn.ModuleList(block for i, block in enumerate(self._whole) if i not in layers)
+
+    def __call__(self, z: torch.Tensor, sigma: float) -> torch.Tensor:
+        """Velocity, at the cost of a second evaluation there."""
+        v = self._velocity(z, sigma)
+        if not 0.85 <= sigma <= 0.99:
+            return v
+        self._transformer.transformer_blocks = self._rest
+        try:
+            return v + 3 * (v - self._velocity(z, sigma))
+        finally:
+            self._transformer.transformer_blocks = self._whole
+
+
+@pytest.mark.parametrize(
+    ("layers", "steps", "word"), [((1, 2), 8, "Poor"), ((1, 2), 16, "Fair"), ((1,), 8, "Poor"), ((1,), 16, "Good")]
+)
+def test_a_field_bent_near_the_noise_is_judged_by_its_worst_step_there(
+    model: BaseModel, photos: torch.Tensor, layers: tuple[int, ...], steps: int, word: str
+) -> None:
+    """On average such steps undo to 3 to 13 %: good, as it was said."""
+    velocity, latent = LayersSkipped(model, layers), model.encode(photos[:2])
+    inversion = invert(velocity, latent, uniform_grid(steps), make_method("anderson_extrapolated"))
+    assert verdict.of_inversion(inversion).startswith(f"{word}:")
+    images = model.decode(reconstruct(velocity, inversion).latent)
+    assert verdict.of_comparison(compare(photos[:2], images, model.decode(latent))).startswith(f"{word}:")
+
+
+def test_an_edit_s_word_is_how_much_of_the_photo_it_changed(model: BaseModel, photos: torch.Tensor) -> None:
+    """Too little, right and too much, beside the decibels kept; a poor inversion is said."""
+    latent = model.encode(photos[:2])
+    inversion = invert(model.velocity(""), latent, uniform_grid(16), make_method("anderson"), keep_trajectory=True)
+    dial, shares = verdict.Dial("More!", "Less!"), {}
+    for strength in (0.3, 0.8, 1.0):
+        edited = edit(model.velocity("cat", cfg=6.0), inversion, EditOptions(strength=strength, anchor=0.0)).latent
+        shares[f"strength {strength:g}"] = verdict.change(edited, latent)
+        kept = compare(photos[:2], model.decode(edited), model.decode(latent))["psnr_to_vae"]
+        said = verdict.of_edit({f"strength {strength:g}": shares[f"strength {strength:g}"]}, dial)
+        expected = {0.3: ("Fair", 30, 99), 0.8: ("Good", 18, 30), 1.0: ("Poor", 0, 18)}[strength]
+        assert said.startswith(f"{expected[0]}:") and expected[1] < kept < expected[2], (said, kept)
+        assert said.endswith({0.3: "More!", 0.8: "%.", 1.0: "Less!"}[strength])
+    assert verdict.of_edit(shares, dial) == (
+        f"Good: strength 0.8 changes the photo by {100 * shares['strength 0.8']:.0f} %, strength 0.3 hardly changes "
+        "it, strength 1 leaves little of it."
+    )
+    assert verdict.of_edit(shares, dial, poor_inversion=True).startswith("Poor: strength 0.8 changes")
+
+
+def test_a_change_counts_inside_the_mask_alone(model: BaseModel, photos: torch.Tensor) -> None:
+    latent = model.encode(photos[:1])
+    mask = torch.zeros(1, 1, *latent.shape[-2:])
+    mask[..., :2] = 1
+    assert verdict.change(torch.where(mask > 0, latent, 9.0), latent, mask) == 0
+    assert verdict.change(torch.where(mask > 0, 0.0, latent), latent, mask) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("layout", ["sd3", "flux"])
+def test_a_solver_s_word_is_that_of_its_own_validation(layout: str) -> None:
+    """The shipped ones beat all that is free at their cost where N is small; made worse by 20 dB they beat nothing."""
+    rows = load_solver(solver_file(layout)).training["validation"]
+    first = [row for row in rows if not (row["method"] == "deepinv" and row["refine"])]
+    assert verdict.of_solver(first).startswith(
+        "Good: at 2, 4, 8 and 16 steps it beats the best method without a solver"
+    )
+    worse = [{**row, "latent_snr_db": row["latent_snr_db"] - 20 * (row["method"] == "deepinv")} for row in rows]
+    said = verdict.of_solver(worse)
+    assert said.startswith("Poor: at 2, 2 (K = 1), 4") and "fireflow" in said
+    assert verdict.of_solver([]) == ""
+    for damaged in (
+        None,
+        3,
+        [],
+        {},
+        {"validation": 3},
+        {"validation": [3]},
+        {"validation": [{"method": "deepinv"}, {}]},
+    ):
+        assert verdict.of_training(damaged) == ""
+
+
 def test_guidance_and_strong_noise_are_said(model: BaseModel, photos: torch.Tensor) -> None:
     latent = model.encode(photos[:1])
     inversion = invert(model.velocity(""), latent, uniform_grid(2), make_method("anderson"))
     assert "`cfg` 1 inverts best" in verdict.of_inversion(inversion, cfg=4.0)
     assert float(inversion.noise.std()) > 1
+    one = invert(model.velocity(""), latent, uniform_grid(1), make_method("direct_alignment"))
+    assert "One step keeps little" in verdict.of_inversion(one) and "cfg 3" in verdict.of_inversion(one, cfg=3.0)
 
 
 def test_a_comparison_says_what_the_vae_would_allow() -> None:

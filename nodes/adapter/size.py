@@ -1,0 +1,55 @@
+"""A word on a picture's size before a model works on it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import comfy.model_management
+import torch
+
+from .progress import tell
+
+OWN_SIDE = "deepinv_side"
+"""Attachment of a MODEL that knows pictures of one size alone: their side in pixels."""
+
+USUAL = 1024 * 1024
+"""Pixels that SD3.5, FLUX.1 and their like are made for."""
+
+LARGE = 1.5
+SMALL = 0.6
+"""Shares of a model's pixels from which a word is said."""
+
+
+def pixels(model: Any, latent: torch.Tensor) -> tuple[int, int]:
+    """Width and height of the picture of a latent ``[B, C, ..., H, W]``."""
+    factor = getattr(model.model.latent_format, "spacial_downscale_ratio", 8)
+    return latent.shape[-1] * factor, latent.shape[-2] * factor
+
+
+def warn_of_size(model: Any, latent: torch.Tensor) -> list[str]:
+    """What is to be expected of a picture's size, for the report; told on the node that runs at once."""
+    width, height = pixels(model, latent)
+    own = model.attachments.get(OWN_SIDE)
+    share = width * height / (own * own if own else USUAL)
+    said = []
+    if own and not SMALL <= share <= LARGE:
+        said.append(
+            f"the photo is {width}x{height} pixels and this model knows only {own}x{own}: the result will be poor; "
+            f"scale the photo to {own}x{own} before VAE Encode"
+        )
+    elif not own and share > LARGE and latent.ndim == 4:
+        needed, free = (
+            amount / 2**30
+            for amount in (
+                model.model.memory_required(list(latent.shape)),
+                comfy.model_management.get_free_memory(model.load_device),
+            )
+        )
+        said.append(
+            f"the photo is {width}x{height} pixels, {share:.1f} times 1024x1024: each evaluation takes more than "
+            f"{share:.1f} times as long, and about {needed:.1f} GiB beside the weights ({free:.1f} are free); scale it "
+            "down if that is too much"
+        )
+    for line in said:
+        tell(line)
+    return said

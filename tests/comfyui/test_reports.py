@@ -1,0 +1,110 @@
+"""What a person is told: a verdict first, and what an input could not do."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+
+from .client import Client
+from .graphs import FEW, Pair, flow_edited, node, refusal, texts
+from .server import ComfyServer
+
+pytestmark = pytest.mark.usefixtures("log_stays_clean")
+
+VERDICT = re.compile(r"(?:Good|Fair|Poor): [^\n]{20,}")
+SKIPPED = {"scale": 0.5, "double_layers": "1", "single_layers": "", "rescaling_scale": 0.0}
+SKIPPED |= {"start_percent": 0.0, "end_percent": 1.0}
+
+
+def demo(side: int = 64, **invert: Any) -> dict[str, Any]:
+    """An inversion by the included model of a photo of a size, and its report."""
+    prompt = {"model": ["demo", 0], "conditioning": ["empty", 0]}
+    return {
+        "demo": node("DeepInvDemoModel", layout="SD3"),
+        "photo": node("LoadImage", image="example.png"),
+        "small": node("ImageScale", image=["photo", 0], upscale_method="area", width=side, height=side, crop="center"),
+        "latent": node("VAEEncode", pixels=["small", 0], vae=["demo", 1]),
+        "empty": node("DeepInvDemoPrompt", prompt="(empty)"),
+        "invert": node("DeepInvInvert", **prompt, latent=["latent", 0], **{"steps": 4, "method": "auto", **invert}),
+        "report": node("PreviewAny", source=["invert", 4]),
+    }
+
+
+def training(server: ComfyServer, **inputs: Any) -> dict[str, Any]:
+    """A training of some seconds on random latents."""
+    pair = Pair("sd3", server, batch=4)
+    given = {
+        "model": ["model", 0],
+        "latents": ["inputs", 0],
+        "conditioning": ["inputs", 1],
+        "name": f"told {pair.name}",
+    }
+    graph = {name: one for name, one in pair.graph().items() if name in ("model", "inputs")}
+    return graph | {"train": node("DeepInvTrainSolver", **{**given, **FEW, **inputs})}
+
+
+def test_every_report_begins_with_a_verdict(server: ComfyServer, client: Client) -> None:
+    """Of Invert, Edit and FlowEdit; of a training too, which says what the solver is worth."""
+    pair = Pair("sd3", server)
+    graph = flow_edited(pair.edited(pair.graph(), strength=0.5))
+    for name, source in (("invert", ["invert", 4]), ("edit", ["edit", 1]), ("flow", ["flow", 1])):
+        graph[f"said {name}"] = node("PreviewAny", source=source)
+    outputs = client.run(graph).outputs
+    for name in ("invert", "edit", "flow"):
+        assert VERDICT.match(outputs[f"said {name}"]["text"][0]), outputs[f"said {name}"]
+    graph = training(server)
+    graph["masked"] = node("SetLatentNoiseMask", samples=["inputs", 0], mask=["mask", 0])
+    graph["mask"] = node("SolidMask", value=1.0, width=64, height=64)
+    graph["train"]["inputs"]["latents"] = ["masked", 0]
+    (report,) = client.run(graph).outputs["train"]["text"]
+    assert VERDICT.match(report) and "at the same cost" in report.splitlines()[0], report
+    assert "noise masks were not used" in report
+
+
+def test_an_inversion_without_a_photo_is_not_judged_by_its_edit(server: ComfyServer, client: Client) -> None:
+    pair = Pair("sd3", server)
+    said = texts(client.run(pair.edited(pair.graph(keep_trajectory=False))))
+    assert "Not judged: the inversion kept no photo" in said
+
+
+def test_a_ladder_asks_a_patched_model_once(server: ComfyServer, client: Client) -> None:
+    """Four questions of two evaluations each, whatever the number of rungs."""
+    pair = Pair("sd3", server)
+    ladder = {"strength": 0.5, "ladder_to": 1.0, "ladder_count": 3}
+    graph = pair.edited(pair.graph(steps=8), **ladder, model=["patched", 0])
+    graph["patched"] = node("SkipLayerGuidanceDiT", model=["model", 0], **SKIPPED)
+    said = texts(client.run(graph))
+    assert f"{2 * (4 + 6 + 8) + 2 * 4} base evaluations" in said, said
+
+
+@pytest.mark.parametrize("kind", ["Momentum", "NearestAnswer"])
+def test_a_training_asks_whether_its_model_remembers(kind: str, server: ComfyServer, client: Client) -> None:
+    graph = training(server, model=["patched", 0])
+    graph["patched"] = node("ProbeRemembering", model=["model", 0], kind=kind)
+    assert f"the patch {kind} on the model" in refusal(client, graph)
+
+
+def test_a_photo_of_another_size_than_the_included_model_s_is_said(server: ComfyServer, client: Client) -> None:
+    warned = "the photo is 256x256 pixels and this model knows only 64x64"
+    assert warned in texts(client.run(demo(256, steps=1, method="euler")))
+    said = texts(client.run(demo(64, solver=["demo", 2])))
+    assert "knows only" not in said and "the solver, as its training checked it: Fair: at 2" in said
+    said = texts(client.run(demo(64, solver=["demo", 2], method="fireflow", cfg=3.0, negative=["empty", 0])))
+    assert "the connected solver is not used by fireflow" in said
+    assert "It was guided (cfg 3), which inverts worse at twice the cost: `cfg` 1 inverts best." in said
+
+
+def test_an_edit_says_what_it_left_out(server: ComfyServer, client: Client) -> None:
+    pair = Pair("sd3", server)
+    said = texts(client.run(pair.edited(pair.graph("euler"), eta=0.5)))
+    assert "eta and eta_share were not used: the photo was inverted by euler" in said
+
+
+def test_a_vae_of_another_model_is_refused_before_the_edit(server: ComfyServer, client: Client) -> None:
+    graph = demo() | {"other": node("VAELoader", vae_name="pixel_space")}
+    graph["edit"] = node("DeepInvEdit", model=["demo", 0], inversion=["invert", 3], positive=["empty", 0], cfg=1.0)
+    graph["edit"]["inputs"] |= {"strength": 0.5, "anchor": 0.0, "vae": ["other", 0]}
+    graph["keep"] = node("SaveLatent", samples=["edit", 0], filename_prefix="edit")
+    assert "the VAE takes latents of 3 channels, the photo's have 16" in refusal(client, graph)
