@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -112,6 +113,14 @@ def strength_sheet(images: torch.Tensor, strengths: list[float]) -> torch.Tensor
     rows = list(zip(*columns, strict=True))
     sheet = contact_sheet(rows, [f"strength {strength:g}" for strength in strengths], cell=SHEET_CELL)
     return to_tensor(sheet).movedim(1, -1)
+
+
+def reads_trajectory(inputs: Mapping[str, Any]) -> bool:
+    """Whether an edit with these inputs of a queued workflow reads the trajectory; what is linked may be anything."""
+    plain = {name: value for name, value in inputs.items() if not isinstance(value, list)}
+    partial = any(0 <= plain.get(name, 1.0) < 1 for name in ("strength", "ladder_to"))
+    pulled = any(plain.get(name, 0.0) > 0 for name in ("anchor", "variation"))
+    return partial or pulled or "mask" in inputs or plain.get("preset", CUSTOM) != CUSTOM
 
 
 def _more_inputs() -> list[io.Input]:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
 
 from comfy_api.latest import io
 
 from ..deepinv_core import verdict
+from ..deepinv_core.errors import DeepInvError
 from ..deepinv_core.inversion import Inversion
 from ..deepinv_core.methods import BEST_TRAINING_FREE, METHODS, Method, Options, make_method, method_values, options_of
 from . import adapter
 from .checks import UNLINKED, queued
+from .edit import reads_trajectory
 from .types import (
     ADVANCED,
     CATEGORY,
@@ -95,6 +97,27 @@ def choose(
     if used is None:
         build(slice(None))  # refuse a wrong combination before anything runs
     return ChosenMethod(method, settings, used, build)
+
+
+def require_no_reader(workflow: Mapping[str, Any], node_id: str) -> None:
+    """Refuse to leave the trajectory out where an edit in the same workflow reads it.
+
+    Args:
+        workflow: in API format.
+        node_id: of this node.
+
+    Raises:
+        DeepInvError: one does.
+    """
+    for key, one in workflow.items():
+        inputs = one.get("inputs", {})
+        source = inputs.get("inversion")
+        here = isinstance(source, list) and str(source[0]) == node_id
+        if one.get("class_type") == "DeepInvEdit" and here and reads_trajectory(inputs):
+            raise DeepInvError(
+                f"DeepInv Edit (node {key}) reads the inversion's trajectory, which was not kept: turn on "
+                "keep_trajectory here, or set its strength to 1 without anchor, mask and variation"
+            )
 
 
 def require_method(method: str, refine: int | None, *, has_solver: bool) -> None:
@@ -190,6 +213,7 @@ class DeepInvInvert(io.ComfyNode):
             category=CATEGORY,
             description="Finds the noise that this model would have turned into your photo. "
             "Connect noise, sigmas and sampler to SamplerCustomAdvanced and the photo comes back, or an edit of it.",
+            hidden=[io.Hidden.prompt, io.Hidden.unique_id],
             inputs=[*_inputs(), *_optional_inputs()],
             outputs=[
                 io.Noise.Output(display_name="noise", tooltip="For SamplerCustomAdvanced's noise input."),
@@ -255,6 +279,8 @@ class DeepInvInvert(io.ComfyNode):
         **options: float,
     ) -> io.NodeOutput:
         """Invert."""
+        if not keep_trajectory:
+            require_no_reader(cls.hidden.prompt or {}, str(cls.hidden.unique_id))
         if solver is not None:
             solver.check(model)
         choice = choose(method, solver, conditioning, refine, tolerance=tolerance, seed=seed, **options)

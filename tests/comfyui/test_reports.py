@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from .client import Client
-from .graphs import FEW, Pair, flow_edited, node, refusal, texts
+from .graphs import FEW, Pair, flow_edited, node, refusal, sampled, texts
 from .server import ComfyServer
 
 pytestmark = pytest.mark.usefixtures("log_stays_clean")
@@ -20,14 +20,14 @@ SKIPPED |= {"start_percent": 0.0, "end_percent": 1.0}
 
 def demo(side: int = 64, **invert: Any) -> dict[str, Any]:
     """An inversion by the included model of a photo of a size, and its report."""
-    prompt = {"model": ["demo", 0], "conditioning": ["empty", 0]}
+    given = {"model": ["demo", 0], "conditioning": ["empty", 0], "steps": 4, "method": "auto", **invert}
     return {
         "demo": node("DeepInvDemoModel", layout="SD3"),
         "photo": node("LoadImage", image="example.png"),
         "small": node("ImageScale", image=["photo", 0], upscale_method="area", width=side, height=side, crop="center"),
         "latent": node("VAEEncode", pixels=["small", 0], vae=["demo", 1]),
         "empty": node("DeepInvDemoPrompt", prompt="(empty)"),
-        "invert": node("DeepInvInvert", **prompt, latent=["latent", 0], **{"steps": 4, "method": "auto", **invert}),
+        "invert": node("DeepInvInvert", latent=["latent", 0], **given),
         "report": node("PreviewAny", source=["invert", 4]),
     }
 
@@ -69,6 +69,14 @@ def test_an_inversion_without_a_photo_is_not_judged_by_its_edit(server: ComfySer
     assert "Not judged: the inversion kept no photo" in said
 
 
+def test_an_inversion_knows_that_an_edit_will_read_its_trajectory(server: ComfyServer, client: Client) -> None:
+    """Before its first evaluation; it was said by the edit, after the whole inversion."""
+    pair = Pair("sd3", server)
+    for inputs in ({"strength": 0.5}, {"anchor": 0.1}, {"preset": "subtle"}, {"ladder_to": 0.5}, {"variation": 0.1}):
+        said = refusal(client, pair.edited(pair.graph(keep_trajectory=False), **inputs))
+        assert "node invert (DeepInvInvert)" in said and "DeepInv Edit (node edit) reads" in said, said
+
+
 def test_a_ladder_asks_a_patched_model_once(server: ComfyServer, client: Client) -> None:
     """Four questions of two evaluations each, whatever the number of rungs."""
     pair = Pair("sd3", server)
@@ -108,3 +116,19 @@ def test_a_vae_of_another_model_is_refused_before_the_edit(server: ComfyServer, 
     graph["edit"]["inputs"] |= {"strength": 0.5, "anchor": 0.0, "vae": ["other", 0]}
     graph["keep"] = node("SaveLatent", samples=["edit", 0], filename_prefix="edit")
     assert "the VAE takes latents of 3 channels, the photo's have 16" in refusal(client, graph)
+
+
+def test_a_model_whose_layers_are_skipped_is_called_what_comes_back(server: ComfyServer, client: Client) -> None:
+    """SD3.5's recommended setting of its own node: the photo comes back at 22 dB, and the report said good."""
+    graph = demo(steps=16, model=["patched", 0])
+    graph["patched"] = node("SkipLayerGuidanceSD3", model=["demo", 0], layers="1, 2", scale=3.0)
+    graph["patched"]["inputs"] |= {"start_percent": 0.01, "end_percent": 0.15}
+    graph["guider"] = node("BasicGuider", model=["patched", 0], conditioning=["empty", 0])
+    graph["back"] = sampled(["invert", 2], ["latent", 0], ["invert", 1], noise="invert")
+    graph["image"] = node("VAEDecode", samples=["back", 0], vae=["demo", 1])
+    graph["compare"] = node("DeepInvCompare", reference=["small", 0], result=["image", 0], vae=["demo", 1])
+    graph["compared"] = node("PreviewAny", source=["compare", 2])
+    outputs = client.run(graph).outputs
+    for name in ("report", "compared"):
+        assert outputs[name]["text"][0].startswith("Poor: "), outputs[name]
+    assert "a step near the noise undoes to" in outputs["report"]["text"][0]
