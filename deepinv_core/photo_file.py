@@ -76,8 +76,8 @@ def unreadable(path: str | Path, error: Exception) -> DeepInvError:
 
 def lacks_reader(path: Path) -> str:
     """Which of :data:`OPTIONAL` a file is in, where it isn't read here; else empty."""
-    with suppress(OSError):
-        if (form := _optional_format(path)) not in _optional_formats():
+    with suppress(OSError):  # nor is a pipe opened, for which nobody may ever write
+        if path.is_file() and (form := _optional_format(path)) not in _optional_formats():
             return form
     return ""
 

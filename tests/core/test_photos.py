@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -70,6 +71,16 @@ def test_linked_folders_are_searched_once(
     said = LeftOut()
     assert list(find_images(photos, said)) == found
     assert str(said) == left_out
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes with names on this system")
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.png")
+    read = (
+        "from pathlib import Path; from comfyui_deepinv.training.buckets import image_size as read; read(Path('a.png'))"
+    )
+    done = subprocess.run([sys.executable, "-c", read], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert "DeepInvError: 'a.png' is not an image that can be read (OSError: it is no regular file)" in done.stderr
 
 
 def test_a_folder_that_can_t_be_opened_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
