@@ -275,3 +275,9 @@ def binary_messages(client: Client, monkeypatch: pytest.MonkeyPatch) -> list[tup
 
 def inputs_of(info: dict[str, Any]) -> dict[str, list[Any]]:
     return {name: spec for group in ("required", "optional") for name, spec in info["input"].get(group, {}).items()}
+
+
+def with_solver(tiny: Tiny, name: str, method: str = "auto", **inputs: object) -> dict:
+    graph = tiny.graph(method, solver=["solver", 0], **inputs)
+    graph["solver"] = node("DeepInvLoadSolver", solver_name=name)
+    return graph

@@ -12,9 +12,8 @@ from comfyui_deepinv.deepinv_core.solver.fit import fit_walk
 from comfyui_deepinv.deepinv_core.solver.fitted import FittedTable
 
 from .client import Client
+from .graphs import GUIDANCE, Tiny, relative, with_solver
 from .server import ComfyServer
-from .test_invert import GUIDANCE, Tiny, relative
-from .test_solver_nodes import with_solver
 
 
 def write_fitted(tiny: Tiny, *, refine: int = 0) -> tuple[str, FittedTable]:

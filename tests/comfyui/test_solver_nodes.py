@@ -11,14 +11,8 @@ from comfyui_deepinv.deepinv_core.models.transformer import base_info
 from comfyui_deepinv.deepinv_core.solver import bind
 
 from .client import Client
-from .graphs import Tiny, node, relative, write_solver
+from .graphs import Tiny, node, relative, with_solver, write_solver
 from .server import ComfyServer
-
-
-def with_solver(tiny: Tiny, name: str, method: str = "auto", **inputs: object) -> dict:
-    graph = tiny.graph(method, solver=["solver", 0], **inputs)
-    graph["solver"] = node("DeepInvLoadSolver", solver_name=name)
-    return graph
 
 
 @pytest.mark.parametrize("kind", ["sd3", "flux_schnell"])

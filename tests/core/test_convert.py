@@ -28,8 +28,8 @@ from comfyui_deepinv.deepinv_core.solver import CorrectorConfig, load_solver
 from comfyui_deepinv.deepinv_core.solver.convert import convert, read_released
 from comfyui_deepinv.deepinv_core.solver.corrector_network import CorrectorNetwork
 
+from .mixture_inversion import made
 from .released import STATE, TENSORS, checkpoints, module_of, saved
-from .test_inversion_file import made
 
 BASE = BaseInfo("sd3", 4, "f")
 

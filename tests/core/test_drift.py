@@ -12,15 +12,7 @@ from comfyui_deepinv.deepinv_core.drift import drift
 from comfyui_deepinv.deepinv_core.errors import DeepInvError
 from comfyui_deepinv.deepinv_core.images import load_photo
 
-PHOTOS = sorted((Path(__file__).parents[2] / "deepinv_core" / "embedded" / "photos").glob("*.png"))
-
-
-def moved(photo: torch.Tensor, right: float, down: float, zoom: float) -> torch.Tensor:
-    """The photo ``[3, H, W]`` moved and enlarged about its middle, edges repeated."""
-    height, width = photo.shape[-2:]
-    theta = torch.tensor([[1 / zoom, 0, -2 * right / width / zoom], [0, 1 / zoom, -2 * down / height / zoom]])
-    grid = F.affine_grid(theta[None], [1, 3, height, width], align_corners=False)
-    return F.grid_sample(photo[None], grid, mode="bicubic", padding_mode="border", align_corners=False)[0].clamp(0, 1)
+from .moved_photos import PHOTOS, moved
 
 
 @pytest.mark.parametrize("file", PHOTOS, ids=lambda file: file.stem)

@@ -222,6 +222,13 @@ def test_functions_classes_and_the_whole_stay_small() -> None:
     assert (too_long() | too_many_lines()) - OVER == set()
 
 
+def test_no_test_module_imports_another() -> None:
+    """What they share has a module of its own: a test may move, or be run alone."""
+    imports = re.compile(r"^\s*from \.[\w.]*\btest_\w+ import|^\s*from \.[\w.]* import test_", re.MULTILINE)
+    tests = (ROOT / "tests").rglob("test_*.py")
+    assert [path.name for path in tests if imports.search(path.read_text(encoding="utf-8"))] == []
+
+
 # --- the texts -------------------------------------------------------------------------------------------------------
 
 

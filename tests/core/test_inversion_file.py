@@ -10,18 +10,10 @@ import torch
 
 from comfyui_deepinv.deepinv_core import checkpoint
 from comfyui_deepinv.deepinv_core.errors import DeepInvError
-from comfyui_deepinv.deepinv_core.inversion import invert, load_inversion, reconstruct, save_inversion, with_residual
-from comfyui_deepinv.deepinv_core.methods import METHODS, Options, make_method
-from comfyui_deepinv.deepinv_core.schedule import shifted_grid
+from comfyui_deepinv.deepinv_core.inversion import load_inversion, reconstruct, save_inversion
+from comfyui_deepinv.deepinv_core.methods import METHODS
 
-from .problems import ZERO, GaussianMixture
-
-
-def made(name: str = "anderson", **options):
-    flow = GaussianMixture()
-    method = make_method(name, Options(**options), solver=ZERO)
-    inversion = invert(flow, flow.sample(2).float(), shifted_grid(5), method, keep_trajectory=True, model="abc")
-    return flow, with_residual(flow, inversion, drop_trajectory=True)
+from .mixture_inversion import made
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -17,7 +17,7 @@ from comfyui_deepinv.deepinv_core.models.embedded import load_embedded, solver_f
 from comfyui_deepinv.deepinv_core.schedule import uniform_grid
 from comfyui_deepinv.deepinv_core.solver import load_solver
 
-from .test_drift import PHOTOS, moved
+from .moved_photos import PHOTOS, moved
 
 
 @pytest.fixture(scope="module")
