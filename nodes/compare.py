@@ -129,10 +129,13 @@ class DeepInvCompare(io.ComfyNode):
         large = min(photo.shape[2:]) >= SMALLEST_SIDE
         moves = [drift(*pair) for pair in zip(photo, made, strict=True)] if large else []
         sheet = grid(columns)
+        report = describe(numbers, moves)
+        if max(reference.shape[-1], result.shape[-1]) > 3:
+            report += "\ntransparency was left out: the colours alone were compared"
         return io.NodeOutput(
             sheet,
             difference.movedim(1, -1).contiguous(),
-            describe(numbers, moves),
+            report,
             numbers["psnr"],
             ui=ui.PreviewImage(sheet, cls=cls).as_dict() | _before_after(cls, reference, result),
         )

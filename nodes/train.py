@@ -7,13 +7,12 @@ from typing import Any
 
 from comfy_api.latest import io, ui
 
-from ..deepinv_core.names import safe_name
 from ..deepinv_core.solver import CorrectorConfig
 from ..training.recipes import RECIPES
 from ..training.validation import step_counts
 from . import adapter
 from .checks import queued
-from .train_run import TrainInputs, run
+from .train_run import TrainInputs, require_free, run
 from .types import ADVANCED, CATEGORY, Solver, own, schema_extras, seed_input
 
 
@@ -42,16 +41,20 @@ class DeepInvTrainSolver(io.ComfyNode):
 
     @classmethod
     def validate_inputs(
-        cls, name: Sequence[str | None], validation_steps: Sequence[str | None] = (None,)
+        cls,
+        name: Sequence[str | None],
+        validation_steps: Sequence[str | None] = (None,),
+        resume: Sequence[bool | None] = (True,),
     ) -> bool | str:
-        """A name or step counts that can't be, when it is queued: photos take long to encode."""
+        """A name or step counts that can't be, or a taken name, when it is queued: photos take long to encode."""
 
         def check() -> None:
-            for value, required in ((name[0], safe_name), (validation_steps[0], step_counts)):
-                if value is not None:
-                    required(value)
+            if name[0] is not None:
+                require_free(name[0], resume=resume[0] is not False)
+            if validation_steps[0] is not None:
+                step_counts(validation_steps[0])
 
-        return queued(cls, check, name=name[0], validation_steps=validation_steps[0])
+        return queued(cls, check, name=name[0], validation_steps=validation_steps[0], resume=resume[0])
 
     @classmethod
     def execute(

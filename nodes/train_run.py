@@ -116,6 +116,8 @@ def run(
     report = _describe(trained, cache, folder, recipe, inputs)
     if any(latent.get("noise_mask") is not None for latent in latents):
         report += "\nthe latents' noise masks were not used: a solver is trained on whole pictures"
+    if inputs.recipe != "fast" and any(len(prompt) > 1 for prompt in prompts.distinct):
+        report += "\nof combined prompts the solver reads the first alone; the model reads all"
     return Outcome(solver, [loss for _, loss in trained.losses], report)
 
 
@@ -148,18 +150,29 @@ def _network(inputs: TrainInputs, recipe: Recipe, channels: int, prompts: adapte
         return config.build()
 
 
+def require_free(name: str, *, resume: bool) -> None:
+    """Refuse a name that no folder can have, or that is taken and not to be resumed.
+
+    Raises:
+        DeepInvError: it is one.
+    """
+    folder = adapter.training_folder(safe_name(name))
+    training, solver = ((folder / file).exists() for file in (FILE, SOLVER_FILE))
+    if solver and not training:
+        raise DeepInvError(f"output/deepinv/{name} holds a solver but no training to go on with: choose another name")
+    if training and not resume:
+        raise DeepInvError(
+            f"a training named {name!r} is in output/deepinv and is left as it is: choose another name, or turn "
+            "resume on to go on with it"
+        )
+
+
 def _require_resumable(folder: Path, name: str, cache: LatentCache, *, resume: bool) -> None:
     """Refuse a name that is taken and not to be resumed, or was trained on other latents."""
+    require_free(name, resume=resume)
     solver = folder / SOLVER_FILE
     if not (folder / FILE).exists():
-        if solver.exists():
-            raise DeepInvError(f"{folder} holds a solver but no training to go on with: choose another name")
         return
-    if not resume:
-        raise DeepInvError(
-            f"a training named {name!r} is in {folder}, and is left as it is: choose another name, or turn resume on "
-            "to go on with it"
-        )
     before = checkpoint.read_metadata(solver, kind="solver")["training"] if solver.exists() else None
     if before is not None and before["images_trained_on"] != cache.train:
         raise DeepInvError(

@@ -20,6 +20,7 @@ from ...deepinv_core.inversion import Inversion, invert, reconstruct, with_resid
 from ...deepinv_core.methods import Method
 from .latents import as_taken, require_one_stream
 from .models import SolverHandle, model_info
+from .progress import tell
 from .sampling import SEED, Call, CoreSampler, Prompt, prompted, run_inside
 from .velocity import GuiderVelocity, checked_grid, is_flow
 
@@ -209,6 +210,12 @@ class ReconstructionSampler(CoreSampler):
         return reconstruct(velocity, replace(inversion, noise=z).to(z.device), callback=call.callback).latent
 
 
+def _tell_of_mask(call: Call) -> None:
+    """Say on the node that a plain pair of samplers walks the whole picture."""
+    if call.mask is not None:
+        tell("the latent's noise mask is not used here: DeepInv Invert and DeepInv Edit obey it")
+
+
 class PlainInversionSampler(CoreSampler):
     """An inversion method as ComfyUI's SAMPLER: takes the photo as latent_image, gives the noise as the latent."""
 
@@ -217,6 +224,7 @@ class PlainInversionSampler(CoreSampler):
 
     def walk(self, call: Call) -> torch.Tensor:
         """Photo in, noise out."""
+        _tell_of_mask(call)
         if self._solver is not None:
             model = call.guider.model_patcher
             self._solver.check(model)
@@ -239,6 +247,7 @@ class PlainWayBack(CoreSampler):
 
     def walk(self, call: Call) -> torch.Tensor:
         """Noise in, photo out."""
+        _tell_of_mask(call)
         if not call.latent.any():
             raise DeepInvError("latent_image is empty: connect the noise there, the latent of the sampler that made it")
         clean = self._clean(call)

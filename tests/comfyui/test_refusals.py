@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -236,6 +237,10 @@ QUEUED: dict[str, tuple[Callable[[Graph], Graph], str]] = {
         lambda graph: graph | {"keep": node("DeepInvSaveSolver", solver=["demo", 2], name="../up")} | DEMO,
         "a name is no path",
     ),
+    "taken name": (
+        lambda graph: graph | {"train": {**TRAIN, "inputs": TRAIN["inputs"] | {"name": "taken", "resume": False}}},
+        "a training named 'taken' is in output/deepinv",
+    ),
     "training": (lambda graph: graph | {"train": {**TRAIN, "inputs": TRAIN["inputs"] | {"name": "../up"}}}, "no path"),
     "steps to check": (
         lambda graph: graph | {"train": {**TRAIN, "inputs": TRAIN["inputs"] | {"validation_steps": "four"}}},
@@ -260,7 +265,22 @@ def given(graph: Graph, name: str, **inputs: Any) -> Graph:
 def test_what_can_be_known_is_said_when_it_is_queued(case: str, server: ComfyServer, client: Client) -> None:
     """Before a model is loaded or a photo encoded; with a link in the place of the value it is said when it runs."""
     change, said = QUEUED[case]
+    taken = server.base / "output" / "deepinv" / "taken"
+    taken.mkdir(parents=True, exist_ok=True)
+    (taken / "state.safetensors").touch()
     assert re.search(said, at_queue(client, change(Pair("sd3", server).graph())))
+
+
+def test_a_person_sees_no_path_of_the_installation(server: ComfyServer, client: Client) -> None:
+    """ComfyUI shows an error's type with its module, and its message; both were read as they are kept."""
+    graph = given(Pair("sd3", server).graph(), "invert", sigmas=["sigmas", 0]) | {
+        "sigmas": node("ProbeSigmas", values="0,0")
+    }
+    answer = client.post("/prompt", {"prompt": graph})
+    while not (history := client.get(f"/history/{answer['prompt_id']}")):
+        time.sleep(0.2)
+    (error,) = [data for kind, data in history[answer["prompt_id"]]["status"]["messages"] if kind == "execution_error"]
+    assert error["exception_type"] == "DeepInvError" and "/" not in error["exception_message"]
 
 
 def test_what_comes_through_a_link_is_said_when_it_runs(server: ComfyServer, client: Client) -> None:
