@@ -2,7 +2,7 @@
 
 from comfy_api.latest import ComfyExtension, io
 
-from .adapter import register_folders
+from .adapter import offer_photos, register_folders
 from .checks import checked
 from .compare import DeepInvCompare
 from .demo import DeepInvDemoModel, DeepInvDemoPrompt
@@ -19,8 +19,9 @@ class DeepInvExtension(ComfyExtension):
     """What ComfyUI asks the pack for."""
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        """Every node of the pack; models/deepinv is made known before their menus are built."""
+        """Every node of the pack; models/deepinv and the photographs are there before menus are built."""
         register_folders()  # not in on_load, which ComfyUI 0.3.75 never calls
+        offer_photos()
         nodes: list[type[io.ComfyNode]] = [
             DeepInvInvert,
             DeepInvEdit,

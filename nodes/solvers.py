@@ -26,7 +26,8 @@ class DeepInvLoadSolver(io.ComfyNode):
                 io.Combo.Input(
                     "solver_name",
                     options=adapter.solver_names(),
-                    tooltip="A .safetensors file in models/deepinv; it works with the base model it was trained for.",
+                    tooltip="A .safetensors file in models/deepinv, or a solver of the included model; it works with "
+                    "the base model it was trained for.",
                 )
             ],
             outputs=[Solver.Output(display_name="solver", tooltip="For DeepInv Invert's solver input.")],

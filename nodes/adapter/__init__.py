@@ -5,7 +5,7 @@ keeps LoRA, ControlNet, fp8 and GGUF weights and model patches working, and the 
 """
 
 from .edits import blocked, changed, kept_photo, run_edit, run_flow_edit
-from .files import inversion_names, inversion_path, new_inversion_path
+from .files import inversion_names, inversion_path, new_inversion_path, offer_photos
 from .latents import as_taken, require_vae
 from .models import (
     Conditioning,
@@ -64,6 +64,7 @@ __all__ = [
     "model_info",
     "new_inversion_path",
     "new_solver_path",
+    "offer_photos",
     "own_sigmas",
     "patch_names",
     "register_folders",

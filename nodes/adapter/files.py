@@ -1,16 +1,36 @@
-"""Where inversions are kept: ``output/deepinv``."""
+"""Where inversions are kept, ``output/deepinv``, and where photographs are chosen, ``input``."""
 
 from __future__ import annotations
 
+import logging
 import os
+import shutil
 from pathlib import Path
 
 import folder_paths
 
+from ...deepinv_core.atomic import replacing
 from ...deepinv_core.errors import DeepInvError
+from ...deepinv_core.models.embedded import PHOTOS_FOLDER
 from ...deepinv_core.names import free_path
 
 FOLDER = "deepinv"
+
+log = logging.getLogger(__name__)
+
+
+def offer_photos() -> None:
+    """Put the shipped photographs, which templates open with, where Load Image chooses from; what is there stays."""
+    folder = Path(folder_paths.get_input_directory())
+    for photo in PHOTOS_FOLDER.rglob("*.png"):
+        target = folder / f"{FOLDER}_{photo.name}"
+        if not os.path.lexists(target):
+            try:
+                with replacing(target) as temporary:
+                    shutil.copyfile(photo, temporary)
+            except DeepInvError as error:
+                log.warning("no photographs for the templates: %s", error)
+                return
 
 
 def inversion_names() -> list[str]:

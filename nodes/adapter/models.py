@@ -16,6 +16,7 @@ import torch
 from ...deepinv_core.errors import DeepInvError
 from ...deepinv_core.memory import rows_of
 from ...deepinv_core.models.base_info import BaseInfo, describe_geometry
+from ...deepinv_core.models.embedded import LAYOUTS, solver_file
 from ...deepinv_core.names import free_path
 from ...deepinv_core.solver import KINDS, LoadedSolver, Solver, bind, load_solver, require_base
 from .files import require_no_way_out
@@ -128,9 +129,15 @@ class SolverHandle:
         return bind(self.loaded.solver, *(one if one is None else one.to(self.patcher.load_device) for one in found))
 
 
+def included_solvers() -> dict[str, str]:
+    """Path of each solver that comes with the pack, by its name in the menu."""
+    return {f"included: {layout}": path for layout in LAYOUTS if (path := solver_file(layout))}
+
+
 def solver_names() -> list[str]:
-    """Solver files in ``models/deepinv``."""
-    return [name for name in folder_paths.get_filename_list(SOLVER_FOLDER) if name.endswith(".safetensors")]
+    """Solver files in ``models/deepinv``, then those that come with the pack."""
+    files = [name for name in folder_paths.get_filename_list(SOLVER_FOLDER) if name.endswith(".safetensors")]
+    return [*files, *included_solvers()]
 
 
 def solver_path(name: str) -> str:
@@ -142,7 +149,8 @@ def solver_path(name: str) -> str:
     Raises:
         DeepInvError: it is gone.
     """
-    path = folder_paths.get_full_path(SOLVER_FOLDER, name) if name in solver_names() else None
+    included = included_solvers().get(name)
+    path = included or (folder_paths.get_full_path(SOLVER_FOLDER, name) if name in solver_names() else None)
     if path is None:
         raise DeepInvError(
             f"there is no solver {name!a:.120} in models/{SOLVER_FOLDER}: put its .safetensors file there"

@@ -10,7 +10,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -80,8 +80,8 @@ class FrontEnd:
         """Load the page, without the dialog that greets new users and the map that covers a corner."""
         for setting, value in SETTINGS.items():
             self.page.request.post(f"{self.server.url}/settings/{setting}", data=value)
-        self.page.goto(self.server.url)
-        self.page.wait_for_function(FRONT_END_READY, timeout=60_000)
+        self.page.goto(self.server.url, timeout=120_000)
+        self.page.wait_for_function(FRONT_END_READY, timeout=120_000)
         self.page.wait_for_load_state("networkidle")
         return self
 
@@ -115,15 +115,15 @@ class FrontEnd:
         known = self.page.evaluate("() => Object.keys(LiteGraph.registered_node_types)")
         return sorted(set(self.node_types()) - set(known))
 
-    def run(self, timeout: float = 300) -> dict[str, Any]:
-        """Press Run's keys (Ctrl+Enter), wait for the end and return the history entry.
+    def run(self, timeout: float = 300, press: Callable[[], None] | None = None) -> dict[str, Any]:
+        """Press Run's keys (Ctrl+Enter), or what else starts it, wait for the end and return the history entry.
 
         Raises:
             AssertionError: the server refused the workflow, or it did not end in time.
         """
         is_prompt = lambda reply: reply.url.endswith("/prompt") and reply.request.method == "POST"  # noqa: E731
         with self.page.expect_response(is_prompt, timeout=30_000) as reply:
-            self.page.keyboard.press("Control+Enter")
+            press() if press else self.page.keyboard.press("Control+Enter")
         answer = reply.value.json()
         assert reply.value.ok and not answer.get("node_errors"), f"refused: {json.dumps(answer)[:2000]}"
         address = f"{self.server.url}/history/{answer['prompt_id']}"

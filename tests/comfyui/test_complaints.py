@@ -16,12 +16,12 @@ from PIL import Image
 
 from comfyui_deepinv.deepinv_core.images import to_tensor
 from comfyui_deepinv.deepinv_core.metrics import psnr
-from comfyui_deepinv.tools.workflows.make import twin
 
 from .client import Client
 from .environment import ROOT
 from .graphs import Tiny, inputs_of, node, relative
 from .server import ComfyServer
+from .workflows import compared, find, twin
 
 pytestmark = pytest.mark.usefixtures("log_stays_clean")
 
@@ -51,7 +51,7 @@ TESTS_OF = {
     ],
     "Own noise levels, FLUX, few steps": [
         "tests/comfyui/test_invert.py::test_core_euler_takes_the_noise_too",
-        "tests/comfyui/test_workflows.py::test_runs_with_tiny_models_in_place_of_the_loaders",
+        "tests/comfyui/test_workflows.py::test_runs_with_tiny_models_in_place_of_the_loader",
         "tests/comfyui/test_workflows.py::test_makes_the_picture_it_is_shipped_with",
     ],
     '"How do I use FlipSigmas?"': [
@@ -66,7 +66,7 @@ TESTS_OF = {
     ],
     "A workflow asks for unknown nodes": [
         "tests/comfyui/test_workflows.py::test_only_core_nodes_and_ours",
-        "tests/comfyui/test_browser.py::test_shipped_workflow_opens_and_runs",
+        "tests/comfyui/test_newcomer.py::test_opens_readable",
     ],
     "The photo comes back changed": [
         "tests/comfyui/test_invert.py::test_more_steps_come_back_better",
@@ -156,17 +156,30 @@ def faults(photo: torch.Tensor, edited: torch.Tensor) -> list[str]:
 
 def test_defaults_give_a_visible_faithful_edit(server: ComfyServer, client: Client, tmp_path: Path) -> None:
     """Four pictures, nothing tuned: horses to automobiles by Edit as it comes out of the menu."""
-    graph = twin("edit_by_prompt")
+    graph = twin("edit_a_photo")
     settings = {key: spec[1] for key, spec in inputs_of(client.get("/object_info")["DeepInvEdit"]).items()}
     defaults = {key: given["default"] for key, given in settings.items() if "default" in given}
     assert {"cfg", "strength", "anchor"} <= set(defaults)
-    graph["8"]["inputs"] |= defaults
-    graph["81"]["inputs"]["batch_size"] = 4
-    kept = {key: graph[key] for key in ("2", "3", "4", "5", "6", "7", "8", "9", "80", "81", "82", "83")}
-    kept["both"] = node("ImageBatch", image1=["2", 0], image2=["9", 0])
+    edit, photo = find(graph, "DeepInvEdit"), find(graph, "DeepInvCompare")["reference"]
+    edit |= defaults
+    graph[edit["positive"][0]]["inputs"]["prompt"] = "automobile"
+    model, empty = edit["model"], edit["negative"]
+    sampled = {"seed": 2, "steps": 20, "cfg": 2.0, "sampler_name": "euler", "scheduler": "simple", "denoise": 1.0}
+    graph["horse"] = node("DeepInvDemoPrompt", prompt="horse")
+    graph["four"] = node("EmptySD3LatentImage", width=64, height=64, batch_size=4)
+    graph["made"] = node(
+        "KSampler", model=model, positive=["horse", 0], negative=empty, latent_image=["four", 0], **sampled
+    )
+    graph["horses"] = node("VAEDecode", samples=["made", 0], vae=[model[0], 1])
+    graph[photo[0]]["inputs"]["image"] = ["horses", 0]
+    result = find(graph, "DeepInvCompare")["result"]
+    kept = {
+        key: one for key, one in graph.items() if one["class_type"] not in ("SaveImage", "PreviewImage", "PreviewAny")
+    }
+    kept["both"] = node("ImageBatch", image1=photo, image2=result)
     kept["save"] = node("SaveImage", images=["both", 0], filename_prefix="complaints/edit")
-    files = client.run(kept, tmp_path).images
-    pictures = torch.cat([to_tensor(Image.open(file).convert("RGB")) for file in files])
+    made = client.run(kept, tmp_path).outputs["save"]["images"]
+    pictures = torch.cat([to_tensor(Image.open(tmp_path / one["filename"]).convert("RGB")) for one in made])
     photo, edited = pictures.chunk(2)
     assert faults(photo, edited) == [], (
         float(psnr(edited, photo).mean()),
@@ -182,12 +195,13 @@ def test_defaults_give_a_visible_faithful_edit(server: ComfyServer, client: Clie
 
 def test_a_quick_preview_costs_nine_evaluations(server: ComfyServer, client: Client, tmp_path: Path) -> None:
     """FireFlow in eight steps: the photo is there, at a fifth of what ``auto`` takes without a solver (49)."""
-    graph = twin("invert_and_reconstruct")
-    graph["6"]["inputs"] |= {"method": "fireflow", "steps": 8}
+    graph = twin("reconstruct")
+    find(graph, "DeepInvInvert").update(method="fireflow", steps=8)
+    (invert,) = [key for key, one in graph.items() if one["class_type"] == "DeepInvInvert"]
+    graph["report"] = node("PreviewAny", source=[invert, 4])
     result = client.run(graph, tmp_path)
     assert any(", 9 base evaluations" in text for text in result.texts), result.texts
-    picture = to_tensor(Image.open(result.images[0]).convert("RGB"))
-    _, ceiling, back = picture.chunk(3, dim=3)
+    _, ceiling, back, _ = compared(graph, result.outputs, tmp_path)
     assert float(psnr(back, ceiling)) > 25
     assert layout_kept(ceiling, back) > 0.95
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import threading
 import time
 from pathlib import Path
@@ -10,18 +9,16 @@ from typing import Any
 
 import pytest
 import torch
-from PIL import Image
 from safetensors.torch import save_file
 
-from comfyui_deepinv.deepinv_core.images import to_tensor
 from comfyui_deepinv.deepinv_core.methods import METHODS
 from comfyui_deepinv.deepinv_core.metrics import psnr
 from comfyui_deepinv.deepinv_core.models.embedded import load_embedded
 
 from .client import Client
-from .environment import ROOT
 from .graphs import KINDS, Tiny, node, relative
 from .server import ComfyServer
+from .workflows import compared, find, twin
 
 pytestmark = pytest.mark.usefixtures("log_stays_clean")
 
@@ -199,18 +196,16 @@ def test_sigmas_of_another_run_are_refused_on_the_way_back(server: ComfyServer, 
 def test_the_shipped_workflow_gives_the_photo_back(
     layout: str, server: ComfyServer, client: Client, tmp_path: Path
 ) -> None:
-    graph = json.loads((ROOT / "headless" / "invert_and_reconstruct_api.json").read_text())
-    graph["3"]["inputs"]["layout"] = layout
+    graph = twin("reconstruct")
+    find(graph, "DeepInvDemoModel")["layout"] = layout
     result = client.run(graph, tmp_path)
-    picture = Image.open(result.images[0]).convert("RGB").resize((192, 64), Image.Resampling.NEAREST)
-    both = to_tensor(picture)
-    photo, shown_ceiling, back = both.split(64, dim=-1)
+    photo, shown_ceiling, back, _ = compared(graph, result.outputs, tmp_path)
     model = load_embedded(layout.lower())
     ceiling = model.decode(model.encode(photo))
     assert float(psnr(shown_ceiling, ceiling)) > 40  # both sides load the same VAE
     assert float(psnr(back, ceiling)) > 40  # the inversion adds nothing to the VAE's own error
     assert float(psnr(back, photo)) > float(psnr(ceiling, photo)) - 0.1
-    assert any("base evaluations" in text for text in result.texts)
+    assert any(text.startswith("Good") for text in result.texts)
 
 
 def test_more_steps_come_back_better(server: ComfyServer, client: Client) -> None:

@@ -11,9 +11,10 @@ import sysconfig
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
+
+from comfyui_deepinv.tools.workflows.for_scripts import FOR_SCRIPTS
 
 from ..shipped import shipped
 from . import environment
@@ -22,7 +23,7 @@ from .environment import HERE, ROOT, Installation
 from .server import PACK_NAME, ComfyServer
 from .workflows import shortened
 
-WORKFLOWS = ["train_a_solver", "use_a_solver", "save_inversion", "reuse_inversion", "own_sampler", "edit_by_prompt"]
+WORKFLOWS = ["train_a_solver", "use_a_solver", "reuse_an_inversion", *FOR_SCRIPTS, "edit_a_photo"]
 LEFT_OUT = {".ci", ".github", "benchmarks", "constraints.txt", "docs", "tests"}
 COMFYUI_S_OWN = r"server\.log|temp/.*|user/.*|output/deepinv/[^/]*\.png"
 """What ComfyUI and its own nodes write; the shipped workflows save their pictures under the prefix ``deepinv/``."""
@@ -110,9 +111,7 @@ def touched(watched: Watched) -> dict[str, set[str]]:
     before = {name: listing(folder) for name, folder in places.items()}
     ran = set()
     for name in WORKFLOWS:
-        prompt = shortened(watched.client, name)
-        if name == "own_sampler":
-            prompt["compare"] = {"class_type": "DeepInvCompare", "inputs": compared(prompt)}
+        prompt = shortened(name)
         for node in prompt.values():
             node["inputs"] |= {"steps": 2} if "steps" in node["inputs"] else {}
             ran.add(node["class_type"])
@@ -141,6 +140,9 @@ def test_what_the_pack_does_is_what_is_said(watched: Watched, touched: dict[str,
     written = {Path(path) for kind, _, *paths in events for path in paths if kind == "write"}
     outside = {path for path in written if not within(path, folders)}
     assert len(written) > len(outside)
+    offered = {path for path in outside if path.parent == base / "input" and "deepinv_" in path.name}
+    assert "`input/deepinv_NAME.png`" in section()  # before the watch begins, where the pack is loaded first
+    outside -= offered
     assert {path for path in outside if not within(path, [base / "temp", watched.home / MATPLOTLIB_S])} == set()
     read = {Path(path) for kind, _, *paths in events for path in paths if kind == "read"}
     assert read and {path for path in read if not within(path, [base, watched.pack, *code_folders(watched)])} == set()
@@ -167,12 +169,6 @@ def test_variables_are_those_the_readme_lists() -> None:
     assert used == set(re.findall(r"`(DEEPINV_[A-Z_]+)`", section()))
     by_name = set(re.findall(r"""environ(?:\.get\(|\[)["'](\w+)["']""", text))
     assert by_name <= {"WORLD_SIZE", "LOCAL_WORLD_SIZE", "LOCAL_RANK", "RANK"}
-
-
-def compared(prompt: dict[str, Any]) -> dict[str, Any]:
-    """Inputs of a comparison of the two pictures that a workflow puts side by side."""
-    (stitch,) = [node["inputs"] for node in prompt.values() if node["class_type"] == "ImageStitch"]
-    return {"reference": stitch["image1"], "result": stitch["image2"]}
 
 
 def within(path: Path, folders: list[Path]) -> bool:

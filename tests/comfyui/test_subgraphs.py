@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from comfyui_deepinv.tools.workflows.subgraphs import BLUEPRINTS, Blueprint
+from comfyui_deepinv.tools.workflows.blueprints import BLUEPRINTS, Blueprint
+from comfyui_deepinv.tools.workflows.templates import MASKED
 
 from .browser import FrontEnd, open_front_end
 from .conftest import Client
-from .environment import ROOT
 from .server import ComfyServer
 from .workflows import picture_file
 
@@ -28,6 +28,7 @@ SETUP = """async ([data, external]) => {
     const connect = (node, output, name) =>
         node.connect(output, job, job.inputs.findIndex(input => input.name === name));
     connect(made.photo, 0, "photo");
+    if (job.inputs.some(input => input.name === "mask")) connect(made.photo, 1, "mask");
     if (made.model) {
         connect(made.model, 0, "model");
         connect(made.model, 1, "vae");
@@ -72,21 +73,19 @@ def test_they_are_listed_for_the_library(client: Client) -> None:
 
 @pytest.mark.parametrize("blueprint", BLUEPRINTS, ids=lambda blueprint: blueprint.file.stem)
 def test_it_opens_runs_unpacks_and_is_the_same_after_saving(
-    blueprint: Blueprint, front_end: FrontEnd, client: Client, server: ComfyServer, tmp_path: Path
+    blueprint: Blueprint, front_end: FrontEnd, server: ComfyServer, tmp_path: Path
 ) -> None:
-    photo = ROOT / "deepinv_core" / "embedded" / "photos" / "rocket.png"
-    client.module.upload_image(server.address, photo)
     data = json.loads(blueprint.file.read_text(encoding="utf-8"))
     needs_model = "model" in blueprint.inputs
     external = {
-        "photo": ["LoadImage", {"image": photo.name}],
+        "photo": ["LoadImage", {"image": MASKED}],
         "preview": ["PreviewImage", {}],
         "text": ["PreviewAny", {}],
         **(WITH_MODEL if needs_model else {}),
     }
     front_end.page.evaluate(SETUP, [data, external])
     face = set(front_end.page.evaluate("() => app.graph.nodes[0].widgets.map(w => w.name)"))
-    assert {name for name in blueprint.inputs if name not in ("model", "vae", "photo", "solver")} >= face
+    assert {name for name in blueprint.inputs if name not in ("model", "vae", "photo", "mask", "solver")} >= face
     assert "steps" in face
     front_end.page.evaluate("() => { app.graph.nodes[0].widgets.find(w => w.name === 'steps').value = 4; }")
     sent = front_end.api_format()

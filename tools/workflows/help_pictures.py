@@ -1,8 +1,9 @@
-"""Makes the pictures of the help pages: the node in a shipped workflow, and what that workflow gave when it ran.
+"""Makes the pictures of the help pages, the node and what it gave in a template, and README's picture of a workflow.
 
     python -m comfyui_deepinv.tools.workflows.help_pictures [NODE ...]   # NODE as in web/docs/NODE.md; all without one
 
-Run the maker of workflows before, as results come out of the pictures it makes.
+Run the maker of templates before, as results come out of the pictures it makes. Each picture has in its comment the
+defaults of the nodes it shows, so that a test can say when it is out of date.
 """
 
 from __future__ import annotations
@@ -11,43 +12,48 @@ import json
 import sys
 import tempfile
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from PIL import Image
 
 from ...tests.comfyui import environment
 from ...tests.comfyui.browser import FrontEnd, open_front_end
+from ...tests.comfyui.client import load_client
 from ...tests.comfyui.environment import ROOT
 from ...tests.comfyui.server import ComfyServer
-from .make import save_picture, workflow_file
+from .make import comment, save_picture
+from .templates import BY_NAME, TEMPLATES
 
 FOLDER = ROOT / "web" / "docs" / "images"
+WORKFLOW = ROOT / "docs" / "workflow.jpg"
+"""README's: the first template, after it has run."""
+
 LARGEST_FILE = 60_000
 NARROWEST = 400
 BACKGROUND = "#202020"
 
 
 class Source(NamedTuple):
-    """The workflow a node is shown in, and the part of its result as shares (left, top, right, bottom)."""
+    """The template whose picture shows what a node gives, and the part of it as shares (left, top, right, bottom)."""
 
-    workflow: str
-    part: tuple[float, float, float, float] | None = None
+    template: str
+    part: tuple[float, float, float, float] = (0.0, 0.0, 1.0, 1.0)
 
 
-WHOLE, LAST_ROW = (0.0, 0.0, 1.0, 1.0), (0.0, 0.77, 1.0, 1.0)
-SOURCES = {
-    "DeepInvInvert": Source("invert_and_reconstruct", WHOLE),
-    "DeepInvEdit": Source("edit_by_prompt", (0, 0, 2 / 3, 1)),
-    "DeepInvFlowEdit": Source("edit_by_prompt", WHOLE),
-    "DeepInvCompare": Source("compare_methods", LAST_ROW),
-    "DeepInvInversionSampler": Source("own_sampler", WHOLE),
-    "DeepInvTrainSolver": Source("train_a_solver", WHOLE),
-    "DeepInvLoadSolver": Source("use_a_solver", WHOLE),
-    "DeepInvSaveSolver": Source("train_a_solver"),
-    "DeepInvSaveInversion": Source("save_inversion"),
-    "DeepInvLoadInversion": Source("reuse_inversion", WHOLE),
-    "DeepInvDemoModel": Source("few_steps", WHOLE),
-    "DeepInvDemoPrompt": Source("reuse_inversion", WHOLE),
+RESULT = (0.5, 0.0, 1.0, 1.0)
+SOURCES: dict[str, Source | None] = {
+    "DeepInvInvert": Source("reconstruct"),
+    "DeepInvEdit": Source("edit_a_photo"),
+    "DeepInvFlowEdit": None,
+    "DeepInvCompare": Source("compare_methods", RESULT),
+    "DeepInvInversionSampler": None,
+    "DeepInvTrainSolver": Source("train_a_solver"),
+    "DeepInvLoadSolver": Source("use_a_solver"),
+    "DeepInvSaveSolver": None,
+    "DeepInvSaveInversion": None,
+    "DeepInvLoadInversion": Source("reuse_an_inversion"),
+    "DeepInvDemoModel": Source("few_steps", RESULT),
+    "DeepInvDemoPrompt": Source("reuse_an_inversion"),
 }
 
 
@@ -56,15 +62,12 @@ def picture_file(node_type: str) -> Path:
     return FOLDER / f"{node_type}.jpg"
 
 
-def result(source: Source) -> Image.Image | None:
-    """The part of a workflow's picture that belongs to the node."""
-    if source.part is None:
-        return None
-    with Image.open(workflow_file(source.workflow, ".jpg")) as picture:
+def result(source: Source) -> Image.Image:
+    """The part of a template's picture that belongs to the node."""
+    with Image.open(BY_NAME[source.template].picture) as picture:
         sides = (picture.width, picture.height) * 2
         left, top, right, bottom = (round(a * b) for a, b in zip(source.part, sides, strict=True))
-        part = picture.convert("RGB").crop((left, top, right, bottom))
-    return part
+        return picture.convert("RGB").crop((left, top, right, bottom))
 
 
 def above(node: Image.Image, shown: Image.Image | None) -> Image.Image:
@@ -78,16 +81,24 @@ def above(node: Image.Image, shown: Image.Image | None) -> Image.Image:
     return sheet
 
 
-def make(front_end: FrontEnd, node_type: str, folder: Path) -> None:
-    """Write one picture."""
-    source = SOURCES[node_type]
-    workflow = json.loads(workflow_file(source.workflow).read_text(encoding="utf-8"))
-    for part in workflow["nodes"]:
-        part.pop("title", None)  # the page then writes the node's own name
-    front_end.load_workflow(workflow, source.workflow)
+def make(front_end: FrontEnd, node_type: str, known: dict[str, Any], folder: Path) -> None:
+    """Write one picture of a help page."""
+    front_end.load_api({"100": {"class_type": node_type, "inputs": {}}}, node_type)
     node = front_end.node_picture(node_type, folder / f"{node_type}.png").convert("RGB")
     FOLDER.mkdir(exist_ok=True)
-    save_picture(above(node, result(source)), picture_file(node_type), LARGEST_FILE)
+    source = SOURCES[node_type]
+    sheet = above(node, source and result(source))
+    save_picture(sheet, picture_file(node_type), LARGEST_FILE, comment(known, [node_type]))
+
+
+def make_workflow_picture(front_end: FrontEnd, known: dict[str, Any], folder: Path) -> None:
+    """Write README's picture."""
+    template = TEMPLATES[0]
+    front_end.load_workflow(json.loads(template.file.read_text(encoding="utf-8")), template.title)
+    front_end.wait_for_pictures(front_end.run()["outputs"])
+    front_end.show_all()
+    graph = front_end.canvas_picture(folder / "workflow.png")
+    save_picture(graph, WORKFLOW, comment=comment(known, front_end.node_types()))
 
 
 def main(arguments: list[str]) -> int:
@@ -97,9 +108,12 @@ def main(arguments: list[str]) -> int:
         ComfyServer(environment.main_installation(), Path(base)) as server,
         open_front_end(server) as front_end,
     ):
+        known = load_client().get_json(server.address, "/object_info")
         for node_type in arguments or SOURCES:
-            make(front_end, node_type, Path(base))
+            make(front_end, node_type, known, Path(base))
             sys.stdout.write(f"{picture_file(node_type).relative_to(ROOT)}\n")
+        if not arguments:
+            make_workflow_picture(front_end, known, Path(base))
     return 0
 
 

@@ -5,22 +5,25 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import Any
 
-MARGIN_X, MARGIN_Y = 80, 60
+MARGIN_X, MARGIN_Y = 64, 40
 TITLE_HEIGHT = 30
 LETTER, TITLE_MARGIN, WIDEST_TITLE = 8, 60, 480  # a title's width
 ORIGIN = (60, 80)
 PICTURE_SIZE = (300, 340)
 ROOM = {
-    "PreviewImage": PICTURE_SIZE,
-    "SaveImage": PICTURE_SIZE,
-    "LoadImage": PICTURE_SIZE,
+    "PreviewImage": (380, 260),
+    "SaveImage": (300, 290),
+    "LoadImage": (400, 340),
     "LoadImageMask": PICTURE_SIZE,
-    "PreviewAny": (340, 220),
+    "PreviewAny": (380, 200),
+    "CheckpointLoaderSimple": (480, 0),
     "DeepInvCompare": (420, 280),
-    "LossGraphNode": PICTURE_SIZE,
-    "DeepInvSaveInversion": (340, 180),
-    "DeepInvSaveSolver": (340, 180),
+    "LossGraphNode": (300, 270),
+    "DeepInvSaveInversion": (300, 130),
+    "DeepInvSaveSolver": (300, 130),
 }
+SLOT, WIDGET, FRAME = 20, 30, 40
+"""Heights in the newer style of nodes, where a node has its pack's name below, and a subgraph a button."""
 
 PREVIEW = {
     **dict.fromkeys(("DeepInvInvert", "DeepInvEdit", "DeepInvFlowEdit", "KSampler", "SamplerCustomAdvanced"), 220),
@@ -30,11 +33,14 @@ PREVIEW = {
 
 
 def make_room(workflow: dict[str, Any]) -> None:
-    """Enlarge the nodes that will show a picture or a text once the workflow has run, and those with a long title."""
+    """Enlarge nodes with a long title, or that will show a picture or a text, or that the newer style makes higher."""
     for node in workflow["nodes"]:
         width, height = ROOM.get(node["type"], (0, 0))
-        room = (max(width, min(LETTER * len(node.get("title", "")) + TITLE_MARGIN, WIDEST_TITLE)), height)
-        node["size"] = [max(have, need) for have, need in zip(node["size"], room, strict=True)]
+        width = max(width, min(LETTER * len(node.get("title", "")) + TITLE_MARGIN, WIDEST_TITLE))
+        widgets = sum("widget" in one for one in node["inputs"])
+        slots = max(len(node["inputs"]) - widgets, len(node["outputs"]))
+        height = max(height, SLOT * slots + WIDGET * widgets + FRAME)
+        node["size"] = [max(have, need) for have, need in zip(node["size"], (width, height), strict=True)]
 
 
 def arrange(workflow: dict[str, Any]) -> None:
@@ -55,12 +61,18 @@ def arrange(workflow: dict[str, Any]) -> None:
     x = ORIGIN[0]
     for depth in sorted(columns):
         column = columns[depth]
-        column.sort(key=lambda node_id: (_mean_height(nodes, sources[node_id]), node_id))
+        column.sort(key=lambda node_id: (not _is_note(nodes[node_id]), _mean_height(nodes, sources[node_id]), node_id))
         _stack(nodes, column, x)
         x += max(nodes[node_id]["size"][0] for node_id in column) + MARGIN_X
     for depth in sorted(columns, reverse=True)[1:]:  # a look back: order sources by what uses them
         column = columns[depth]
-        column.sort(key=lambda node_id: (_mean_height(nodes, targets[node_id] or sources[node_id]), node_id))
+        column.sort(
+            key=lambda node_id: (
+                not _is_note(nodes[node_id]),
+                _mean_height(nodes, targets[node_id] or sources[node_id]),
+                node_id,
+            )
+        )
         _stack(nodes, column, nodes[column[0]]["pos"][0])
 
 
@@ -81,6 +93,10 @@ def _depths(
         if not sources[node_id] and targets[node_id]:
             depths[node_id] = min(depths[target] for target in targets[node_id]) - 1
     return depths
+
+
+def _is_note(node: dict[str, Any]) -> bool:
+    return node["type"] == "MarkdownNote"
 
 
 def _mean_height(nodes: dict[int, dict[str, Any]], others: list[int]) -> float:
