@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from .client import Client
-from .graphs import FEW, Pair, flow_edited, node, refusal, sampled, texts
+from .graphs import FEW, TEXT, Pair, binary_messages, flow_edited, node, refusal, sampled, texts
 from .server import ComfyServer
 
 pytestmark = pytest.mark.usefixtures("log_stays_clean")
@@ -132,3 +132,16 @@ def test_a_model_whose_layers_are_skipped_is_called_what_comes_back(server: Comf
     for name in ("report", "compared"):
         assert outputs[name]["text"][0].startswith("Poor: "), outputs[name]
     assert "a step near the noise undoes to" in outputs["report"]["text"][0]
+
+
+def test_a_large_photo_is_told_of_before_it_runs(
+    server: ComfyServer, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a step will take and what memory there is: on the node at once, and in the report."""
+    pair, messages = Pair("flux_schnell", server, size=(160, 160)), binary_messages(client, monkeypatch)
+    graph = pair.graph("euler", steps=1, keep_trajectory=False)
+    graph = {name: graph[name] for name in ("model", "inputs", "invert")}
+    graph["said"] = node("PreviewAny", source=["invert", 4])
+    (report,) = client.run(graph).outputs["said"]["text"]
+    words = re.search(r"the photo is 1280x1280 pixels, 1\.6 times 1024x1024: .* about [\d.]+ GiB .* are free", report)
+    assert words and any(kind == TEXT and words.group().encode() in content for kind, content in messages)
