@@ -7,6 +7,7 @@ from .checks import checked
 from .compare import DeepInvCompare
 from .demo import DeepInvDemoModel, DeepInvDemoPrompt
 from .edit import DeepInvEdit
+from .fit_solver import DeepInvFitSolver
 from .flow_edit import DeepInvFlowEdit
 from .inversions import DeepInvLoadInversion, DeepInvSaveInversion
 from .invert import DeepInvInvert
@@ -30,6 +31,7 @@ class DeepInvExtension(ComfyExtension):
             DeepInvSaveInversion,
             DeepInvLoadInversion,
             DeepInvInversionSampler,
+            DeepInvFitSolver,
             DeepInvTrainSolver,
             DeepInvLoadSolver,
             DeepInvSaveSolver,

@@ -13,6 +13,7 @@ from ..deepinv_core import verdict
 from ..deepinv_core.errors import DeepInvError
 from ..deepinv_core.inversion import Inversion
 from ..deepinv_core.methods import BEST_TRAINING_FREE, METHODS, Method, Options, make_method, method_values, options_of
+from ..deepinv_core.solver import KINDS
 from . import adapter
 from .checks import UNLINKED, queued
 from .edit import reads_trajectory
@@ -54,6 +55,12 @@ class ChosenMethod(NamedTuple):
     options: Options
     solver: adapter.SolverHandle | None
     build: Callable[[slice], Method]
+
+    def cautions(self, under: Any) -> list[str]:
+        """What speaks against the solver here."""
+        if self.solver is None:
+            return []
+        return KINDS[self.solver.loaded.role].cautions(self.solver.loaded.training or {}, under)
 
     def grid(self, steps: int) -> Any:
         """The grid that the solver inverts best on, None without one or where any will do."""
@@ -299,6 +306,8 @@ class DeepInvInvert(io.ComfyNode):
         )
         inversion = replace(inversion, mask=latent.get("noise_mask"))
         report = describe(inversion, time.perf_counter() - began, cfg, chosen_by_us=method == AUTO)
+        for caution in choice.cautions(adapter.under(conditioning, cfg)):
+            report += f"\n{caution}"
         if names := adapter.patch_names(model):
             report += f"\npatched ({', '.join(names)}): {adapter.QUESTIONS} questions more, counted, answered alike"
         report += "".join(f"\n{line}" for line in [*warnings, *choice.notes(solver, conditioning)])
@@ -316,7 +325,10 @@ def describe(inversion: Inversion, seconds: float, cfg: float, *, chosen_by_us: 
         f"{seconds:.1f} s",
     ]
     if chosen_by_us and inversion.method == BEST_TRAINING_FREE:
-        lines.append("no solver is connected: this is the best method that needs no training")
+        lines.append(
+            "no solver is connected: this is the best method that needs none; DeepInv Fit Solver makes one for this "
+            "model and step count in the time of some 140 pictures, and says what it is worth"
+        )
     lines.append(f"way back: {WAY_BACK[inversion.kept]}")
     residuals = inversion.residuals()
     if residuals:

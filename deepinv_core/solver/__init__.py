@@ -1,4 +1,4 @@
-"""The solvers: a file a kind (:mod:`.corrector`, :mod:`.predictor`), their file format and the import of released ones.
+"""The solvers: a file a kind (:mod:`.corrector`, :mod:`.predictor`, :mod:`.fitted`), their file format, released ones.
 
 The networks need ``diffusers``, which is imported when the first is built, not before.
 """

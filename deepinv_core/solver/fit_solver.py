@@ -49,7 +49,7 @@ class FitPlan:
 
     walks: tuple[tuple[int, int], ...]
     shape: tuple[int, ...]
-    samples: int = 4
+    samples: int = 3
     held_out: int = 2
     rounds: int = 3
     seed: int = 0
@@ -93,7 +93,7 @@ def pairs(steps: str, refine: str) -> tuple[tuple[int, int], ...]:
 
 def free_methods(refine: int) -> list[tuple[str, int | None]]:
     """The training-free methods that cost as much as a fitted walk with K = ``refine``, and their K."""
-    return [("anderson_extrapolated", refine + 1)] if refine else [("uni_inv_2", None), ("fireflow", None)]
+    return [("anderson_extrapolated", refine + 1)] if refine else [("uni_inv_2", 1), ("fireflow", None)]
 
 
 class FitEvent(NamedTuple):

@@ -6,6 +6,7 @@ keeps LoRA, ControlNet, fp8 and GGUF weights and model patches working, and the 
 
 from .edits import blocked, changed, kept_photo, run_edit, run_flow_edit
 from .files import inversion_names, inversion_path, new_inversion_path, offer_photos
+from .fitting import latent_shape, run_fit, under
 from .latents import as_taken, require_vae
 from .models import (
     Conditioning,
@@ -21,7 +22,7 @@ from .models import (
     training_folder,
 )
 from .patches import QUESTIONS, patch_names
-from .progress import TrainingProgress
+from .progress import TrainingProgress, tell
 from .prompts import Prompts
 from .samplers import (
     InvertedNoise,
@@ -57,6 +58,7 @@ __all__ = [
     "inversion_names",
     "inversion_path",
     "kept_photo",
+    "latent_shape",
     "levels",
     "load_flow_model",
     "load_solver_handle",
@@ -71,12 +73,15 @@ __all__ = [
     "require_same_model",
     "require_vae",
     "run_edit",
+    "run_fit",
     "run_flow_edit",
     "run_inversion",
     "run_training",
     "schedule",
     "solver_names",
     "solver_path",
+    "tell",
     "training_folder",
+    "under",
     "warn_of_size",
 ]

@@ -113,7 +113,8 @@ def touched(watched: Watched) -> dict[str, set[str]]:
     for name in WORKFLOWS:
         prompt = shortened(name)
         for node in prompt.values():
-            node["inputs"] |= {"steps": 2} if "steps" in node["inputs"] else {}
+            if "steps" in node["inputs"]:
+                node["inputs"]["steps"] = type(node["inputs"]["steps"])(2)  # a list of them is a text
             ran.add(node["class_type"])
         watched.client.run(prompt)
     assert ran >= ours and len(ours) >= 12

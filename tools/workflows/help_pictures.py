@@ -47,6 +47,7 @@ SOURCES: dict[str, Source | None] = {
     "DeepInvFlowEdit": None,
     "DeepInvCompare": Source("compare_methods", RESULT),
     "DeepInvInversionSampler": None,
+    "DeepInvFitSolver": None,
     "DeepInvTrainSolver": Source("train_a_solver"),
     "DeepInvLoadSolver": Source("use_a_solver"),
     "DeepInvSaveSolver": None,
