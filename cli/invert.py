@@ -12,7 +12,7 @@ from ..deepinv_core.inversion import save_inversion
 from ..deepinv_core.methods import BEST_TRAINING_FREE, METHODS, Options, describe, known_options
 from ..deepinv_core.models.by_name import DEMO_MODELS, load_model
 from ..deepinv_core.models.embedded import image_size
-from ..deepinv_core.runs import best_grid, bound_solver, choose_method
+from ..deepinv_core.runs import FITTED, best_grid, bound_solver, choose_method
 from ..deepinv_core.runs import run as run_measured
 from ..deepinv_core.schedule import uniform_grid
 from ..training.lock import locked
@@ -43,22 +43,27 @@ def _method_help() -> str:
     for method in METHODS.values():
         k = "" if method.refine is None else f", K = {method.refine} by default"
         lines.append(f"  {method.id:<22}{method.name}: {method.price}{k}; {method.kept}")
+    lines.append(
+        f"  {FITTED:<22}deepinv with a solver that deepinv fit has made, or the one shipped: {METHODS['deepinv'].cost}"
+    )
     return "\n".join(lines)
 
 
 def run(args: argparse.Namespace) -> None:
     """Write ``inversion.safetensors``, ``reconstruction.png`` and ``report.json``, and print the report."""
     uniform_grid(args.steps)  # refuse before loading anything
-    if args.method is not None:
-        describe(args.method)
+    fitted = args.method == FITTED
+    wanted = "deepinv" if fitted else args.method
+    if wanted is not None:
+        describe(wanted)
     photo, preparation = load_photo(args.image, side=image_size() if args.model in DEMO_MODELS else None)
     model = load_model(args.model)
-    wants_solver = args.method is None or METHODS[args.method].uses_solver
+    wants_solver = wanted is None or METHODS[wanted].uses_solver
     if args.solver is not None and not wants_solver:
         raise DeepInvError(f"method '{args.method}' uses no solver: leave --solver out, or choose --method deepinv")
-    solver = bound_solver(model, args.solver) if wants_solver else None
+    solver = bound_solver(model, args.solver, fitted=fitted) if wants_solver else None
     options: Options = {name: getattr(args, name) for name in known_options()}
-    method = choose_method(args.method, options, solver)
+    method = choose_method(wanted, options, solver)
     grid = best_grid(model, solver, method, args.steps, photo[:, :, ::8, ::8])
     with locked(args.output, "inverting a photo"):
         result = run_measured(model, photo, method, grid, keep_trajectory=args.keep_trajectory, progress=progress_bar)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 
+from .errors import DeepInvError
 from .flow import Velocity
 from .integrator import Callback
 from .inversion import Inversion, Reconstruction, invert, latent_snr, reconstruct, with_residual
@@ -17,7 +19,18 @@ from .memory import in_parts
 from .methods import BEST_TRAINING_FREE, Method, Options, make_method
 from .metrics import compare
 from .models.base_model import BaseModel
-from .solver import Solver, bind, load_solver
+from .solver import KINDS, Solver, bind, load_solver
+from .solver.kind import Under, mark
+
+log = logging.getLogger(__name__)
+
+FITTED: Final = "fitted"
+"""What the command line calls the method ``deepinv`` with a fitted solver."""
+
+NOT_FITTED: Final = (
+    "it needs a solver that was fitted to this model: deepinv fit makes one in the time of some 40 pictures for a step "
+    "count (--own-grid), 140 with the search for a grid; give it as --solver"
+)
 
 
 @dataclass(frozen=True)
@@ -39,17 +52,29 @@ class Run:
     report: dict[str, Any]
 
 
-def bound_solver(model: BaseModel, path: str | Path | None) -> Solver | None:
+def bound_solver(model: BaseModel, path: str | Path | None, *, fitted: bool = False) -> Solver | None:
     """The solver from a file, or the one shipped for the model, under the empty prompt; None where there is none.
 
+    Args:
+        model: the base model.
+        path: the file; None for what is shipped.
+        fitted: whether only a fitted one will do.
+
     Raises:
-        DeepInvError: the file is unusable, or made for another model.
+        DeepInvError: the file is unusable, or made for another model; or there is no fitted one.
     """
-    chosen = path or model.solver_path
+    chosen = path or (model.fit_path if fitted else model.solver_path)
     if chosen is None:
+        if fitted:
+            raise DeepInvError(NOT_FITTED)
         return None
-    network = load_solver(chosen, expect=model.info).solver.to(model.device)
+    loaded = load_solver(chosen, expect=model.info)
+    if fitted and loaded.role != FITTED:
+        raise DeepInvError(f"method '{FITTED}' is given a {loaded.role}: {NOT_FITTED}")
     empty = model.condition("")
+    for caution in KINDS[loaded.role].cautions(loaded.training or {}, Under(1.0, None, mark(empty.context))):
+        log.warning("%s", caution)
+    network = loaded.solver.to(model.device)
     return bind(network, empty.context.to(model.device), empty.pooled.to(model.device))
 
 

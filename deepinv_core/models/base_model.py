@@ -27,6 +27,7 @@ class BaseModel:
         condition: prompt text to its encoding; "" is the empty prompt.
         grid: ``(steps, latent [B, C, H, W]) -> sigmas`` as this model is sampled.
         solver_path: the solver shipped for it, if any.
+        fit_path: the fitted one, likewise.
         image_size: side in pixels the model was trained at when it has only one, else None.
     """
 
@@ -39,6 +40,7 @@ class BaseModel:
     condition: Callable[[str], Conditioning]
     grid: Callable[[int, torch.Tensor], torch.Tensor]
     solver_path: str | None = None
+    fit_path: str | None = None
     image_size: int | None = None
 
     @property

@@ -40,9 +40,9 @@ def weights_path(name: str) -> Path:
     return path
 
 
-def solver_file(layout: str) -> str | None:
-    """Path of the solver shipped for an embedded model, None where there is none."""
-    path = FOLDER / "weights" / f"solver_{layout}.safetensors"
+def solver_file(layout: str, kind: str = "solver") -> str | None:
+    """Path of the solver shipped for an embedded model, trained or ``fitted``; None where there is none."""
+    path = FOLDER / "weights" / f"{kind}_{layout}.safetensors"
     return str(path) if path.is_file() else None
 
 
@@ -142,6 +142,7 @@ def load_embedded(layout: str = "sd3") -> BaseModel:
         condition=load_prompts(),
         grid=lambda steps, latent: uniform_grid(steps),
         solver_path=solver_file(layout),
+        fit_path=solver_file(layout, "fitted"),
         image_size=made["image_size"],
     )
 

@@ -9,8 +9,11 @@ import pytest
 
 from comfyui_deepinv.cli import fit
 from comfyui_deepinv.cli.main import main
+from comfyui_deepinv.deepinv_core.models import embedded
 from comfyui_deepinv.deepinv_core.models.embedded import PHOTOS_FOLDER
 from comfyui_deepinv.deepinv_core.solver import fit_solver, load_solver
+from comfyui_deepinv.deepinv_core.solver.fitted import Fitted
+from comfyui_deepinv.deepinv_core.solver.kind import Under
 
 SMALL = ["fit", "--samples", "2", "--held-out", "1", "--size", "32"]
 PHOTO = str(PHOTOS_FOLDER / "coffee.png")
@@ -71,3 +74,37 @@ def test_what_can_t_be_is_refused(
 ) -> None:
     assert main([*SMALL, "--output", str(tmp_path / "s.safetensors"), *arguments]) == 2
     assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("model", ["demo", "demo-flux"])
+def test_the_included_models_have_their_fit(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["invert", PHOTO, "--model", model, "--steps", "4", "--json", "--output", str(tmp_path)]
+    levels = {}
+    for method in ("fitted", "fireflow"):
+        assert main([*command, "--method", method]) == 0
+        report = json.loads(capsys.readouterr().out)
+        assert report["nfe_inversion"] == 5
+        levels[method] = report["latent_snr_db"]
+    assert levels["fitted"] > levels["fireflow"] + 1, levels
+
+
+def test_fitted_asks_for_a_fitted_solver(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    trained = embedded.solver_file("sd3")
+    command = ["invert", PHOTO, "--method", "fitted", "--output", str(tmp_path)]
+    assert main([*command, "--solver", str(trained)]) == 2
+    assert (
+        "is given a predictor: it needs a solver that was fitted to this model: deepinv fit" in capsys.readouterr().err
+    )
+
+
+def test_guidance_that_it_was_not_fitted_for_is_said() -> None:
+    training = {"under": {"cfg": 4.0, "guidance": 3.5, "mark": [1.0, 0.0]}}
+    assert Fitted.cautions(training, Under(4.0, 3.5, (1.01, 0.0))) == []
+    found = Fitted.cautions(training, Under(1.0, 1.0, (0.0, 1.0)))
+    assert [sentence.split(",")[0] for sentence in found[:2]] == [
+        "the solver was fitted at cfg 4",
+        "the solver was fitted at guidance 3.5",
+    ]
+    assert "another prompt" in found[2]
+    for odd in ({}, {"under": 3}, {"under": {"cfg": "x", "mark": [1.0]}}):
+        assert Fitted.cautions(odd, Under(1.0, None, (0.0, 1.0))) == []

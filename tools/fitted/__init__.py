@@ -1,0 +1,1 @@
+"""The fitted solver measured: see measure.py."""

@@ -1,0 +1,162 @@
+r"""Fitted solvers beside the training-free methods: writes ``docs/fitted/NAME.jsonl``, of which docs/fitted.md is made.
+
+    python -m comfyui_deepinv.tools.fitted.measure DATA encode --models sd3 flux garments
+    python -m comfyui_deepinv.tools.fitted.measure DATA measure --models garments --device cuda
+    python -m comfyui_deepinv.tools.fitted.measure DATA report
+
+DATA holds cifar10_jpeg.zip and garments256.zip; what ``encode`` makes of them lies beside them, or in ``--latents``,
+and is all that ``measure`` reads. Grids are chosen on the model's own samples, a fitted walk's and a training-free
+method's alike; the photographs only judge.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+
+from ...deepinv_core.atomic import replacing
+from ...deepinv_core.inversion import invert, latent_snr, reconstruct
+from ...deepinv_core.methods import METHODS, Method, Options, make_method
+from ...deepinv_core.schedule import shifted_grid, uniform_grid
+from ...deepinv_core.solver import bind
+from ...deepinv_core.solver.fit_solver import LEVEL, Fit, FitBase, FitPlan, fit_solver
+from ...deepinv_core.solver.fit_state import FitState
+from ...deepinv_core.solver.fitted import FittedTable
+from .report import write
+from .subjects import SUBJECTS, Subject, encode, load
+
+STEPS: Final = (4, 8, 16)
+REFINE: Final = (0, 1, 2)
+
+FREE: Final[tuple[tuple[str, int | None], ...]] = (
+    ("uni_inv_2", 1),
+    ("fireflow", None),
+    *(("anderson_extrapolated", k) for k in (1, 2, 3)),
+)
+"""The best of the methods beside at each cost, and their K; see docs/benchmark.md for all."""
+
+SHIFTS: Final = (0.4, 0.7)
+"""Of the grids that are tried for them, besides the uniform one and those of the fitted walks."""
+
+
+@dataclass
+class Measuring:
+    """One model's measurement; every row goes to ``put`` as it is made."""
+
+    subject: Subject
+    photos: Tensor
+    samples: Tensor
+    put: Callable[[dict[str, Any]], None]
+
+    def level(self, latents: Tensor, grid: Tensor, method: Method) -> tuple[Tensor, Tensor]:
+        """Latent SNR of each round trip in dB, no more than :data:`LEVEL`, and the noise."""
+        found = invert(self.subject.velocity, latents, grid, method)
+        back = reconstruct(self.subject.velocity, found).latent
+        return latent_snr(back, latents).clamp_max(LEVEL), found.noise
+
+    def row(self, name: str, refine: int | None, grid: Tensor, method: Method, nfe: int, which: str) -> None:
+        """Judge on the photographs."""
+        began = time.perf_counter()
+        snr, noise = self.level(self.photos, grid, method)
+        numbers = {"method": name, "refine": refine, "steps": len(grid) - 1, "nfe": nfe, "grid": which}
+        levels = {"latent_snr_db": float(snr.mean()), "median": float(snr.median()), "least": float(snr.min())}
+        spent = {"seconds": round(time.perf_counter() - began, 2), "sigmas": [round(s, 5) for s in grid.tolist()]}
+        self.put({**numbers, **levels, **whiteness(noise), **spent})
+
+    def fitted(self, fit: Fit, steps: int, refine: int, which: str) -> Tensor:
+        """A row of a fit's walk; returns its grid."""
+        place = fit.plan.walks.index((steps, refine))
+        walk, channels = fit.walks[place], self.subject.info.channels
+        solver = bind(FittedTable.of([walk], channels), None, None)
+        method = make_method("deepinv", Options(refine=refine), solver=solver)
+        self.row("fitted", refine, walk.sigmas, method, solver.cost(steps, refine), which)
+        return walk.sigmas
+
+    def free(self, name: str, k: int | None, steps: int, grids: list[Tensor]) -> None:
+        """Rows of a training-free method: the uniform grid, and the best on the samples."""
+        method, nfe = make_method(name, Options(refine=k)), METHODS[name].cost(steps, k or 0)
+        self.row(name, k, grids[0], method, nfe, "uniform")
+        best = max(grids, key=lambda grid: float(self.level(self.samples, grid, method)[0].mean()))
+        self.row(name, k, best, method, nfe, "best")
+
+
+def whiteness(noise: Tensor) -> dict[str, float]:
+    """Standard deviation, and correlations of neighbouring pixels and of channels (root mean square), 0 for white."""
+    z = noise.double()
+    apart = [(z[..., 1:] * z[..., :-1]).mean(), (z[..., 1:, :] * z[..., :-1, :]).mean()]
+    channels = torch.corrcoef(z.transpose(0, 1).flatten(1)) - torch.eye(z.shape[1], device=z.device)
+    return {
+        "noise_std": float(z.std()),
+        "noise_neighbour": float(sum(apart) / 2 / z.var()),
+        "noise_channels": float(channels.square().sum() / (z.shape[1] * (z.shape[1] - 1))) ** 0.5,
+    }
+
+
+def measure(subject: Subject, device: str, n: int, put: Callable[[dict[str, Any]], None]) -> None:
+    """Fit ``n`` steps on both kinds of grid and judge, then the methods beside."""
+    base = FitBase(subject.velocity, uniform_grid, subject.info, device=device, rows=8)
+    photos = subject.latents.to(device)
+    plan, state = FitPlan(tuple((n, k) for k in REFINE), tuple(photos.shape[1:])), FitState()
+    uniform = fit_solver(base, replace(plan, rounds=0), state)
+    assert state.samples is not None
+    own = fit_solver(base, plan, FitState())
+    one = Measuring(subject, photos, state.samples.to(device), put)
+    grids = [uniform_grid(n), *(shifted_grid(n, shift) for shift in SHIFTS)]
+    for k in REFINE:
+        one.fitted(uniform, n, k, "uniform")
+        grids.append(one.fitted(own, n, k, "best"))
+    for name, k_ in FREE:
+        one.free(name, k_, n, grids)
+    for fit, which in ((uniform, "uniform"), (own, "best")):
+        for row in fit.rows:
+            put({"fit": which, "evaluations": fit.evaluations, **row})
+
+
+def _keep(path: Path, steps: int, rows: list[dict[str, Any]]) -> None:
+    """Put the rows of a step count in the place of those that the file has of it."""
+    before = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    kept = [line for line in before if json.loads(line)["steps"] != steps]
+    with replacing(path) as temporary:
+        temporary.write_text("\n".join([*kept, *map(json.dumps, rows)]) + "\n", encoding="utf-8")
+
+
+def main() -> None:
+    """Command line; see the module's docstring."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("do", choices=("encode", "measure", "report"))
+    parser.add_argument("--models", nargs="+", choices=SUBJECTS, default=list(SUBJECTS))
+    parser.add_argument("--photos", type=int, default=16)
+    parser.add_argument("--steps", type=int, nargs="+", default=list(STEPS))
+    parser.add_argument("--latents", type=Path, help="folder of the encoded photographs (default DATA)")
+    parser.add_argument("--output", type=Path, default=Path(__file__).parents[2] / "docs" / "fitted")
+    parser.add_argument("--device", default="cpu")
+    args = parser.parse_args()
+    folder = args.latents or args.data
+    for name in args.models if args.do != "report" else ():
+        path = folder / f"fitted_{name}.safetensors"
+        if args.do == "encode":
+            encode(name, args.data, args.photos, path)
+            continue
+        subject = load(name, path, args.device)
+        subject = replace(subject, latents=subject.latents[: args.photos])
+        for n in args.steps:
+            rows: list[dict[str, Any]] = []
+            measure(subject, args.device, n, rows.append)
+            _keep(args.output / f"{name}.jsonl", n, rows)
+            sys.stdout.write(f"{name}, {n} steps: {len(rows)} rows\n")
+    if args.do == "report":
+        write(args.output)
+
+
+if __name__ == "__main__":
+    main()
