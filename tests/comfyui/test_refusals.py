@@ -147,13 +147,8 @@ WAYS_UP: dict[str, tuple[Callable[[Graph], Graph], str]] = {
         lambda graph: plain(graph, 0, ["inputs", 0], ["invert", 1], method="auto", refine=-1, solver=["own", 0]),
         "reads the prompt it inverts under",
     ),
-    "no solver": (
-        lambda graph: plain(graph, 0, ["inputs", 0], ["invert", 1], method="deepinv"),
-        "needs a trained solver",
-    ),
     "FlowEdit, latent of another model": (lambda graph: flow_edited(graph, latent=["sd15", 0]), "this model takes 16"),
     "FlowEdit, latent that is not finite": (lambda graph: flow_edited(graph, latent=["nan", 0]), "holds NaN"),
-    "FlowEdit, guidance from nothing": (lambda graph: flow_edited(graph, source_cfg=3.0), "the source cfg is 3.0"),
     "FlowEdit, too many last steps": (lambda graph: flow_edited(graph, refine_steps=20), "refine from 0 to 6"),
 }
 
@@ -225,6 +220,7 @@ QUEUED: dict[str, tuple[Callable[[Graph], Graph], str]] = {
     "no iterations": (lambda graph: given(graph, "invert", method="euler", refine=2), "takes no refine steps"),
     "beyond its limit": (lambda graph: given(graph, "invert", cfg=99.0), r"cfg is 99.0: a number from 0.0 to 30.0"),
     "FlowEdit": (lambda graph: flow_edited(graph, target_cfg=2.0), "the target cfg is 2 but no negative"),
+    "FlowEdit, source": (lambda graph: flow_edited(graph, source_cfg=3.0), "the source cfg is 3 but no negative"),
     "sampler": (
         lambda graph: plain(graph, 0, ["inputs", 0], ["invert", 1], method="deepinv"),
         "'deepinv' needs a trained solver",
