@@ -128,11 +128,11 @@ MASKS = node("ImageToMask", image=["three", 0], channel="red")
 FOUR = node("EmptyLatentImage", width=64, height=64, batch_size=1)
 
 WRONG: dict[str, Callable[[Graph], tuple[Graph, str, str]]] = {
-    "no solver": lambda g: (inverted(g, method="deepinv"), STATED, "needs a trained solver"),
-    "guidance without a negative": lambda g: (inverted(g, cfg=3.0), STATED, "no negative conditioning"),
+    "no solver": lambda g: (inverted(g, method="deepinv"), REFUSED, "needs a trained solver"),
+    "guidance without a negative": lambda g: (inverted(g, cfg=3.0), REFUSED, "no negative conditioning"),
     "refine where there is none": lambda g: (
         inverted(g, method="euler", refine=2),
-        STATED,
+        REFUSED,
         "takes no refine steps",
     ),
     "sigmas of another run": lambda g: (
@@ -173,7 +173,7 @@ WRONG: dict[str, Callable[[Graph], tuple[Graph, str, str]]] = {
     ),
     "a path for a name": lambda g: (
         _with(g, keep=node("DeepInvSaveSolver", solver=["demo", 2], name="../up")),
-        STATED,
+        REFUSED,
         "a name is no path",
     ),
     "one latent to train on": lambda g: (
@@ -190,7 +190,7 @@ WRONG: dict[str, Callable[[Graph], tuple[Graph, str, str]]] = {
     ),
     "no steps": lambda g: (inverted(g, steps=0), REFUSED, "smaller than min"),
     "too many steps": lambda g: (inverted(g, steps=5000), REFUSED, "bigger than max"),
-    "no such method": lambda g: (inverted(g, method="warp"), REFUSED, "not in"),
+    "no such method": lambda g: (inverted(g, method="warp"), REFUSED, "method is 'warp': one of"),
     "no such solver": lambda g: (
         inverted(_with(g, load=node("DeepInvLoadSolver", solver_name="gone.safetensors")), solver=["load", 0]),
         EITHER,
