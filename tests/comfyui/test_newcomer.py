@@ -190,3 +190,20 @@ def test_each_opens_as_an_app(front_end: FrontEnd, server: ComfyServer, tmp_path
     assert entry["status"]["status_str"] == "success", entry["status"]
     page.get_by_test_id("linear-outputs").locator("img").first.wait_for(timeout=30_000)
     assert front_end.our_errors() == []
+
+
+@pytest.mark.parametrize("front_end", ["classic"], indirect=True)
+def test_four_clicks_lead_to_the_first_edit(front_end: FrontEnd) -> None:
+    """From the empty canvas: Templates, the pack, the first template, Run."""
+    page, template = front_end.page, TEMPLATES[0]
+    page.evaluate("() => app.extensionManager.command.execute('Comfy.NewBlankWorkflow')")
+    page.wait_for_timeout(500)
+    dialog = page.get_by_role("dialog")
+    page.locator(".templates-tab-button").click()
+    dialog.get_by_text(PACK_NAME, exact=True).first.click()
+    dialog.get_by_text(template.title, exact=True).first.click()
+    page.wait_for_function("title => app.graph.nodes.some(node => node.title === title)", arg="Edited photo")
+    entry = front_end.run(press=page.get_by_role("button", name="Run", exact=True).first.click)
+    assert entry["status"]["status_str"] == "success", entry["status"]
+    shown = front_end.wait_for_pictures(entry["outputs"])
+    assert {str(1 + list(template.nodes).index(key)) for key in template.shows} <= set(shown)

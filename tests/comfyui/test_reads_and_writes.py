@@ -23,7 +23,7 @@ from .environment import HERE, ROOT, Installation
 from .server import PACK_NAME, ComfyServer
 from .workflows import shortened
 
-WORKFLOWS = ["train_a_solver", "use_a_solver", "reuse_an_inversion", *FOR_SCRIPTS, "edit_a_photo"]
+WORKFLOWS = ["train_a_solver", "use_a_solver", "reuse_an_inversion", "fit_a_solver", *FOR_SCRIPTS, "edit_a_photo"]
 LEFT_OUT = {".ci", ".github", "benchmarks", "constraints.txt", "docs", "tests"}
 COMFYUI_S_OWN = r"server\.log|temp/.*|user/.*|output/deepinv/[^/]*\.png"
 """What ComfyUI and its own nodes write; the shipped workflows save their pictures under the prefix ``deepinv/``."""

@@ -47,7 +47,7 @@ SOURCES: dict[str, Source | None] = {
     "DeepInvFlowEdit": None,
     "DeepInvCompare": Source("compare_methods", RESULT),
     "DeepInvInversionSampler": None,
-    "DeepInvFitSolver": None,
+    "DeepInvFitSolver": Source("fit_a_solver"),
     "DeepInvTrainSolver": Source("train_a_solver"),
     "DeepInvLoadSolver": Source("use_a_solver"),
     "DeepInvSaveSolver": None,

@@ -25,6 +25,7 @@ from .blueprints import (
     RECONSTRUCT,
     SEVERAL_METHODS,
     SEVERAL_STEPS,
+    SIDE,
     Blueprint,
     Place,
     node,
@@ -273,6 +274,33 @@ TEMPLATES = [
             "report": node("PreviewAny", "How well it learnt", source=["train", 2]),
         },
         (("photo", "image"), ("train", "minutes")),
+        ("save",),
+    ),
+    Template(
+        "fit_a_solver",
+        "Fit a solver to your model in a minute",
+        {
+            "photo": photo(),
+            "model": included(),
+            "fit": node(
+                "DeepInvFitSolver",
+                "Fit",
+                model=["model", "model"],
+                conditioning=["model", "empty prompt"],
+                width=SIDE,
+                height=SIDE,
+                steps="8",
+                name="my_fit",
+            ),
+            "keep": node("DeepInvSaveSolver", "Keep it", solver=["fit", 0], name="my_fit"),
+            "plot": node("PreviewImage", "What it is worth", images=["fit", 1]),
+            "job": job(
+                RECONSTRUCT, {**from_model("empty prompt"), "solver": ["fit", 0]}, "With the fitted solver", steps=8
+            ),
+            "save": saved("job", "reconstruction", "fitted", "The photo, out of its noise"),
+            "report": node("PreviewAny", "How well it fits", source=["fit", 2]),
+        },
+        (("photo", "image"), ("fit", "steps")),
         ("save",),
     ),
     Template(
