@@ -49,8 +49,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--refine", default="0", help="refine steps K to fit for, such as 0,2 (default 0): N(K+1)+1 evaluations")
     add("--size", help=f"WIDTHxHEIGHT in pixels, or one side (default {SIDE}; demo: 64)")
-    add("--prompt", default="", help="the prompt that inversions will be made under (default empty)")
-    add("--cfg", type=float, default=1.0, help="their guidance (default 1)")
+    add("--prompt", default="", help="the prompt that ComfyUI will invert under (default empty, as deepinv invert)")
+    add("--cfg", type=float, default=1.0, help="ComfyUI's guidance then (default 1, as deepinv invert)")
     add("--samples", type=int, default=FitPlan.samples, help="samples to fit on (default %(default)s)")
     add("--held-out", type=int, default=FitPlan.held_out, help="samples to judge by (default %(default)s)")
     add("--own-grid", action="store_true", help="keep to the model's own sigmas: a quarter of the time, less exact")
@@ -67,6 +67,7 @@ def run(args: argparse.Namespace) -> None:
     if output.exists():
         raise DeepInvError(f"{str(output)!r} exists already and is left as it is: choose another --output")
     walks = pairs(args.steps, args.refine)
+    FitPlan(walks, (1, 2, 2), args.samples, args.held_out)  # what it refuses, before a model is loaded
     model = load_model(args.model, prompts=("", args.prompt))
     rounds = 0 if args.own_grid else FitPlan.rounds
     shape = _shape(args.size, model)
@@ -79,7 +80,8 @@ def run(args: argparse.Namespace) -> None:
         with tqdm(total=plan.evaluations(), desc="fit", file=sys.stderr, leave=False) as bar:
             fit = fit_solver(base, plan, state, lambda event: _show(bar, event))
     except KeyboardInterrupt as interrupt:
-        raise KeyboardInterrupt(f"interrupted; the same command goes on with what is in {path}") from interrupt
+        goes_on = f"the same command goes on with what is in {path}" if path.exists() else "nothing was finished"
+        raise KeyboardInterrupt(f"interrupted; {goes_on}") from interrupt
     save_solver(output, fit.network(), base=model.info, training=fit.summary())
     state.remove()
     say(fit.summary(), _words(fit, output), as_json=args.json)

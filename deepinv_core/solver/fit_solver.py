@@ -189,7 +189,7 @@ class _Batched:
 
     def __init__(self, base: FitBase, total: int, callback: Callable[[FitEvent], None] | None) -> None:
         self._base, self._total, self._callback = base, total, callback
-        self._began = time.perf_counter()
+        self._began, self._rows = time.perf_counter(), base.rows
         self.sigma_min, self.done, self.made, self.asked = base.velocity.sigma_min, 0, 0, 0
         self.doing = ""
 
@@ -197,22 +197,33 @@ class _Batched:
     def cost(self) -> int:
         return self._base.velocity.cost
 
+    @property
+    def seconds(self) -> float:
+        return time.perf_counter() - self._began
+
     def __call__(self, z: Tensor, sigma: float) -> Tensor:
-        parts = [self._some(part, sigma) for part in z.split(self._base.rows)]
+        parts, at = [], 0
+        while at < len(z):
+            parts.append(self._some(z[at : at + self._rows], sigma))
+            at += len(parts[-1])
         return torch.cat(parts)
 
     def _some(self, z: Tensor, sigma: float) -> Tensor:
         def ask(rows: slice) -> Tensor:
             return self._base.velocity(z[rows].to(self._base.device), sigma).to(z)
 
-        v = in_parts(len(z), ask, torch.cat)
+        def joined(parts: Sequence[Tensor]) -> Tensor:  # asked for where memory ran out: ask for no more again
+            self._rows = max(map(len, parts))
+            return torch.cat(list(parts))
+
+        v = in_parts(len(z), ask, joined)
         self.done, self.made, self.asked = self.done + len(z), self.made + len(z), self.asked + len(z) * self.cost
         self.tell()
         return v
 
     def tell(self, denoised: Tensor | None = None) -> None:
         if self._callback is not None:
-            each = (time.perf_counter() - self._began) / max(1, self.made)
+            each = self.seconds / max(1, self.made)
             left = each * max(0, self._total - self.done) if self.made > self._base.rows else 0.0
             self._callback(FitEvent(min(self.done, self._total), self._total, left, self.doing, denoised))
 
@@ -225,10 +236,10 @@ def rows_for(shape: Sequence[int]) -> int:
 @torch.no_grad()
 def seconds_each(base: FitBase, plan: FitPlan) -> float:
     """Seconds that an evaluation of one latent takes; measured by two, the first to warm up."""
-    z = torch.randn((base.rows, *plan.shape)).to(base.device)
-    base.velocity(z, float(base.grid(1)[-1]))
+    v, z, sigma = _Batched(base, 1, None), torch.randn((base.rows, *plan.shape)), float(base.grid(1)[-1])
+    v(z, sigma)
     began = time.perf_counter()
-    base.velocity(z, float(base.grid(1)[-1])).flatten()[0].item()
+    v(z, sigma)  # its answer comes on the CPU, so it is done then
     return (time.perf_counter() - began) / base.rows
 
 
@@ -255,20 +266,22 @@ def fit_solver(
     Raises:
         DeepInvError: a model that gave NaN or infinity, too little memory, or a state of another fit.
     """
-    began = time.perf_counter()
     v = _Batched(base, plan.evaluations(), callback)
     samples = _samples(v, base, plan, state)
     for steps, refine in plan.walks:
         if (steps, refine) not in state.walks:
             v.doing = f"{steps} steps, K = {refine}"
-            state.add(*_fitted(v, samples, base.grid(steps), plan, refine))
+            walk, row = _fitted(v, samples, base.grid(steps), plan, refine)
+            state.spent(v.asked, v.seconds)
+            state.add(walk, row)
         v.done = plan.draw_evaluations + sum(
             plan.walk_evaluations(*walk) for walk in plan.walks[: plan.walks.index((steps, refine)) + 1]
         )
     v.tell()
+    state.spent(v.asked, v.seconds)
     chosen = [state.walks[walk] for walk in plan.walks]
     walks, rows = tuple(walk for walk, _ in chosen), tuple(row for _, row in chosen)
-    return Fit(plan, base, walks, rows, v.asked, time.perf_counter() - began)
+    return Fit(plan, base, walks, rows, state.evaluations, state.seconds)
 
 
 def _samples(v: _Batched, base: FitBase, plan: FitPlan, state: FitState) -> Tensor:
@@ -284,7 +297,9 @@ def _samples(v: _Batched, base: FitBase, plan: FitPlan, state: FitState) -> Tens
     state.open(plan, base, v(z[:1], grid[0].item()))
     if state.samples is not None:
         return state.samples
-    state.set_samples(samples := integrate(v, z, grid, ReusedMidpoint(), callback=show).z)
+    samples = integrate(v, z, grid, ReusedMidpoint(), callback=show).z
+    state.spent(v.asked, v.seconds)
+    state.set_samples(samples)
     return samples
 
 
@@ -294,7 +309,7 @@ def _fitted(
     """The walk on the best grid found, and its row."""
     drawn, held_out = samples[: plan.samples], samples[plan.samples :]
     grid, found = model_grid, []
-    for _ in range(plan.rounds + 1):
+    for _ in range(1 + (plan.rounds if len(model_grid) > 2 else 0)):  # one step has nothing to move
         walk = fit_walk(v, drawn, grid, refine)
         trip = round_trip(v, held_out, walk)
         found.append((walk, trip))

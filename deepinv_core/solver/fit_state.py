@@ -28,6 +28,8 @@ class FitState:
     Attributes:
         samples: clean latents of the model; None until they are drawn.
         walks: finished walks and their rows, by N and K.
+        evaluations: of the model, of all runs of the fit together.
+        seconds: theirs.
     """
 
     def __init__(self, path: Path | None = None) -> None:
@@ -36,6 +38,8 @@ class FitState:
         self._answer: Tensor | None = None
         self.samples: Tensor | None = None
         self.walks: dict[tuple[int, int], tuple[Walk, dict[str, Any]]] = {}
+        self._before = 0, 0.0
+        self.evaluations, self.seconds = self._before
 
     def open(self, plan: FitPlan, base: FitBase, answer: Tensor) -> None:
         """Read what an earlier run of the same fit has left.
@@ -68,6 +72,7 @@ class FitState:
             for row in metadata["rows"]:
                 key = int(row["steps"]), int(row["refine"])
                 self.walks[key] = Walk.of(tensors, *key), row
+            self._before = int(metadata.get("evaluations", 0)), float(metadata.get("seconds", 0.0))
         except (KeyError, TypeError, ValueError) as error:
             raise DeepInvError(f"{str(self._path)!r} is damaged: it lacks {error}; remove it and fit again") from error
         if before.shape != answer.shape or float(relative_error(before, answer).max()) > SAME_MODEL:
@@ -77,6 +82,10 @@ class FitState:
         raise DeepInvError(
             f"{str(self._path)!r} holds another fit ({why}): choose another name, or remove the file to fit anew"
         )
+
+    def spent(self, evaluations: int, seconds: float) -> None:
+        """What this run has taken so far."""
+        self.evaluations, self.seconds = self._before[0] + evaluations, self._before[1] + seconds
 
     def set_samples(self, samples: Tensor) -> None:
         """The samples are drawn."""
@@ -95,7 +104,8 @@ class FitState:
         for walk, _ in self.walks.values():
             tensors |= walk.named()
         rows = [row for _, row in self.walks.values()]
-        checkpoint.save(self._path, tensors, {**checkpoint.header(KIND), **self._about, "rows": rows})
+        cost = {"evaluations": self.evaluations, "seconds": round(self.seconds, 1)}
+        checkpoint.save(self._path, tensors, {**checkpoint.header(KIND), **self._about, "rows": rows, **cost})
 
     def remove(self) -> None:
         """Take the file away: the fit is done and saved."""

@@ -90,17 +90,20 @@ def anderson_weights(changes: Sequence[Tensor]) -> list[Tensor]:
     Args:
         changes: ``u_k`` of this step's points, newest first.
     """
-    newest = changes[0]
-    apart = [newest - u for u in changes[1:]]
-    if not apart:
+    newest, older = changes[0], changes[1:]
+    if not older:
         return []
-    products = torch.stack([torch.stack([_dot(a, b) for b in apart], -1) for a in apart], -2)
-    wanted = torch.stack([_dot(newest, a) for a in apart], -1)
-    ridge = 1e-6 * _dot(newest, newest) + 1e-14 * products.diagonal(dim1=-2, dim2=-1).amax(-1) + 1e-30
-    products = products + torch.diag_embed(ridge[:, None].expand(-1, len(apart)))
+    found = [newest, *(newest - u for u in older)]
+    row, column = torch.triu_indices(len(found), len(found)).tolist()
+    upper = _on_cpu([_dot(found[i], found[j]) for i, j in zip(row, column, strict=True)])
+    gram = upper.new_zeros(len(newest), len(found), len(found))
+    gram[:, row, column] = gram[:, column, row] = upper
+    products, wanted = gram[:, 1:, 1:], gram[:, 0, 1:]
+    ridge = 1e-6 * gram[:, 0, 0] + 1e-14 * products.diagonal(dim1=-2, dim2=-1).amax(-1) + 1e-30
+    products = products + torch.diag_embed(ridge[:, None].expand(-1, len(older)))
     if not bool(torch.isfinite(products).all()):  # the caller's velocity says where
-        return [torch.zeros_like(ridge) for _ in apart]
-    return list(torch.linalg.solve(products, wanted[..., None])[..., 0].to(newest.device).unbind(1))
+        return [newest.new_zeros(len(newest)) for _ in older]
+    return list(torch.linalg.solve(products, wanted[..., None])[..., 0].to(newest).unbind(1))
 
 
 def damping(change: Tensor, before: Tensor, guess: Sequence[float]) -> Tensor:
@@ -116,15 +119,21 @@ def damping(change: Tensor, before: Tensor, guess: Sequence[float]) -> Tensor:
         before: that of the step before.
         guess: the coefficients a of the last results, newest first.
     """
-    rho = (_dot(change, before) / _dot(before, before).clamp_min(1e-30)).clamp(-2.0, -1e-3)
+    along, square = _on_cpu([_dot(change, before), _dot(before, before)]).unbind(1)
+    rho = (along / square.clamp_min(1e-30)).clamp(-2.0, -1e-3)
     growth = sum((a * rho**-k for k, a in enumerate(guess)), torch.zeros_like(rho))
     m = torch.where(growth > 1e-3, rho / growth.clamp_min(1e-3), 0.0)
-    return (-m / (1 - m)).to(change.device)
+    return (-m / (1 - m)).to(change)
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:
-    """Inner product of each sample, ``[B]``, float64 on the CPU: MPS has none."""
-    return (a * b).flatten(1).sum(1).cpu().double()
+    """Inner product of each sample, ``[B]``."""
+    return (a * b).flatten(1).sum(1)
+
+
+def _on_cpu(values: Sequence[Tensor]) -> Tensor:
+    """Values ``[B]`` as the columns of one tensor, float64 on the CPU: MPS has none, and one transfer is enough."""
+    return torch.stack(list(values), 1).cpu().double()
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,15 @@ from comfyui_deepinv.deepinv_core.schedule import shifted_grid, uniform_grid
 from comfyui_deepinv.deepinv_core.solver import bind, load_solver, save_solver
 from comfyui_deepinv.deepinv_core.solver.fit import fit_walk
 from comfyui_deepinv.deepinv_core.solver.fit_grid import even_grid, round_trip
-from comfyui_deepinv.deepinv_core.solver.fit_solver import Fit, FitBase, FitEvent, FitPlan, fit_solver, fit_table
+from comfyui_deepinv.deepinv_core.solver.fit_solver import (
+    Fit,
+    FitBase,
+    FitEvent,
+    FitPlan,
+    fit_solver,
+    fit_table,
+    seconds_each,
+)
 from comfyui_deepinv.deepinv_core.solver.fit_state import FitState
 from comfyui_deepinv.deepinv_core.solver.fitted import Fitted, FittedConfig, FittedTable, Walk
 
@@ -216,9 +224,33 @@ def test_a_fit_that_was_stopped_goes_on_and_ends_as_one_that_was_not(tmp_path: P
     for one, other in zip(whole.walks, fit.walks, strict=True):
         assert all(torch.equal(value, other.named()[name]) for name, value in one.named().items())
     assert fit.rows == whole.rows
+    assert whole.evaluations <= fit.evaluations <= whole.evaluations + 3  # each run asks once whether it is the model
     more = Counting()
     run(replace(PLAN, walks=(*PLAN.walks, (2, 0))), more, path)
     assert more.rows < 0.5 * whole.evaluations
+
+
+class Small(Counting):
+    """Has memory for one latent at a time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.refused = 0
+
+    def __call__(self, z: torch.Tensor, sigma: float) -> torch.Tensor:
+        """As the mixture's."""
+        if len(z) > 1:
+            self.refused += 1
+            raise torch.OutOfMemoryError
+        return super().__call__(z, sigma)
+
+
+def test_where_memory_runs_out_fewer_latents_are_asked_for_from_then_on() -> None:
+    plan, flow = FitPlan(((2, 0),), (2, 4, 4), rounds=0), Small()
+    fit = run(plan, flow)
+    assert flow.refused == 1
+    assert fit.rows[0]["latent_snr_db"] == pytest.approx(run(plan, Counting()).rows[0]["latent_snr_db"], abs=0.01)
+    assert seconds_each(FitBase(Small(), uniform_grid, INFO, rows=2), plan) > 0
 
 
 @pytest.mark.parametrize("what", ["plan", "under", "answers", "damaged"])
