@@ -60,7 +60,10 @@ class DeepInvCompare(io.ComfyNode):
             "they differ.",
             is_output_node=True,
             inputs=[
-                io.Image.Input("reference", tooltip="The photo that the result is measured against."),
+                io.Image.Input(
+                    "reference",
+                    tooltip="The photo that the result is measured against.",
+                ),
                 io.Image.Input("result", tooltip="Its reconstruction or edit, of the same size and number."),
                 io.Vae.Input(
                     "vae",
@@ -103,6 +106,8 @@ class DeepInvCompare(io.ComfyNode):
         """Compare."""
         made = channels_first(result)
         reference = cropped_alike(reference, made.shape[2:])
+        if len(reference) == 1:  # several edits of one photo
+            reference = reference.expand(len(made), -1, -1, -1)
         photo = channels_first(reference)
         if photo.shape != made.shape:
             raise DeepInvError(

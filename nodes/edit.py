@@ -256,6 +256,8 @@ class DeepInvEdit(io.ComfyNode):
                 search_aliases=[
                     "edit photo",
                     "photo editing",
+                    "several strengths",
+                    "strength sweep",
                     "prompt edit",
                     "flux edit",
                     "sd3 edit",
@@ -325,6 +327,7 @@ class DeepInvEdit(io.ComfyNode):
 
 
 DIAL = verdict.Dial("Raise `strength`, then `cfg`.", "Lower `strength`, or raise `anchor`.")
+AT_FULL = DIAL._replace(change_more="`strength` is full: lower `anchor`, raise `cfg`, or ask for something else.")
 
 
 def judge(model: Any, inversion: Inversion, results: dict[float, torch.Tensor], mask: torch.Tensor | None) -> str:
@@ -332,6 +335,8 @@ def judge(model: Any, inversion: Inversion, results: dict[float, torch.Tensor], 
     photo = adapter.kept_photo(model, inversion)
     if photo is None:
         return "Not judged: the inversion kept no photo. Turn on `keep_trajectory` there, or use DeepInv Compare."
+    if wrong := adapter.wrong_size(model, photo):
+        return f"Poor: {wrong}."
     changed = {f"strength {one:g}": adapter.changed(model, latent, photo, mask) for one, latent in results.items()}
     poor = verdict.of_inversion(inversion).startswith("Poor")
-    return verdict.of_edit(changed, DIAL, poor_inversion=poor)
+    return verdict.of_edit(changed, AT_FULL if max(results) == 1 else DIAL, poor_inversion=poor)

@@ -33,7 +33,7 @@ from .samplers import (
     run_inversion,
 )
 from .sampling import Prompt
-from .size import OWN_SIDE, warn_of_size
+from .size import OWN_SIDE, warn_of_size, wrong_size
 from .training import Decode, in_model_space, run_training
 from .velocity import SCHEDULERS, levels, own_sigmas, schedule
 
@@ -84,4 +84,5 @@ __all__ = [
     "training_folder",
     "under",
     "warn_of_size",
+    "wrong_size",
 ]

@@ -26,18 +26,24 @@ def pixels(model: Any, latent: torch.Tensor) -> tuple[int, int]:
     return latent.shape[-1] * factor, latent.shape[-2] * factor
 
 
+def wrong_size(model: Any, latent: torch.Tensor) -> str:
+    """What is wrong with a picture's size for a model that knows one alone; "" where nothing is."""
+    width, height = pixels(model, latent)
+    own = model.attachments.get(OWN_SIDE)
+    if not own or SMALL <= width * height / (own * own) <= LARGE:
+        return ""
+    return (
+        f"the photo is {width}x{height} pixels and this model knows only {own}x{own}: the result will be poor; "
+        f"scale the photo to {own}x{own} before VAE Encode"
+    )
+
+
 def warn_of_size(model: Any, latent: torch.Tensor) -> list[str]:
     """What is to be expected of a picture's size, for the report; told on the node that runs at once."""
     width, height = pixels(model, latent)
-    own = model.attachments.get(OWN_SIDE)
-    share = width * height / (own * own if own else USUAL)
-    said = []
-    if own and not SMALL <= share <= LARGE:
-        said.append(
-            f"the photo is {width}x{height} pixels and this model knows only {own}x{own}: the result will be poor; "
-            f"scale the photo to {own}x{own} before VAE Encode"
-        )
-    elif not own and share > LARGE and latent.ndim == 4:
+    share = width * height / USUAL
+    said = [wrong] if (wrong := wrong_size(model, latent)) else []
+    if OWN_SIDE not in model.attachments and share > LARGE and latent.ndim == 4:
         needed, free = (
             amount / 2**30
             for amount in (

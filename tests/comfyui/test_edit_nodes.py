@@ -310,6 +310,16 @@ def test_compare_measures_and_shows(server: ComfyServer, client: Client, tmp_pat
     assert torch.equal(pictures["grid"][..., :64], pictures["a"])
 
 
+def test_compare_takes_several_results_of_one_photo(server: ComfyServer, client: Client) -> None:
+    graph = {
+        "a": node("EmptyImage", width=64, height=32, batch_size=1, color=0),
+        "b": node("EmptyImage", width=64, height=32, batch_size=3, color=0),
+        "compare": node("DeepInvCompare", reference=["a", 0], result=["b", 0]),
+        "shown": node("PreviewAny", source=["compare", 2]),
+    }
+    assert "PSNR 100.00 dB" in texts(client.run(graph))
+
+
 def test_compare_refuses_other_sizes(server: ComfyServer, client: Client) -> None:
     graph = {
         "a": node("EmptyImage", width=64, height=64, batch_size=1, color=0),

@@ -104,6 +104,14 @@ def test_a_photo_of_another_size_than_the_included_model_s_is_said(server: Comfy
     assert "It was guided (cfg 3), which inverts worse at twice the cost: `cfg` 1 inverts best." in said
 
 
+def test_an_edit_of_another_size_than_the_included_model_s_says_so_first(server: ComfyServer, client: Client) -> None:
+    graph = demo(256, steps=1, method="euler", keep_trajectory=True)
+    graph["edit"] = node("DeepInvEdit", model=["demo", 0], inversion=["invert", 3], positive=["empty", 0], cfg=1.0)
+    graph["edit"]["inputs"] |= {"strength": 0.5, "anchor": 0.0}
+    graph["said"] = node("PreviewAny", source=["edit", 1])
+    assert "Poor: the photo is 256x256 pixels and this model knows only 64x64" in texts(client.run(graph))
+
+
 def test_an_edit_says_what_it_left_out(server: ComfyServer, client: Client) -> None:
     pair = Pair("sd3", server)
     said = texts(client.run(pair.edited(pair.graph("euler"), eta=0.5)))
