@@ -13,7 +13,7 @@ from random import Random
 from typing import Any
 
 from ...deepinv_core.methods import METHODS
-from .checks import EITHER, RESULT, STATED
+from .checks import EITHER, REFUSED, RESULT, STATED
 
 Graph = dict[str, Any]
 Link = list[Any]
@@ -278,7 +278,7 @@ def train(desk: Desk) -> Scenario:
     if done is not None and rng.random() < 0.5:  # another client's interrupt may have come before the folder was there
         refused = graph(32)
         refused["train"]["inputs"]["resume"] = False
-        yield Job("train under a taken name", refused, STATED, "choose another name")
+        yield Job("train under a taken name", refused, REFUSED, "choose another name")
     saving = graph(32)
     saving["keep"] = node("DeepInvSaveSolver", solver=["train", 0], name=desk.new_name("solver"))
     solver = file_of((yield Job("save a solver", saving)), "keep")
