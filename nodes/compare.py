@@ -12,6 +12,7 @@ from ..deepinv_core import verdict
 from ..deepinv_core.errors import DeepInvError
 from ..deepinv_core.images import difference_picture
 from ..deepinv_core.metrics import SSIM_SMALLEST_SIDE, compare, psnr, ssim
+from . import adapter
 from .types import ADVANCED, CATEGORY, schema_extras
 
 if TYPE_CHECKING:
@@ -121,7 +122,7 @@ class DeepInvCompare(io.ComfyNode):
         if vae is None:
             numbers = {"psnr": float(psnr(made, photo).clamp_max(100).mean()), "ssim": float(ssim(made, photo).mean())}
         else:
-            ceiling = channels_first(vae.decode(vae.encode(reference[..., :3])))
+            ceiling = channels_first(adapter.there_and_back(vae, reference[..., :3]))
             if ceiling.shape != photo.shape:
                 raise DeepInvError(
                     f"the VAE gives the photo back with {ceiling.shape[3]}x{ceiling.shape[2]} pixels, not "

@@ -322,7 +322,7 @@ class DeepInvEdit(io.ComfyNode):
         if max(eta, eta_share) >= 0 and "eta" not in METHODS[inversion.method].options:
             report.append(f"eta and eta_share were not used: the photo was inverted by {inversion.method}")
         latent = torch.cat([one for one, _ in found])
-        sheet = adapter.blocked() if vae is None else strength_sheet(vae.decode(latent), strengths)
+        sheet = adapter.blocked() if vae is None else strength_sheet(adapter.decoded(vae, latent), strengths)
         return io.NodeOutput({"samples": latent}, "\n".join(report), sheet)
 
 

@@ -306,7 +306,7 @@ class DeepInvInvert(io.ComfyNode):
         )
         inversion = replace(inversion, mask=latent.get("noise_mask"))
         report = describe(inversion, time.perf_counter() - began, cfg, chosen_by_us=method == AUTO)
-        for caution in choice.cautions(adapter.under(conditioning, cfg)):
+        for caution in choice.cautions(adapter.under(model, conditioning, cfg)):
             report += f"\n{caution}"
         if names := adapter.patch_names(model):
             report += f"\npatched ({', '.join(names)}): {adapter.QUESTIONS} questions more, counted, answered alike"

@@ -94,9 +94,17 @@ def _listed(folder: Path, left_out: LeftOut) -> Iterator[Path]:
         path = folder / name
         if name.startswith("."):
             left_out.add(name[1:], "hidden")
-        elif not path.exists():
-            left_out.add(name, "a link to nothing")
-        elif path.is_dir() or path.suffix.lower() in SUFFIXES:
-            yield path
+        elif reason := _unusable(path):
+            left_out.add(name, reason)
         else:
-            left_out.add(name, "no image")
+            yield path
+
+
+def _unusable(path: Path) -> str:
+    """Why a path is neither a folder nor an image file; empty where it is one."""
+    try:
+        if not path.exists():
+            return "a link to nothing"
+        return "" if path.is_dir() or path.suffix.lower() in SUFFIXES else "no image"
+    except OSError as error:  # in a folder that may be listed but not entered
+        return f"can't be opened: {error.strerror}"

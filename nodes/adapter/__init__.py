@@ -7,7 +7,7 @@ keeps LoRA, ControlNet, fp8 and GGUF weights and model patches working, and the 
 from .edits import blocked, changed, kept_photo, run_edit, run_flow_edit
 from .files import inversion_names, inversion_path, new_inversion_path, offer_photos
 from .fitting import latent_shape, run_fit, under
-from .latents import as_taken, require_vae
+from .latents import as_taken, decoded, require_vae, there_and_back
 from .models import (
     Conditioning,
     SolverHandle,
@@ -54,6 +54,7 @@ __all__ = [
     "as_taken",
     "blocked",
     "changed",
+    "decoded",
     "in_model_space",
     "inversion_names",
     "inversion_path",
@@ -81,6 +82,7 @@ __all__ = [
     "solver_names",
     "solver_path",
     "tell",
+    "there_and_back",
     "training_folder",
     "under",
     "warn_of_size",

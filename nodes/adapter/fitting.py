@@ -20,11 +20,16 @@ from .progress import tell
 from .sampling import Call, Prompt, prompted, run_inside
 from .velocity import checked_grid, conditioned_on, schedule
 
+FLUX_GUIDANCE = 3.5
+"""What ComfyUI takes where a conditioning has none."""
 
-def under(conditioning: Conditioning, cfg: float) -> Under:
-    """What an inversion under this prompt is made under."""
+
+def under(model: Any, conditioning: Conditioning, cfg: float) -> Under:
+    """What an inversion by this MODEL under this prompt is made under."""
     tokens, extras = conditioning[0]
-    return Under(cfg, extras.get("guidance"), mark(tokens))
+    config = model.model.model_config.unet_config
+    guided = config.get("image_model") == "flux" and config.get("guidance_embed")
+    return Under(cfg, extras.get("guidance", FLUX_GUIDANCE if guided else None), mark(tokens))
 
 
 def latent_shape(model: Any, width: int, height: int, latent: dict[str, Any] | None) -> tuple[int, ...]:
@@ -80,7 +85,8 @@ class FitProgress:
         if time.monotonic() - self._sent > 1:
             self._sent = time.monotonic()
             minutes, seconds = divmod(int(event.left), 60)
-            tell(f"{event.doing}: {event.done / event.total:.0%}, {minutes} min {seconds:02} s left")
+            left = f", {minutes} min {seconds:02} s left" if event.left else ""
+            tell(f"{event.doing}: {event.done / event.total:.0%}{left}")
 
 
 def run_fit(model: Any, prompt: Prompt, plan: FitPlan, rows: int, state: FitState, say: Callable[[str], None]) -> Fit:
@@ -97,7 +103,7 @@ def run_fit(model: Any, prompt: Prompt, plan: FitPlan, rows: int, state: FitStat
     Raises:
         DeepInvError: a shape, a model or a prompt that doesn't fit. What :func:`~...fit_solver.fit_solver` raises.
     """
-    now = under(prompt.positive, prompt.cfg)
+    now = under(model, prompt.positive, prompt.cfg)
     known = {"cfg": now.cfg, "guidance": now.guidance, "mark": list(now.prompt)}
     sampling = model.get_model_object("model_sampling")
 

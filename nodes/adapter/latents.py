@@ -86,6 +86,18 @@ def require_vae(vae: Any, latent: torch.Tensor) -> None:
         )
 
 
+def decoded(vae: Any, latent: torch.Tensor) -> torch.Tensor:
+    """Raw latents as IMAGE ``[B, H, W, C]``, the frames of videos one after the other as core's VAE Decode has them."""
+    images: torch.Tensor = vae.decode(latent)
+    return images.flatten(0, -4)
+
+
+def there_and_back(vae: Any, images: torch.Tensor) -> torch.Tensor:
+    """IMAGE ``[B, H, W, 3]`` encoded and decoded, each by itself: a video's VAE takes a batch for its frames."""
+    video = getattr(vae, "latent_dim", 2) == 3
+    return decoded(vae, torch.cat([vae.encode(part) for part in images.split(1 if video else len(images))]))
+
+
 def require_one_stream(samples: Any) -> None:
     """Refuse what ComfyUI's audio and video models have, a NestedTensor.
 

@@ -22,7 +22,7 @@ from ...deepinv_core.errors import DeepInvError
 from ...deepinv_core.memory import out_of_memory
 from ...training.base_model import Base, Conditioned
 from ...training.loop import Trained
-from .latents import as_taken
+from .latents import as_taken, decoded
 from .models import model_info
 from .prompts import Prompts, read, stack
 from .sampling import SEED, Call, run_inside
@@ -170,10 +170,10 @@ def _base(model: Any, prompts: Prompts, call: Call) -> Base:
 def _decode(vae: Any, guider: _Guider, shape: torch.Size, latents: Tensor) -> Tensor:
     """Latents in model space to images, with the base of a training kept where it is."""
     model = guider.model_patcher
-    images = _to_the_end(partial(vae.decode, model.model.process_latent_out(latents)))
+    images = _to_the_end(partial(decoded, vae, model.model.process_latent_out(latents)))
     memory = model.memory_required(list(shape))  # the VAE may have pushed the base out
     comfy.model_management.load_models_gpu([model, *guider.loaded_models], memory_required=memory)
-    return images.flatten(0, -4).movedim(-1, 1).float().cpu().clamp(0, 1)
+    return images.movedim(-1, 1).float().cpu().clamp(0, 1)
 
 
 def run_training(
