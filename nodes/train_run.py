@@ -116,7 +116,7 @@ def run(
     report = _describe(trained, cache, folder, recipe, inputs)
     if any(latent.get("noise_mask") is not None for latent in latents):
         report += "\nthe latents' noise masks were not used: a solver is trained on whole pictures"
-    if inputs.recipe != "fast" and any(len(prompt) > 1 for prompt in prompts.distinct):
+    if recipe.solver.reads_prompt and any(len(prompt) > 1 for prompt in prompts.distinct):
         report += "\nof combined prompts the solver reads the first alone; the model reads all"
     return Outcome(solver, [loss for _, loss in trained.losses], report)
 

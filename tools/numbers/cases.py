@@ -313,4 +313,4 @@ def refusal(kind: str, width: int, height: int) -> str:
     """Words of the sentence that has to refuse a size; empty for one that has to work."""
     if width % 16 or height % 16:
         return "both sides must be multiples of 16"
-    return "positions for 64x64 at most" if kind == "sd3" and max(width, height) > SIDE_SD3 else ""
+    return "this model takes 512x512 at most" if kind == "sd3" and max(width, height) > SIDE_SD3 else ""

@@ -41,5 +41,5 @@ def held(layout: str, report: dict[str, Any]) -> bool:
     """Whether a size came back as it has to, or was refused as it has to be."""
     expected = graphs.expected_size(layout, tuple(report["size"]))
     if expected is None:
-        return "this model has positions for 64x64 at most" in report.get("refused", "")
+        return "this model takes 512x512 at most" in report.get("refused", "")
     return report.get("came back") == expected
