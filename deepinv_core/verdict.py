@@ -60,20 +60,26 @@ SURE: Final = 0.3
 """What a person notices of a moved, zoomed or recoloured picture; below this certainty nothing is said of moving."""
 
 
-def of_inversion(inversion: Inversion, *, cfg: float = 1.0) -> str:
-    """One sentence on how well the photo will come back, judged without coming back; a second where it was guided."""
+def of_inversion(inversion: Inversion, *, cfg: float = 1.0, more: str | None = None) -> str:
+    """One sentence on how well the photo will come back, judged without coming back; a second where it was guided.
+
+    Args:
+        inversion: what is judged.
+        cfg: its guidance.
+        more: what makes it better, where it is not simply more steps or refine steps.
+    """
     guided = f" It was guided (cfg {cfg:g}), which inverts worse at twice the cost: `cfg` 1 inverts best."
     rough = " One step keeps little more than layout and colours." if inversion.steps == 1 else ""
-    return _of_inversion(inversion) + rough + (guided if cfg != 1 else "")
+    return _of_inversion(inversion, more) + rough + (guided if cfg != 1 else "")
 
 
-def _of_inversion(inversion: Inversion) -> str:
+def _of_inversion(inversion: Inversion, more: str | None) -> str:
     steps = inversion.steps
     if inversion.kept in ("exact", "+pair"):
         return "Good: the photo comes back exactly, because the way back reads more than the noise."
     if inversion.kept == "+z_0":
         return "Fair: this method is made for edits, the photo comes back changed. For a reconstruction take auto."
-    more = f"More steps (now {steps}), or `refine` {inversion.refine + 1}."
+    more = more or f"More steps (now {steps}), or `refine` {inversion.refine + 1}."
     if inversion.residuals():
         grade, why = _by_residuals(inversion)
     elif inversion.method in STEPS:

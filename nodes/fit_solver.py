@@ -15,6 +15,7 @@ from ..deepinv_core.solver.fit_solver import FitPlan, fit_table, pairs, rows_for
 from ..deepinv_core.solver.fit_state import FitState
 from ..training.lock import locked
 from . import adapter
+from .checks import UNLINKED, queued
 from .types import ADVANCED, CATEGORY, Solver, cfg_input, schema_extras, seed_input
 
 log = logging.getLogger(__name__)
@@ -30,7 +31,7 @@ class DeepInvFitSolver(io.ComfyNode):
             node_id="DeepInvFitSolver",
             display_name="DeepInv Fit Solver",
             category=CATEGORY,
-            description="Fits a solver to your model in the time of some forty pictures, from samples that it draws "
+            description="Fits a solver to your model in the time of some 140 pictures, from samples that it draws "
             "itself: no photos, no training. DeepInv Invert is more exact with it at the same cost. It keeps each step "
             "count as it is finished, and goes on where it was stopped.",
             is_output_node=True,
@@ -42,6 +43,26 @@ class DeepInvFitSolver(io.ComfyNode):
             ],
             **schema_extras(search_aliases=["deepinv fit", "calibrate inversion", "fit inversion"]),
         )
+
+    @classmethod
+    def validate_inputs(
+        cls,
+        steps: str | None,
+        refine: str | None,
+        name: str | None,
+        cfg: float | None = 1.0,
+        negative: Any = UNLINKED,
+    ) -> bool | str:
+        """Lists of steps, a name or guidance that can't be, when it is queued."""
+
+        def check() -> None:
+            FitPlan(pairs("1" if steps is None else steps, "0" if refine is None else refine), (1,))
+            if name is not None:
+                safe_name(name)
+            if negative is UNLINKED and cfg is not None:
+                adapter.Prompt([], None, cfg).away()
+
+        return queued(cls, check, steps=steps, refine=refine, name=name, cfg=cfg)
 
     @classmethod
     def execute(
@@ -102,7 +123,7 @@ def _inputs() -> list[io.Input]:
             "steps",
             default="16",
             tooltip="Step counts you will invert with, such as 8,16: it inverts with no others. Each takes as long as "
-            "some 40 pictures of so many steps, three times more with search_grid.",
+            "some 140 pictures of so many steps, 40 without search_grid.",
         ),
         io.String.Input(
             "refine",
@@ -124,7 +145,7 @@ def _optional_inputs() -> list[io.Input]:
             default=True,
             optional=True,
             tooltip="Look for the noise levels that suit an inversion best; DeepInv Invert then takes them by itself. "
-            "5 dB and more at 16 steps for four times the time. Off keeps to the model's own.",
+            "5 dB and more at 16 steps, in the time of 140 pictures instead of 40. Off keeps to the model's own.",
         ),
         io.Latent.Input(
             "latent",

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
 
+import torch
 from comfy_api.latest import io
 
 from ..deepinv_core import verdict
@@ -14,6 +15,7 @@ from ..deepinv_core.errors import DeepInvError
 from ..deepinv_core.inversion import Inversion
 from ..deepinv_core.methods import BEST_TRAINING_FREE, METHODS, Method, Options, make_method, method_values, options_of
 from ..deepinv_core.solver import KINDS
+from ..deepinv_core.solver.fitted import FittedConfig
 from . import adapter
 from .checks import UNLINKED, queued
 from .edit import reads_trajectory
@@ -62,10 +64,24 @@ class ChosenMethod(NamedTuple):
             return []
         return KINDS[self.solver.loaded.role].cautions(self.solver.loaded.training or {}, under)
 
+    @property
+    def fitted(self) -> bool:
+        """Whether the solver takes nothing but what it was fitted for."""
+        return self.solver is not None and self.solver.loaded.role == FittedConfig.role
+
     def grid(self, steps: int) -> Any:
         """The grid that the solver inverts best on, None without one or where any will do."""
         refine = method_values(self.method, self.options)["refine"]
         return self.solver.grid(steps, int(refine or 0)) if self.solver else None
+
+    def require_fitted(self, model: Any, sigmas: Any) -> None:
+        """Refuse what a fitted solver would, before the model is loaded.
+
+        Raises:
+            DeepInvError: steps, refine steps, a tolerance or sigmas that it was not fitted for.
+        """
+        if self.fitted:
+            self.build(slice(None)).up.start(torch.empty(0), adapter.core_grid(model, sigmas).tolist(), {})
 
     def notes(self, connected: adapter.SolverHandle | None, conditioning: adapter.Conditioning) -> list[str]:
         """What a report says of a solver: not used, no better than a free method, or blind for a part of the prompt."""
@@ -106,12 +122,13 @@ def choose(
     return ChosenMethod(method, settings, used, build)
 
 
-def require_no_reader(workflow: Mapping[str, Any], node_id: str) -> None:
+def require_no_reader(workflow: Mapping[str, Any], node_id: str, *, masked: bool) -> None:
     """Refuse to leave the trajectory out where an edit in the same workflow reads it.
 
     Args:
         workflow: in API format.
         node_id: of this node.
+        masked: whether the latent has a noise mask, which every edit obeys.
 
     Raises:
         DeepInvError: one does.
@@ -120,10 +137,10 @@ def require_no_reader(workflow: Mapping[str, Any], node_id: str) -> None:
         inputs = one.get("inputs", {})
         source = inputs.get("inversion")
         here = isinstance(source, list) and str(source[0]) == node_id
-        if one.get("class_type") == "DeepInvEdit" and here and reads_trajectory(inputs):
+        if one.get("class_type") == "DeepInvEdit" and here and (masked or reads_trajectory(inputs)):
             raise DeepInvError(
                 f"DeepInv Edit (node {key}) reads the inversion's trajectory, which was not kept: turn on "
-                "keep_trajectory here, or set its strength to 1 without anchor, mask and variation"
+                "keep_trajectory here, or set its strength to 1 without anchor, variation and mask, the latent's too"
             )
 
 
@@ -154,7 +171,8 @@ def _inputs() -> list[io.Input]:
             min=1,
             max=1000,
             tooltip="More steps give the photo back more exactly and take longer. "
-            "16 is good with auto; with a solver 4 to 8 already work. Not used where sigmas is connected.",
+            "16 is good with auto; with a trained solver 4 to 8 already work, a fitted one takes only those it was "
+            "fitted for. Not used where sigmas is connected.",
         ),
         io.Combo.Input(
             "method",
@@ -163,12 +181,14 @@ def _inputs() -> list[io.Input]:
             tooltip="How each step's noise is found. Cost for N steps with K refine steps, and what the way "
             "back needs besides the noise:\n" + method_menu(),
         ),
-        Solver.Input("solver", optional=True, tooltip="A solver trained for this model; auto and deepinv use it."),
+        Solver.Input(
+            "solver", optional=True, tooltip="A solver trained or fitted for this model; auto and deepinv use it."
+        ),
         io.Sigmas.Input(
             "sigmas",
             optional=True,
             tooltip="Your own noise levels instead of steps and scheduler, in either direction. "
-            "Ending below the highest one keeps more of the photo when you edit.",
+            "Ending below the highest one keeps more of the photo when you edit. Leave it out with a fitted solver.",
         ),
         io.Conditioning.Input(
             "negative", optional=True, tooltip="Only read where cfg is not 1: what guidance moves away from."
@@ -287,11 +307,14 @@ class DeepInvInvert(io.ComfyNode):
     ) -> io.NodeOutput:
         """Invert."""
         if not keep_trajectory:
-            require_no_reader(cls.hidden.prompt or {}, str(cls.hidden.unique_id))
+            masked = latent.get("noise_mask") is not None
+            require_no_reader(cls.hidden.prompt or {}, str(cls.hidden.unique_id), masked=masked)
         if solver is not None:
             solver.check(model)
         choice = choose(method, solver, conditioning, refine, tolerance=tolerance, seed=seed, **options)
-        grid = adapter.levels(model, scheduler, steps, sigmas, choice.grid(steps))
+        best = choice.grid(steps)
+        grid = adapter.levels(model, scheduler, steps, sigmas, best)
+        choice.require_fitted(model, grid)
         warnings = adapter.warn_of_size(model, adapter.as_taken(model, latent["samples"]))
         began = time.perf_counter()
         inversion = adapter.run_inversion(
@@ -305,7 +328,10 @@ class DeepInvInvert(io.ComfyNode):
             measure_residual=measure_residual,
         )
         inversion = replace(inversion, mask=latent.get("noise_mask"))
-        report = describe(inversion, time.perf_counter() - began, cfg, chosen_by_us=method == AUTO)
+        more = MORE_FITTED if choice.fitted else None
+        report = describe(inversion, time.perf_counter() - began, cfg, chosen_by_us=method == AUTO, more=more)
+        if sigmas is None and best is not None:
+            report += "\nnoise levels: those that the solver was fitted on; scheduler was not used"
         for caution in choice.cautions(adapter.under(model, conditioning, cfg)):
             report += f"\n{caution}"
         if names := adapter.patch_names(model):
@@ -315,12 +341,12 @@ class DeepInvInvert(io.ComfyNode):
         return io.NodeOutput(noise, grid, adapter.ReconstructionSampler(inversion), inversion, report)
 
 
-def describe(inversion: Inversion, seconds: float, cfg: float, *, chosen_by_us: bool) -> str:
+def describe(inversion: Inversion, seconds: float, cfg: float, *, chosen_by_us: bool, more: str | None = None) -> str:
     """The report: the verdict, method, cost, what the way back needs, residual, and how noise-like the noise is."""
     method = METHODS[inversion.method]
     k = f", K = {inversion.refine}" if method.refine is not None else ""
     lines = [
-        verdict.of_inversion(inversion, cfg=cfg),
+        verdict.of_inversion(inversion, cfg=cfg, more=more),
         f"{inversion.method} ({method.name}{k}), {inversion.steps} steps, {inversion.nfe} base evaluations, "
         f"{seconds:.1f} s",
     ]
@@ -341,6 +367,8 @@ def describe(inversion: Inversion, seconds: float, cfg: float, *, chosen_by_us: 
     lines.append(f"noise: standard deviation {float(inversion.noise.std()):.3f} (a perfect noise has 1)")
     return "\n".join(lines)
 
+
+MORE_FITTED = "Fit a solver for more steps, or for refine steps too."
 
 WAY_BACK = {
     "pure": "the noise alone",

@@ -21,13 +21,13 @@ class DeepInvLoadSolver(io.ComfyNode):
             node_id="DeepInvLoadSolver",
             display_name="DeepInv Load Solver",
             category=CATEGORY,
-            description="Loads a trained solver from models/deepinv.",
+            description="Loads a trained or fitted solver from models/deepinv.",
             inputs=[
                 io.Combo.Input(
                     "solver_name",
                     options=adapter.solver_names(),
                     tooltip="A .safetensors file in models/deepinv, or a solver of the included model; it works with "
-                    "the base model it was trained for.",
+                    "the base model it was made for.",
                 )
             ],
             outputs=[Solver.Output(display_name="solver", tooltip="For DeepInv Invert's solver input.")],
@@ -58,7 +58,7 @@ class DeepInvSaveSolver(io.ComfyNode):
             description="Saves a solver to models/deepinv, where DeepInv Load Solver finds it.",
             is_output_node=True,
             inputs=[
-                Solver.Input("solver", tooltip="From DeepInv Train Solver."),
+                Solver.Input("solver", tooltip="From DeepInv Train Solver or DeepInv Fit Solver."),
                 name_input("my_solver"),
             ],
             outputs=[io.String.Output(display_name="file", tooltip="Its name in DeepInv Load Solver's menu.")],

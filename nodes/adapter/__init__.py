@@ -35,7 +35,7 @@ from .samplers import (
 from .sampling import Prompt
 from .size import OWN_SIDE, warn_of_size, wrong_size
 from .training import Decode, in_model_space, run_training
-from .velocity import SCHEDULERS, levels, own_sigmas, schedule
+from .velocity import SCHEDULERS, core_grid, levels, own_sigmas, schedule
 
 __all__ = [
     "OWN_SIDE",
@@ -54,6 +54,7 @@ __all__ = [
     "as_taken",
     "blocked",
     "changed",
+    "core_grid",
     "decoded",
     "in_model_space",
     "inversion_names",

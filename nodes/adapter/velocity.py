@@ -81,6 +81,11 @@ def own_sigmas(model: Any, grid: torch.Tensor) -> torch.Tensor:
     return (values if flow else values / (1 - values)).float()
 
 
+def core_grid(model: Any, sigmas: torch.Tensor) -> torch.Tensor:
+    """:func:`checked_grid` of a MODEL's."""
+    return checked_grid(model.get_model_object("model_sampling"), sigmas)
+
+
 class _Rows:
     """Counts the rows that a model is evaluated on, whatever its guider and its patches do."""
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from comfyui_deepinv.deepinv_core import checkpoint
 from comfyui_deepinv.deepinv_core.models.embedded import load_embedded
@@ -14,7 +17,7 @@ from comfyui_deepinv.deepinv_core.solver.fit import fit_walk
 from comfyui_deepinv.deepinv_core.solver.fitted import FittedTable
 
 from .client import Client
-from .graphs import GUIDANCE, JPEG, PREVIEW, TEXT, Tiny, binary_messages, node, relative, with_solver
+from .graphs import GUIDANCE, JPEG, PREVIEW, TEXT, Tiny, binary_messages, node, relative, texts, with_solver
 from .server import ComfyServer
 
 pytestmark = pytest.mark.usefixtures("log_stays_clean")
@@ -38,7 +41,8 @@ def test_it_inverts_on_its_own_grid_as_the_core_does(
 ) -> None:
     tiny = Tiny(kind, server, batch=2)
     name, table = write_fitted(tiny, refine=refine)
-    client.run(with_solver(tiny, name, refine=refine, steps=5))
+    said = texts(client.run(with_solver(tiny, name, refine=refine, steps=5)))
+    assert "those that the solver was fitted on; scheduler was not used" in said
     saved = tiny.result()
     torch.testing.assert_close(saved["sigmas"].double(), shifted_grid(5, 0.7), rtol=0, atol=1e-6)
     inversion, back = tiny.core(saved, "deepinv", solver=bind(table, None, None), refine=refine)
@@ -48,8 +52,11 @@ def test_it_inverts_on_its_own_grid_as_the_core_does(
 
 
 def test_other_steps_and_sigmas_of_the_user_s_are_refused_with_the_way_out(server: ComfyServer, client: Client) -> None:
+    """Before the latent is looked at, which is no number here, and so before the model is loaded."""
     tiny = Tiny("sd3", server)
     name, _ = write_fitted(tiny)
+    inputs = {"latent": tiny.latent * torch.nan, "context": tiny.context, "pooled": tiny.pooled}
+    save_file(inputs, tiny.folder / f"{tiny.name}_inputs.safetensors")
     with pytest.raises(client.module.WorkflowError, match=r"for steps 5, and these 6 steps.*or fit a solver"):
         client.run(with_solver(tiny, name, steps=6))
     graph = with_solver(tiny, name, steps=5, sigmas=["own", 0])
@@ -110,10 +117,24 @@ def test_other_guidance_than_it_was_fitted_for_is_said(server: ComfyServer, clie
     assert any("fitted at cfg 1, and this is 2" in text for text in client.run(graph).texts)
 
 
-@pytest.mark.parametrize(
-    ("inputs", "said"),
-    [({"steps": "x"}, "steps is 'x'"), ({"refine": ""}, "refine is ''"), ({"cfg": 3.0}, "no negative conditioning")],
-)
-def test_what_can_t_be_fitted_is_refused(inputs: dict, said: str, client: Client) -> None:
-    with pytest.raises(client.module.WorkflowError, match=said):
-        client.run(fit("SD3", name="refused", **inputs))
+UNFIT = {
+    "steps": ({"steps": "x"}, "steps is 'x'"),
+    "refine": ({"refine": ""}, "refine is ''"),
+    "guidance": ({"cfg": 3.0}, "no negative conditioning"),
+    "name": ({"name": "../up"}, "a name is no path"),
+}
+
+
+@pytest.mark.parametrize("case", UNFIT)
+def test_what_can_t_be_fitted_is_refused_when_it_is_queued(case: str, client: Client) -> None:
+    inputs, said = UNFIT[case]
+    with pytest.raises(client.module.WorkflowError, match=f"(?s)the workflow was refused.*{said}"):
+        client.run(fit("SD3", **{"name": "refused", **inputs}))
+
+
+def test_a_verdict_on_a_fitted_solver_advises_a_fit(server: ComfyServer, client: Client) -> None:
+    """More steps than it was fitted for are refused."""
+    tiny = Tiny("sd3", server)
+    name, _ = write_fitted(tiny)
+    said = texts(client.run(with_solver(tiny, name, steps=5, measure_residual=True)))
+    assert re.match(r"(Fair|Poor): .* Fit a solver for more steps, or for refine steps too\.\n", said), said

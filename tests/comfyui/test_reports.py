@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from .client import Client
-from .graphs import FEW, TEXT, Pair, binary_messages, flow_edited, node, refusal, sampled, texts
+from .graphs import FEW, TEXT, Pair, binary_messages, flow_edited, half, node, refusal, sampled, texts
 from .server import ComfyServer
 
 pytestmark = pytest.mark.usefixtures("log_stays_clean")
@@ -75,6 +75,9 @@ def test_an_inversion_knows_that_an_edit_will_read_its_trajectory(server: ComfyS
     for inputs in ({"strength": 0.5}, {"anchor": 0.1}, {"preset": "subtle"}, {"ladder_to": 0.5}, {"variation": 0.1}):
         said = refusal(client, pair.edited(pair.graph(keep_trajectory=False), **inputs))
         assert "node invert (DeepInvInvert)" in said and "DeepInv Edit (node edit) reads" in said, said
+    graph = half(pair.edited(pair.graph(keep_trajectory=False, latent=["masked", 0])))
+    graph["masked"] = node("SetLatentNoiseMask", samples=["inputs", 0], mask=["mask", 0])
+    assert "without anchor, variation and mask, the latent's too" in refusal(client, graph)
 
 
 def test_a_ladder_asks_a_patched_model_once(server: ComfyServer, client: Client) -> None:
