@@ -116,19 +116,38 @@ class Dial(NamedTuple):
     keep_more: str
 
 
-def of_edit(changed: Mapping[str, float], dial: Dial, *, poor_inversion: bool = False) -> str:
-    """One sentence on how much of a photo an edit has changed.
+class Change(NamedTuple):
+    """By how much an edited latent differs from the photo's, ``|edit - photo| / |photo|``.
+
+    Attributes:
+        edited: inside the mask; everywhere where there is none.
+        stayed: outside the mask; of the half that differs least where there is none.
+        whole: everywhere.
+    """
+
+    edited: float
+    stayed: float
+    whole: float
+
+
+SAME_PROMPT: Final = "Poor: {} is the same prompt as {}, usually the empty one. Say there what the photo is to become."
+
+
+def of_edit(changed: Mapping[str, Change], dial: Dial, *, masked: bool = False, poor_inversion: bool = False) -> str:
+    """One sentence on how much of a photo an edit has changed, and how much of it was kept.
 
     Args:
-        changed: relative change of the latent by the setting that made it, such as ``{"strength 0.8": 0.3}``.
+        changed: the change by the setting that made it, such as ``{"strength 0.8": Change(0.3, 0.05, 0.3)}``.
         dial: what to turn.
+        masked: whether a mask says where it was to change.
         poor_inversion: whether the inversion it starts from deserves a *poor*.
     """
-    little = [name for name, share in changed.items() if share < UNCHANGED]
-    much = [name for name, share in changed.items() if share > REPLACED]
-    right = {name: share for name, share in changed.items() if name not in (*little, *much)}
-    by = _listed(f"{100 * share:.0f} %" for share in right.values())
-    parts = [f"{_listed(right)} changes the photo by {by}"] if right else []
+    little = [name for name, one in changed.items() if one.edited < UNCHANGED]
+    much = [name for name, one in changed.items() if one.whole > REPLACED and name not in little]
+    right = {name: one for name, one in changed.items() if name not in (*little, *much)}
+    by, within = (_percent(one[index] for one in right.values()) for index in (0, 1))
+    where, rest = ("what is masked", "the rest") if masked else ("the photo", "half of it")
+    parts = [f"{_listed(right)} changes {where} by {by} and keeps {rest} to within {within}"] if right else []
     parts += [f"{_listed(little)} hardly changes it"] if little else []
     parts += [f"{_listed(much)} leaves little of it"] if much else []
     advice = [] if right else [dial.change_more if little else dial.keep_more]
@@ -138,23 +157,36 @@ def of_edit(changed: Mapping[str, float], dial: Dial, *, poor_inversion: bool = 
     return " ".join([f"{grade}: {', '.join(parts)}.", *advice])
 
 
+def _percent(shares: Iterable[float]) -> str:
+    return _listed(f"{100 * share:.0f} %" for share in shares)
+
+
 def _listed(words: Iterable[str]) -> str:
     all_words = list(words)
     return " and ".join([", ".join(all_words[:-1]), all_words[-1]] if len(all_words) > 1 else all_words)
 
 
-def change(result: Tensor, photo: Tensor, mask: Tensor | None = None) -> float:
-    """Relative change ``|result - photo| / |photo|`` of latents ``[B, ...]``, inside the mask where there is one."""
-    inside = torch.ones(()) if mask is None else mask.to(photo)
-    return float(relative_error(result.to(photo) * inside, photo * inside).mean())
+def change(result: Tensor, photo: Tensor, mask: Tensor | None = None) -> Change:
+    """:class:`Change` of latents ``[B, C, ...]``; the mask ``[B or 1, 1, ...]`` is 1 where they were to change."""
+    photo = photo.to(result)
+    if mask is None:
+        moved = (result - photo).norm(dim=1, keepdim=True)
+        middle = moved.flatten(1).median(1).values.reshape(-1, *[1] * (moved.ndim - 1))
+        edited, stayed = torch.ones_like(moved), (moved <= middle).to(photo)
+    else:
+        edited = mask.to(photo)
+        stayed = 1 - edited
+    parts = (edited, stayed, torch.ones_like(edited))
+    return Change(*(float(relative_error(result * part, photo * part).mean()) for part in parts))
 
 
-def of_solver(rows: Sequence[Mapping[str, Any]]) -> str:
+def of_solver(rows: Sequence[Mapping[str, Any]], advice: str = "Train longer and on more photos") -> str:
     """One sentence on what a solver is worth beside the best method without one at the same cost; "" if unknown.
 
     Args:
         rows: of a validation: ``method``, ``steps``, ``nfe`` and ``latent_snr_db`` of the solver's ``deepinv`` and of
             methods without a solver.
+        advice: what makes a solver better that beats none of them.
     """
     free = [row for row in rows if row["method"] != "deepinv"]
     ahead: dict[str, float] = {}
@@ -179,8 +211,14 @@ def of_solver(rows: Sequence[Mapping[str, Any]]) -> str:
     if not behind:
         return f"Good: {won}."
     if not ahead:
-        return f"Poor: {lost}, which needs no solver. Train longer and on more photos, or invert without it."
+        return f"Poor: {lost}, which needs no solver. {advice}, or invert without it."
     return f"Fair: {won}; {lost}."
+
+
+def of_fit(rows: Sequence[Mapping[str, Any]]) -> str:
+    """:func:`of_solver` of a fit's rows, of which each has what methods without a solver give at its cost."""
+    free = [{**row, "method": name, "latent_snr_db": db} for row in rows for name, db in row["free"].items()]
+    return of_solver([*({**row, "method": "deepinv"} for row in rows), *free], "Fit it for other steps")
 
 
 def of_training(summary: object) -> str:

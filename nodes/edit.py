@@ -310,7 +310,10 @@ class DeepInvEdit(io.ComfyNode):
             adapter.run_edit(model, inversion, target, replace(hold, strength=one), ask=number == 0)
             for number, one in enumerate(strengths)
         ]
-        report = [judge(model, inversion, dict(zip(strengths, (one for one, _ in found), strict=True)), hold.mask)]
+        asked = {} if variation else {"negative": negative, "the one it was inverted under": inversion.prompt}
+        nothing = nothing_asked("positive", positive, asked)
+        results = dict(zip(strengths, (one for one, _ in found), strict=True))
+        report = [judge(model, inversion, results, hold.mask, nothing), *adapter.own_size(model, inversion.noise)]
         report.append(
             f"{inversion.method}, {inversion.steps} steps; strength {', '.join(f'{one:g}' for one in strengths)}, "
             f"anchor {dials.anchor:g}, cfg {dials.cfg:g}: {sum(nfe for _, nfe in found)} base evaluations"
@@ -328,15 +331,28 @@ class DeepInvEdit(io.ComfyNode):
 
 DIAL = verdict.Dial("Raise `strength`, then `cfg`.", "Lower `strength`, or raise `anchor`.")
 AT_FULL = DIAL._replace(change_more="`strength` is full: lower `anchor`, raise `cfg`, or ask for something else.")
+FINE_MASK = DIAL._replace(change_more="The mask is finer than the model sees: paint it larger.")
 
 
-def judge(model: Any, inversion: Inversion, results: dict[float, torch.Tensor], mask: torch.Tensor | None) -> str:
-    """The verdict on raw latents by their strengths."""
+def nothing_asked(name: str, prompt: adapter.Conditioning, others: Mapping[str, adapter.Conditioning | None]) -> str:
+    """The verdict where a prompt says what another one says already, by name; "" where it doesn't."""
+    same = (key for key, other in others.items() if other is not None and adapter.same_prompt(prompt, other))
+    return next((verdict.SAME_PROMPT.format(name, key) for key in same), "")
+
+
+def judge(
+    model: Any, inversion: Inversion, results: dict[float, torch.Tensor], mask: torch.Tensor | None, nothing: str
+) -> str:
+    """The verdict on raw latents by their strengths; ``nothing`` is that on a prompt that asks for none."""
     photo = adapter.kept_photo(model, inversion)
     if photo is None:
         return "Not judged: the inversion kept no photo. Turn on `keep_trajectory` there, or use DeepInv Compare."
     if wrong := adapter.wrong_size(model, photo):
         return f"Poor: {wrong}."
+    if nothing:
+        return nothing
     changed = {f"strength {one:g}": adapter.changed(model, latent, photo, mask) for one, latent in results.items()}
+    fine = mask is not None and float(mask.max()) < 0.5
+    dial = FINE_MASK if fine else AT_FULL if max(results) == 1 else DIAL
     poor = verdict.of_inversion(inversion).startswith("Poor")
-    return verdict.of_edit(changed, AT_FULL if max(results) == 1 else DIAL, poor_inversion=poor)
+    return verdict.of_edit(changed, dial, masked=mask is not None, poor_inversion=poor)

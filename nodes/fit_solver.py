@@ -7,6 +7,7 @@ from typing import Any
 
 from comfy_api.latest import io, ui
 
+from ..deepinv_core import verdict
 from ..deepinv_core.images import to_tensor
 from ..deepinv_core.names import safe_name
 from ..deepinv_core.solver import LoadedSolver
@@ -39,7 +40,7 @@ class DeepInvFitSolver(io.ComfyNode):
             outputs=[
                 Solver.Output(display_name="solver", tooltip="For DeepInv Invert and DeepInv Save Solver."),
                 io.Image.Output(display_name="plot", tooltip="What it is worth beside methods without a fit."),
-                io.String.Output(display_name="report", tooltip="The same in figures, and what it cost."),
+                io.String.Output(display_name="report", tooltip="What it is worth, then in figures, and what it cost."),
             ],
             **schema_extras(search_aliases=["deepinv fit", "calibrate inversion", "fit inversion"]),
         )
@@ -100,7 +101,7 @@ class DeepInvFitSolver(io.ComfyNode):
             fit = adapter.run_fit(model, prompt, plan, rows_for(shape), state, tell)
         handle = adapter.SolverHandle(LoadedSolver(fit.network(), adapter.model_info(model), fit.summary()), name)
         report = (
-            "latent SNR in dB of samples that were not fitted on, there and back:\n"
+            f"{verdict.of_fit(fit.rows)}\nlatent SNR in dB of samples that were not fitted on, there and back:\n"
             f"{fit_table(fit.rows)}\n{fit.evaluations} base evaluations, {fit.seconds:.0f} s (estimated: {said[0]})\n"
             f"what a later run of this name goes on with: {folder}"
         )

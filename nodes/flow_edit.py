@@ -9,7 +9,7 @@ from comfy_api.latest import io
 from ..deepinv_core import verdict
 from . import adapter
 from .checks import UNLINKED, queued
-from .edit import edit_outputs, latent_mask
+from .edit import edit_outputs, latent_mask, nothing_asked
 from .types import ADVANCED, CATEGORY, cfg_input, scheduler_input, schema_extras, seed_input, share_input
 
 
@@ -131,7 +131,9 @@ class DeepInvFlowEdit(io.ComfyNode):
             mask=area,
         )
         changed = {f"skip {skip:g}": adapter.changed(model, result, samples, area)}
-        said = [verdict.of_edit(changed, DIAL), f"FlowEdit, {len(grid) - 1} steps: {nfe} base evaluations", *warnings]
+        said = [nothing_asked("target", target, {"source": source})]
+        said[0] = said[0] or verdict.of_edit(changed, DIAL, masked=area is not None)
+        said += [*warnings, f"FlowEdit, {len(grid) - 1} steps: {nfe} base evaluations"]
         return io.NodeOutput({**latent, "samples": result}, "\n".join(said))
 
 

@@ -329,24 +329,24 @@ class DeepInvInvert(io.ComfyNode):
         )
         inversion = replace(inversion, mask=latent.get("noise_mask"))
         more = MORE_FITTED if choice.fitted else None
-        report = describe(inversion, time.perf_counter() - began, cfg, chosen_by_us=method == AUTO, more=more)
+        judged = verdict.of_inversion(inversion, cfg=cfg, more=more)
+        report = "\n".join([judged, *warnings, describe(inversion, time.perf_counter() - began, method == AUTO)])
         if sigmas is None and best is not None:
             report += "\nnoise levels: those that the solver was fitted on; scheduler was not used"
         for caution in choice.cautions(adapter.under(model, conditioning, cfg)):
             report += f"\n{caution}"
         if names := adapter.patch_names(model):
             report += f"\npatched ({', '.join(names)}): {adapter.QUESTIONS} questions more, counted, answered alike"
-        report += "".join(f"\n{line}" for line in [*warnings, *choice.notes(solver, conditioning)])
+        report += "".join(f"\n{line}" for line in choice.notes(solver, conditioning))
         noise = adapter.InvertedNoise(model, inversion, float(grid[0]))
         return io.NodeOutput(noise, grid, adapter.ReconstructionSampler(inversion), inversion, report)
 
 
-def describe(inversion: Inversion, seconds: float, cfg: float, *, chosen_by_us: bool, more: str | None = None) -> str:
-    """The report: the verdict, method, cost, what the way back needs, residual, and how noise-like the noise is."""
+def describe(inversion: Inversion, seconds: float, chosen_by_us: bool) -> str:
+    """The report below its verdict: method, cost, what the way back needs, residual, how noise-like the noise is."""
     method = METHODS[inversion.method]
     k = f", K = {inversion.refine}" if method.refine is not None else ""
     lines = [
-        verdict.of_inversion(inversion, cfg=cfg, more=more),
         f"{inversion.method} ({method.name}{k}), {inversion.steps} steps, {inversion.nfe} base evaluations, "
         f"{seconds:.1f} s",
     ]

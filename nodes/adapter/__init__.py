@@ -23,7 +23,7 @@ from .models import (
 )
 from .patches import QUESTIONS, patch_names
 from .progress import TrainingProgress, tell
-from .prompts import Prompts
+from .prompts import Prompts, same_prompt
 from .samplers import (
     InvertedNoise,
     PlainInversionSampler,
@@ -33,7 +33,7 @@ from .samplers import (
     run_inversion,
 )
 from .sampling import Prompt
-from .size import OWN_SIDE, warn_of_size, wrong_size
+from .size import OWN_SIDE, own_size, warn_of_size, wrong_size
 from .training import Decode, in_model_space, run_training
 from .velocity import SCHEDULERS, core_grid, levels, own_sigmas, schedule
 
@@ -70,6 +70,7 @@ __all__ = [
     "new_solver_path",
     "offer_photos",
     "own_sigmas",
+    "own_size",
     "patch_names",
     "register_folders",
     "require_same_model",
@@ -79,6 +80,7 @@ __all__ = [
     "run_flow_edit",
     "run_inversion",
     "run_training",
+    "same_prompt",
     "schedule",
     "solver_names",
     "solver_path",

@@ -12,7 +12,7 @@ from comfy_execution.graph_utils import ExecutionBlocker
 from ...deepinv_core.editing import EditOptions, edit, flow_edit, flow_steps, plan
 from ...deepinv_core.inversion import Inversion, Reconstruction
 from ...deepinv_core.memory import rows_of
-from ...deepinv_core.verdict import change
+from ...deepinv_core.verdict import Change, change
 from .latents import check_latent
 from .samplers import require_same_model
 from .sampling import Call, Prompt, prompted, run_inside
@@ -105,7 +105,7 @@ def run_edit(
     )
 
 
-def changed(model: Any, latent: torch.Tensor, photo: torch.Tensor, mask: torch.Tensor | None) -> float:
+def changed(model: Any, latent: torch.Tensor, photo: torch.Tensor, mask: torch.Tensor | None) -> Change:
     """By how much a raw latent differs from the photo's, raw too: :func:`~...deepinv_core.verdict.change`."""
     inside = model.model.process_latent_in
     return change(inside(latent.float().cpu()), inside(photo.float().cpu()), mask)

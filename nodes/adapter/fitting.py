@@ -82,7 +82,7 @@ class FitProgress:
             shown = event.denoised[:1].to(self._device)
             preview = self._previewer.decode_latent_to_preview_image("JPEG", shown)
         self._bar.update_absolute(event.done, event.total, preview)
-        if time.monotonic() - self._sent > 1:
+        if event.done == event.total or time.monotonic() - self._sent > 1:
             self._sent = time.monotonic()
             minutes, seconds = divmod(int(event.left), 60)
             left = f", {minutes} min {seconds:02} s left" if event.left else ""

@@ -38,7 +38,7 @@ class Prompts:
         for conditioning in conditionings:
             if not conditioning:
                 raise DeepInvError("a conditioning is empty: connect the output of a text encoder")
-            same = (k for k, known in enumerate(self.distinct) if _same(known, conditioning))
+            same = (k for k, known in enumerate(self.distinct) if same_prompt(known, conditioning))
             number = next(same, len(self.distinct))
             if number == len(self.distinct):
                 self.distinct.append(conditioning)
@@ -66,16 +66,16 @@ class Prompts:
             )
 
 
-def _same(a: Any, b: Any) -> bool:
-    """Whether two conditionings, or parts of them, say the same."""
+def same_prompt(a: Any, b: Any) -> bool:
+    """Whether two conditionings, or parts of them, are the same."""
     if a is b:
         return True
     if isinstance(a, Tensor) and isinstance(b, Tensor):
-        return a.shape == b.shape and bool(torch.equal(a, b))
+        return a.shape == b.shape and bool(torch.equal(a, b.to(a.device)))
     if isinstance(a, dict) and isinstance(b, dict):
-        return a.keys() == b.keys() and all(_same(a[key], b[key]) for key in a)
+        return a.keys() == b.keys() and all(same_prompt(a[key], b[key]) for key in a)
     if isinstance(a, list | tuple) and isinstance(b, list | tuple):
-        return len(a) == len(b) and all(_same(x, y) for x, y in zip(a, b, strict=True))
+        return len(a) == len(b) and all(same_prompt(x, y) for x, y in zip(a, b, strict=True))
     return type(a) is type(b) and isinstance(a, bool | int | float | str) and a == b
 
 

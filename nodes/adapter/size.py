@@ -38,11 +38,20 @@ def wrong_size(model: Any, latent: torch.Tensor) -> str:
     )
 
 
+def own_size(model: Any, latent: torch.Tensor) -> list[str]:
+    """How small the pictures of a model are that knows one size, and where the rest of a photo is, for the report."""
+    if OWN_SIDE not in model.attachments or wrong_size(model, latent):
+        return []
+    width, height = pixels(model, latent)
+    return [f"{width}x{height} pixels, this model's own size: a photo is cut to it at its middle, and scaled, before"]
+
+
 def warn_of_size(model: Any, latent: torch.Tensor) -> list[str]:
     """What is to be expected of a picture's size, for the report; told on the node that runs at once."""
     width, height = pixels(model, latent)
     share = width * height / USUAL
-    said = [wrong] if (wrong := wrong_size(model, latent)) else []
+    wrong = wrong_size(model, latent)
+    said = [wrong] if wrong else own_size(model, latent)
     if OWN_SIDE not in model.attachments and share > LARGE and latent.ndim == 4:
         needed, free = (
             amount / 2**30

@@ -100,7 +100,9 @@ def test_a_fit_is_the_core_s_on_the_model_s_own_grid_and_goes_on(
         assert relative(loaded.solver.state_dict()[name].double(), state[name].double()) < 1e-6, name
     assert result.outputs["plot"]["images"]
     assert any("best training-free" in text and "estimated: at most" in text for text in result.texts)
-    assert any(b"evaluations, about" in data for kind, data in messages if kind == TEXT)
+    assert re.match(r"(Good|Fair): at 3 steps ", result.outputs["said"]["text"][0])
+    told = [data for kind, data in messages if kind == TEXT]
+    assert any(b"evaluations, about" in data for data in told) and told[-1].endswith(b"3 steps, K = 0: 100%")
     assert any(kind == PREVIEW and data[4:6] == JPEG for kind, data in messages)
     again = client.run(fit(layout, steps="3,2"))
     assert any("3  0    4" in text and "2  0    3" in text for text in again.texts)

@@ -115,6 +115,46 @@ def test_an_edit_of_another_size_than_the_included_model_s_says_so_first(server:
     assert "Poor: the photo is 256x256 pixels and this model knows only 64x64" in texts(client.run(graph))
 
 
+def test_the_included_model_s_size_is_said_first(server: ComfyServer, client: Client) -> None:
+    """Below the verdict of an inversion and of its edit: how small the result is, and that a photo is cut for it."""
+    graph = demo(64, steps=1, method="euler")
+    graph["edit"] = node("DeepInvEdit", model=["demo", 0], inversion=["invert", 3], positive=["cat", 0], cfg=1.0)
+    graph["edit"]["inputs"] |= {"strength": 1.0, "anchor": 0.0}
+    graph["cat"] = node("DeepInvDemoPrompt", prompt="cat")
+    graph["said"] = node("PreviewAny", source=["edit", 1])
+    outputs = client.run(graph).outputs
+    for name in ("report", "said"):
+        first, second, *_ = outputs[name]["text"][0].splitlines()
+        assert VERDICT.match(first) and second.startswith("64x64 pixels, this model's own size: a photo is cut")
+
+
+@pytest.mark.parametrize("other", ["negative", "the one it was inverted under"])
+def test_a_prompt_that_asks_for_nothing_is_said_first(other: str, server: ComfyServer, client: Client) -> None:
+    """Not the strength: with the empty prompt none changes the photo. A variation asks for something."""
+    pair = Pair("sd3", server)
+    negative = {"negative": ["negative", 1]} if other == "negative" else {}
+    given = {"positive": negative.get("negative", ["inputs", 1]), "strength": 0.3, **negative}
+    said = texts(client.run(pair.edited(pair.graph(), **given)))
+    assert f"Poor: positive is the same prompt as {other}, usually the empty one." in said and "Raise" not in said
+    assert "same prompt" not in texts(client.run(pair.edited(pair.graph(), **given, variation=0.1)))
+
+
+def test_flow_edit_says_that_nothing_is_asked_for(server: ComfyServer, client: Client) -> None:
+    graph = flow_edited(Pair("sd3", server).graph(), target=["inputs", 1])
+    graph["said"] = node("PreviewAny", source=["flow", 1])
+    assert "Poor: target is the same prompt as source" in texts(client.run(graph))
+
+
+def test_a_masked_edit_is_judged_where_the_mask_is(server: ComfyServer, client: Client) -> None:
+    """And a mask that is finer than the latent's cells is what is to change, not the strength."""
+    pair = Pair("sd3", server)
+    strong = {"cfg": 8.0, "negative": ["negative", 1]}
+    graph = half(pair.edited(pair.graph(), mask=["mask", 0], **strong))
+    assert re.search(r"changes what is masked by \d+ % and keeps the rest to within 0 %", texts(client.run(graph)))
+    graph["left"] = node("SolidMask", value=1.0, width=1, height=1)
+    assert "Fair: strength 1 hardly changes it. The mask is finer" in texts(client.run(graph))
+
+
 def test_an_edit_says_what_it_left_out(server: ComfyServer, client: Client) -> None:
     pair = Pair("sd3", server)
     said = texts(client.run(pair.edited(pair.graph("euler"), eta=0.5)))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -112,19 +114,55 @@ def test_an_edit_s_word_is_how_much_of_the_photo_it_changed(model: BaseModel, ph
         expected = {0.3: ("Fair", 30, 99), 0.8: ("Good", 18, 30), 1.0: ("Poor", 0, 18)}[strength]
         assert said.startswith(f"{expected[0]}:") and expected[1] < kept < expected[2], (said, kept)
         assert said.endswith({0.3: "More!", 0.8: "%.", 1.0: "Less!"}[strength])
+    right = shares["strength 0.8"]
+    assert 0 < right.stayed < right.whole == right.edited
     assert verdict.of_edit(shares, dial) == (
-        f"Good: strength 0.8 changes the photo by {100 * shares['strength 0.8']:.0f} %, strength 0.3 hardly changes "
-        "it, strength 1 leaves little of it."
+        f"Good: strength 0.8 changes the photo by {100 * right.edited:.0f} % and keeps half of it to within "
+        f"{100 * right.stayed:.0f} %, strength 0.3 hardly changes it, strength 1 leaves little of it."
     )
     assert verdict.of_edit(shares, dial, poor_inversion=True).startswith("Poor: strength 0.8 changes")
 
 
-def test_a_change_counts_inside_the_mask_alone(model: BaseModel, photos: torch.Tensor) -> None:
+def test_a_masked_edit_is_judged_inside_its_mask_and_what_stays_outside(model: BaseModel, photos: torch.Tensor) -> None:
+    """A small part may become something else altogether: most of the photo is left."""
     latent = model.encode(photos[:1])
     mask = torch.zeros(1, 1, *latent.shape[-2:])
-    mask[..., :2] = 1
-    assert verdict.change(torch.where(mask > 0, latent, 9.0), latent, mask) == 0
-    assert verdict.change(torch.where(mask > 0, 0.0, latent), latent, mask) == pytest.approx(1)
+    mask[..., :2, :2] = 1
+    outside = verdict.change(torch.where(mask > 0, latent, 9.0), latent, mask)
+    assert outside.edited == 0 < outside.stayed
+    replaced = verdict.change(torch.where(mask > 0, -latent, latent), latent, mask)
+    assert replaced.edited == pytest.approx(2) and replaced.stayed == 0 and replaced.whole < verdict.REPLACED
+    said = verdict.of_edit({"strength 1": replaced}, verdict.Dial("More!", "Less!"), masked=True)
+    assert said == "Good: strength 1 changes what is masked by 200 % and keeps the rest to within 0 %."
+    little = verdict.change(torch.where(mask > 0, 1.1 * latent, latent), latent, mask)
+    assert verdict.of_edit({"strength 1": little}, verdict.Dial("More!", "Less!"), masked=True).startswith("Fair")
+
+
+def test_without_a_mask_the_half_that_changed_least_is_what_stayed(photos: torch.Tensor) -> None:
+    """Of each picture by itself."""
+    photo = photos[:2] + 1
+    edited = photo.clone()
+    edited[0, ..., :32] *= 2
+    edited[1, :, :32] *= 1.5
+    change = verdict.change(edited, photo)
+    assert change.stayed == 0 < change.whole == change.edited
+
+
+def fitted(steps: int, db: float, **free: float) -> dict[str, Any]:
+    """A row of a fit."""
+    return {"steps": steps, "refine": 0, "nfe": steps + 1, "latent_snr_db": db, "free": free}
+
+
+def test_a_fit_s_word_is_what_it_gains_on_what_needs_no_fit() -> None:
+    """At its own cost: what costs less counts too, what costs more doesn't."""
+    won = "Good: at 4 and 8 steps it beats the best method without a solver at the same cost, by 2.0 to 9.0 dB."
+    assert verdict.of_fit([fitted(4, 22, fireflow=13), fitted(8, 32, fireflow=29, uni_inv_2=30)]) == won
+    half = (
+        "Fair: at 4 steps it beats the best method without a solver at the same cost, by 9.0 dB; at 8 steps it is no "
+    )
+    assert verdict.of_fit([fitted(4, 22, fireflow=13), fitted(8, 32, fireflow=32)]).startswith(half)
+    lost = verdict.of_fit([fitted(8, 32, fireflow=32)])
+    assert lost.startswith("Poor: at 8 steps") and lost.endswith("Fit it for other steps, or invert without it.")
 
 
 @pytest.mark.parametrize("layout", ["sd3", "flux"])
