@@ -28,6 +28,7 @@ class MicroBatch:
         history: velocities known at the latents walked through, newest last.
         first: what the base answered when the step began, shared by all updates of the step; None before.
         eps: what the step is taken along, as the last update left it.
+        path: where the way is known beforehand, the velocity of every step of it, ``[N, B, C, ...]`` on the CPU.
     """
 
     clean: Tensor
@@ -37,6 +38,7 @@ class MicroBatch:
     history: tuple[Known, ...] = ()
     first: Tensor | None = None
     eps: Tensor | None = None
+    path: Tensor | None = None
 
     @cached_property
     def conditioned(self) -> Conditioned:
@@ -50,7 +52,8 @@ class MicroBatch:
     def rows(self, rows: slice) -> MicroBatch:
         """Some of the images, at the beginning of their step."""
         history = tuple(Known(known.sigma, known.velocity[rows]) for known in self.history)
-        return MicroBatch(self.clean[rows], self.names[rows], self.base, self.z[rows], history)
+        path = None if self.path is None else self.path[:, rows]
+        return MicroBatch(self.clean[rows], self.names[rows], self.base, self.z[rows], history, path=path)
 
     def go(self, step: Step, keep: int) -> None:
         """Take the step along ``eps`` and remember the last ``keep`` velocities."""

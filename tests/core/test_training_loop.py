@@ -81,6 +81,17 @@ def test_resumed_from_the_middle_of_a_walk(uninterrupted: Path, tmp_path: Path) 
     assert_same_training(tmp_path, uninterrupted)
 
 
+def test_on_own_paths_too_it_is_resumed_exactly(uninterrupted: Path, tmp_path: Path) -> None:
+    mixed, whole, parts = replace(FAST, own=0.5), tmp_path / "whole", tmp_path / "parts"
+    train(whole, mixed, WHOLE, PREDICTOR)
+    for number in (7, 20, 22):
+        with pytest.raises(Stopped):
+            train(parts, mixed, WHOLE, PREDICTOR, stop=at(number), resume=number != 7)
+    train(parts, mixed, WHOLE, PREDICTOR, resume=True)
+    assert_same_training(parts, whole)
+    assert report(whole)[-1] != report(uninterrupted)[-1]
+
+
 def test_resumed_from_the_state_saved_now_and_then(uninterrupted: Path, tmp_path: Path) -> None:
     """As after a kill: what was done and reported since the state was saved is done and reported again."""
     seen = itertools.count(1)

@@ -330,7 +330,7 @@ class Line(FastObjective):
     """Six losses of known gradients; a micro-batch that does not fit fails in the middle of its backward pass."""
 
     def __init__(self, most: int) -> None:
-        super().__init__(FAST, base()[0], 0)
+        super().__init__(FAST, base()[0], 0, Workers())
         self.most = most
 
     def loss(self, walk: Walk, part: MicroBatch, model: torch.nn.Module) -> torch.Tensor:

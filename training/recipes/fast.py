@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
+from ...deepinv_core.flow import CountedVelocity
+from ...deepinv_core.memory import in_parts
 from ...deepinv_core.methods.anderson import Anderson
 from ...deepinv_core.methods.implicit import first_known
 from ...deepinv_core.solver import Predictor, Solver
@@ -34,6 +36,8 @@ class FastRecipe(Recipe):
             and come once a walk, so they are trained more often than the others.
         short_steps: the longest of those.
         refined: share of the walks that go on from a refined noise, as inverting with K = 1 or 2 does.
+        own: share of the walks that go up a way that the base has come down from white noise by as many Euler steps:
+            its velocities are exact labels, of noise that is white.
         floor: share of the learning rate left at the end of its cosine.
         checks: stages, for a validation after each.
     """
@@ -52,6 +56,7 @@ class FastRecipe(Recipe):
     short: float = 0.3
     short_steps: int = 4
     refined: float = 0.0
+    own: float = 0.0
     warmup: int = 200
     floor: float = 0.02
     checks: int = 8
@@ -68,7 +73,7 @@ class FastRecipe(Recipe):
 
     def objective(self, base: Base, seed: int, workers: Workers) -> FastObjective:
         """See :class:`FastObjective`."""
-        return FastObjective(self, base, seed)
+        return FastObjective(self, base, seed, workers)
 
 
 class FastObjective(Objective):
@@ -80,9 +85,9 @@ class FastObjective(Objective):
 
     keep: ClassVar[int] = 2
 
-    def __init__(self, recipe: FastRecipe, base: Base, seed: int) -> None:
+    def __init__(self, recipe: FastRecipe, base: Base, seed: int, workers: Workers) -> None:
         super().__init__(base, seed, recipe.batch)
-        self._recipe = recipe
+        self._recipe, self._workers = recipe, workers
 
     def begin(self, stage: Stage, number: int, clean: Tensor, names: tuple[str, ...]) -> Walk:
         """Draw the step count, and whether to end early."""
@@ -92,6 +97,9 @@ class FastObjective(Objective):
         short = float(torch.rand((), generator=generator)) < self._recipe.short
         last = int(torch.randint(1, self._recipe.short_steps + 1, (), generator=generator)) if short else steps
         grid = self.base.grid(steps, clean).tolist()
+        if self._drawn("own", number) < self._recipe.own:
+            clean, path = self._own_path(number, grid, clean, names)
+            return Walk(number, grid, steps, [MicroBatch(clean, names, self.base, clean, path=path)])
         return Walk(number, grid, min(last, steps), [MicroBatch(clean, names, self.base, clean)])
 
     def loss(self, walk: Walk, part: MicroBatch, model: Network) -> Tensor:
@@ -101,10 +109,42 @@ class FastObjective(Objective):
             known = () if part.history else (first_known(velocity, part.z, step),)
         with self.autocast:
             eps = Predictor(model).predict(part.point(step, *known))
-        with self.asking(walk, part) as velocity:
-            iterate = Anderson(1 + self._refinements(walk.number))
-            part.eps, _ = iterate(lambda e: velocity(part.z + step.h * e, step.sigma_next), eps.detach())
+        if part.path is not None:
+            part.eps = part.path[step.index].to(part.z)
+            self.evaluations += part.conditioned.velocity.cost * len(part.z)  # of the way down, which may be gone twice
+        else:
+            with self.asking(walk, part) as velocity:
+                iterate = Anderson(1 + self._refinements(walk.number))
+                part.eps, _ = iterate(lambda e: velocity(part.z + step.h * e, step.sigma_next), eps.detach())
         return (((eps - part.eps) / step.h).square().flatten(1).mean(1) + 1e-3).sqrt().mean()
+
+    @torch.no_grad()
+    def _own_path(self, number: int, grid: list[float], clean: Tensor, names: tuple[str, ...]) -> tuple[Tensor, Tensor]:
+        """Where white noise of clean's shape leads, and the velocities of the way there; see :class:`MicroBatch`."""
+        generator = torch.Generator().manual_seed(derived_seed(self._seed, "own path", number))
+        whole = torch.randn((self._batch, *clean.shape[1:]), generator=generator)
+        noise = grid[-1] * whole[self._workers.rank :: self._workers.world]
+
+        def sample(rows: slice) -> tuple[Tensor, Tensor]:
+            velocity = CountedVelocity(self.base.condition(names[rows]).velocity)
+            z = noise[: len(clean)][rows].to(clean)
+            path: list[Tensor] = []
+            for i in reversed(range(len(grid) - 1)):
+                velocity.step = i
+                v = velocity(z, grid[i + 1])
+                z = z - (grid[i + 1] - grid[i]) * v
+                path.insert(0, v.cpu())
+            self.broken.note(velocity)
+            return z, torch.stack(path)
+
+        def join(parts: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+            return torch.cat([z for z, _ in parts]), torch.cat([path for _, path in parts], 1)
+
+        return in_parts(len(clean), sample, join, self.base.free)
+
+    def _drawn(self, what: str, number: int) -> float:
+        generator = torch.Generator().manual_seed(derived_seed(self._seed, what, number))
+        return float(torch.rand((), generator=generator))
 
     def _refinements(self, number: int) -> int:
         generator = torch.Generator().manual_seed(derived_seed(self._seed, "refine", number))
