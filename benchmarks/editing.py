@@ -7,8 +7,8 @@ Each of 64 test photographs is inverted under the empty prompt and sampled back 
 ``success``: share in which a classifier, trained on photographs, sees that class. ``background``: PSNR of the outer
 frame, an eighth of the side wide, against the VAE's decode of the photo; ``whole``: of all pixels.
 
-Rows go to ``DOCS/editing/KIND.jsonl``, the figure beside it, the tables into ``DOCS/editing.md``. Stopped, the command
-goes on from the rows that are there.
+Rows go to ``DOCS/editing/KIND.jsonl``, the figure beside it, the tables into ``DOCS/editing.md``; one of them is of
+DeepInv Edit's presets. Stopped, the command goes on from the rows that are there.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from ..deepinv_core.editing import EditOptions, edit, flow_edit
+from ..deepinv_core.editing import PRESETS, EditOptions, edit, flow_edit
 from ..deepinv_core.inversion import Inversion, Reconstruction, invert
 from ..deepinv_core.methods import BEST_TRAINING_FREE, METHODS, make_method
 from ..deepinv_core.metrics import psnr
@@ -132,6 +132,13 @@ def knees(rows: list[Row]) -> list[Row]:
     return [frontier.knee(one, lambda row: row["success"], lambda row: row["background"]) for one in fronts]
 
 
+def presets(rows: list[Row]) -> list[Row]:
+    """DeepInv Edit's presets by the best method."""
+    best = best_method(rows)
+    found = {(row["strength"], row["cfg"], row["anchor"]): row for row in rows if row["method"] == best}
+    return [{"preset": name, **found[dials]} for name, dials in PRESETS.items()]
+
+
 def best_method(rows: list[Row]) -> str:
     """The method of which all dials were measured together."""
     return next(str(row["method"]) for row in rows if row["cfg"] in CFGS)
@@ -147,6 +154,7 @@ def parts(kind: str, store: Store) -> dict[str, str]:
         f"{kind} command": f"`{store.about['command']}`",
         f"{kind} classifier": f"{store.about['settings']['classifier']:.0%}",
         f"{kind} knees": "\n".join(listed(knees(store.rows), dials | seen)),
+        f"{kind} presets": "\n".join(listed(presets(store.rows), {"preset": ("preset", "")} | dials | seen)),
         f"{kind} rows": "\n".join(folded("All rows", listed(store.rows, every))).strip(),
     }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import Final, NamedTuple
 
 import torch
 
@@ -16,6 +17,18 @@ from .methods.flowedit import FlowEdit
 from .methods.registry import way_back
 from .methods.trajectory import Anchored, Masked
 from .schedule import custom_grid
+
+
+class Dials(NamedTuple):
+    """What decides how much of a photo may change: see :class:`EditOptions`, and guidance."""
+
+    strength: float
+    cfg: float
+    anchor: float
+
+
+PRESETS: Final = {"subtle": Dials(0.65, 6.0, 0.1), "balanced": Dials(0.8, 6.0, 0.1), "strong": Dials(0.9, 6.0, 0.1)}
+"""Measured in docs/editing.md."""
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageOps
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from .atomic import replacing
 from .errors import DeepInvError
@@ -83,11 +83,12 @@ def contact_sheet(rows: Sequence[Sequence[torch.Tensor]], titles: Sequence[str],
 
     Pictures are ``[3, h, w]`` in [0, 1], of any size; each is scaled to fit its cell, enlarged without smoothing.
     """
-    gap, top = 8, 26
+    gap, letters = 8, max(10, cell // 16)
+    top = letters + 2 * gap
     sheet = Image.new("RGB", (gap + len(titles) * (cell + gap), top + len(rows) * (cell + gap)), "white")
-    draw = ImageDraw.Draw(sheet)
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(letters)
     for column, title in enumerate(titles):
-        draw.text((gap + column * (cell + gap), 8), title, fill="black")
+        draw.text((gap + column * (cell + gap), gap), title, "black", font)
     for r, row in enumerate(rows):
         for c, picture in enumerate(row):
             image = to_image(picture)

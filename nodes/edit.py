@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from comfy_api.latest import io
 
 from ..deepinv_core import verdict
-from ..deepinv_core.editing import EditOptions
+from ..deepinv_core.editing import PRESETS, Dials, EditOptions
 from ..deepinv_core.errors import DeepInvError
 from ..deepinv_core.images import contact_sheet, to_tensor
 from ..deepinv_core.inversion import Inversion
@@ -84,17 +84,7 @@ def edit_outputs() -> list[io.Output]:
     ]
 
 
-class Dials(NamedTuple):
-    """What decides how much of a photo may change."""
-
-    strength: float
-    cfg: float
-    anchor: float
-
-
 CUSTOM = "custom"
-PRESETS = {"subtle": Dials(0.65, 6.0, 0.1), "balanced": Dials(0.8, 6.0, 0.1), "strong": Dials(0.9, 6.0, 0.1)}
-"""In docs/editing_sd3.md 48, 77 and 81 % of the photographs become what was asked for, with 24, 21 and 17 dB kept."""
 
 SHEET_CELL = 384
 """Pixels of a picture's longer side on the sheet of a ladder."""

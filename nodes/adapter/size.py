@@ -40,10 +40,12 @@ def wrong_size(model: Any, latent: torch.Tensor) -> str:
 
 def own_size(model: Any, latent: torch.Tensor) -> list[str]:
     """How small the pictures of a model are that knows one size, and where the rest of a photo is, for the report."""
-    if OWN_SIDE not in model.attachments or wrong_size(model, latent):
+    own = model.attachments.get(OWN_SIDE)
+    if not own or wrong_size(model, latent):
         return []
-    width, height = pixels(model, latent)
-    return [f"{width}x{height} pixels, this model's own size: a photo is cut to it at its middle, and scaled, before"]
+    return [
+        f"this model's pictures are {own}x{own} pixels: photos are cut to a square at their middle, and scaled to it"
+    ]
 
 
 def warn_of_size(model: Any, latent: torch.Tensor) -> list[str]:

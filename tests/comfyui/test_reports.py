@@ -125,7 +125,7 @@ def test_the_included_model_s_size_is_said_first(server: ComfyServer, client: Cl
     outputs = client.run(graph).outputs
     for name in ("report", "said"):
         first, second, *_ = outputs[name]["text"][0].splitlines()
-        assert VERDICT.match(first) and second.startswith("64x64 pixels, this model's own size: a photo is cut")
+        assert VERDICT.match(first) and second.startswith("this model's pictures are 64x64 pixels: photos are cut")
 
 
 @pytest.mark.parametrize("other", ["negative", "the one it was inverted under"])

@@ -36,7 +36,7 @@ SETUP = """async ([data, external]) => {
             if (job.inputs.some(input => input.name === name))
                 connect(name === "positive" ? made.prompt : made.empty, 0, name);
     }
-    const pictures = job.outputs.findIndex(output => output.name === "before and after");
+    const pictures = job.outputs.findIndex(output => output.type === "IMAGE");
     job.connect(pictures, made.preview, 0);
     job.connect(job.outputs.findIndex(output => output.name === "verdict"), made.text, 0);
 }"""

@@ -98,6 +98,28 @@ EDIT_A_PHOTO = Blueprint(
     {"edited photo": ("decode", "IMAGE"), **EDITED},
 )
 
+LADDER = Blueprint(
+    "DeepInv: Try several strengths",
+    "Edit your photo by prompt at several strengths in one run, side by side, to find the right one.",
+    ("edit photo", "photo editing", "several strengths", "strength sweep", "strength ladder"),
+    {
+        "encode": node("VAEEncode", "Photo to latent"),
+        "invert": node("DeepInvInvert", "The noise behind the photo", latent=["encode", 0]),
+        "edit": node("DeepInvEdit", "Back, several times", inversion=["invert", 3], strength=0.4, ladder_to=1.0),
+    },
+    {
+        **MODEL,
+        "vae": (("encode", "vae"), ("edit", "vae")),
+        "photo": (("encode", "pixels"),),
+        "from strength": (("edit", "strength"),),
+        "to strength": (("edit", "ladder_to"),),
+        "how many": (("edit", "ladder_count"),),
+        "cfg": (("edit", "cfg"),),
+        "steps": (("invert", "steps"),),
+    },
+    {"side by side": ("edit", "sheet"), "verdict": ("edit", "report")},
+)
+
 EDIT_A_PART = Blueprint(
     "DeepInv: Edit a part of a photo",
     "Edit your photo by prompt where the mask is white; outside it every pixel stays the photo's own.",
@@ -181,7 +203,7 @@ for name, given in {
 }.items():
     INCLUDED.prompt[name]["inputs"] |= given
 
-BLUEPRINTS = (EDIT_A_PHOTO, EDIT_A_PART, RECONSTRUCT, INCLUDED)
+BLUEPRINTS = (EDIT_A_PHOTO, LADDER, EDIT_A_PART, RECONSTRUCT, INCLUDED)
 """Those that are listed in the library."""
 
 MODEL_AND_PHOTO = Blueprint(

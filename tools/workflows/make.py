@@ -135,12 +135,17 @@ def labelled(picture: Image.Image, text: str) -> Image.Image:
 
 
 def thumbnail(photo: Path, pictures: list[Path]) -> Image.Image:
-    """The photo beside what was made of it, each a square."""
-    sheet = Image.new("RGB", (PANEL * (1 + len(pictures)), PANEL), "white")
+    """The photo beside what was made of it, each a square; a row of pictures is as wide as two."""
+    sheet = Image.new("RGB", (PANEL, PANEL), "white")
     for number, file in enumerate((photo, *pictures)):
-        with Image.open(file) as picture:
-            square = ImageOps.fit(picture.convert("RGB"), (PANEL, PANEL), Image.Resampling.BICUBIC)
-        sheet.paste(square, (number * PANEL, 0))
+        with Image.open(file) as opened:
+            picture = opened.convert("RGB")
+        panels = min(2, max(1, picture.width // picture.height))
+        shown = ImageOps.fit if panels == 1 else ImageOps.contain
+        panel = shown(picture, (panels * PANEL, PANEL), Image.Resampling.BICUBIC)
+        left = sheet.width if number else 0
+        sheet = ImageOps.expand(sheet, (0, 0, left + panels * PANEL - sheet.width, 0), "white")
+        sheet.paste(panel, (left, (PANEL - panel.height) // 2))
     return sheet
 
 

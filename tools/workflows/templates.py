@@ -17,6 +17,7 @@ from .blueprints import (
     EDIT_INVERSION,
     INCLUDED,
     INVERT,
+    LADDER,
     MODEL_AND_PHOTO,
     MODEL_AND_PICTURES,
     MODEL_PHOTO_AND_MASK,
@@ -164,6 +165,20 @@ TEMPLATES = [
             **results("edit"),
         },
         (("photo", "image"), ("edit", "prompt"), ("edit", "strength")),
+        ("save",),
+    ),
+    Template(
+        "several_strengths",
+        "Try several strengths of an edit side by side",
+        {
+            "photo": photo(),
+            "model": included(),
+            "prompt": of_model(PROMPT),
+            "edit": job(LADDER, from_model() | {"positive": ["prompt", 0], "negative": ["model", "empty prompt"]}),
+            "save": saved("edit", "side by side", "strengths", "The same edit, weak to strong: which is the best?"),
+            "verdict": node("PreviewAny", "How much each changed", source=["edit", "verdict"]),
+        },
+        (("photo", "image"), ("prompt", "prompt"), ("edit", "from strength"), ("edit", "to strength")),
         ("save",),
     ),
     Template(
