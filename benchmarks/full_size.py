@@ -2,13 +2,12 @@
 
     deepinv bench --full-size --output docs
 
-FLOPs and bytes are counted on the meta device, on any machine. Where there is a CUDA device, steps, training and peak
-memory are measured too, in bf16. Writes ``docs/full_size/results.jsonl`` and the tables of ``docs/full_size.md``.
+FLOPs and bytes are counted on the meta device, on any machine; ``tools.measure_gpu`` measures them on a GPU. Writes
+``docs/full_size/results.jsonl`` and the tables of ``docs/full_size.md``.
 """
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,12 +19,9 @@ from torch import nn
 from ..deepinv_core.models.transformer import FAMILIES
 from ..deepinv_core.solver import Config
 from ..deepinv_core.solver.cost import FLUX1, SD3_MEDIUM, SD35_MEDIUM, TEXT_TOKENS, solver_flops, transformer_flops
-from ..tools.measure_gpu import measure
 from ..training.recipes import RECIPES, FastRecipe, PaperRecipe
 from .store import Row, Store
 from .tables import fill, listed
-
-log = logging.getLogger(__name__)
 
 SIDE: Final = 128
 """Latent pixels a side: 1024 image pixels."""
@@ -157,41 +153,16 @@ COUNTED: Final = {
     "tflop_image": "a training image, TFLOP",
     "training_gb": "training state, GB",
 }
-MEASURED: Final = {
-    "what": "",
-    "ms_step": "ms a step",
-    "ratio": "in base evaluations",
-    "peak_gb": "peak, GB",
-    "training_steps_second": "training steps a second",
-    "training_images_second": "training images a second",
-    "training_peak_gb": "training peak, GB",
-    "note": "",
-}
 
 
 def run(docs: Path) -> Store:
-    """Count, measure where there is a CUDA device, and write ``full_size/results.jsonl`` and ``full_size.md``."""
+    """Count, and write ``full_size/results.jsonl`` and ``full_size.md``."""
     store = Store(docs / "full_size" / "results.jsonl", fresh=True)
     store.begin("deepinv bench --full-size --output docs", {})
-    assert store.about is not None
-    device = torch.device("cuda") if torch.cuda.is_available() else None
-    store.about["device"] = torch.cuda.get_device_name(device) if device else ""
     rows = [{"part": "counted", **row} for base in BASES for row in counted(base)]
-    if device:
-        rows += [{"part": "measured", **row} for base in BASES[1:] for row in measured(base, SOLVERS, device)]
     store.write([{key: _rounded(value) for key, value in row.items()} for row in rows])
     fill(docs / "full_size.md", parts(store))
     return store
-
-
-def measured(base: FullSize, solvers: Sequence[tuple[str, str]], device: torch.device) -> list[Row]:
-    """A row for the base, the first solver under CFG, and each solver: time and memory of a step and of training."""
-    log.info("measuring %s", base.name)
-    rows = measure(base, {solver_name(*one): one for one in solvers}, solver_name(*solvers[0], cfg=True), device)
-    for row, (recipe, _) in zip(rows[2:], solvers, strict=True):
-        if "training_steps_second" in row:
-            row["training_images_second"] = row["training_steps_second"] / training_step(recipe)[2]
-    return [{"base": base.name, **row} for row in rows]
 
 
 def _rounded(value: Any) -> Any:
@@ -201,18 +172,11 @@ def _rounded(value: Any) -> Any:
 def parts(store: Store) -> dict[str, str]:
     """What the page shows, by the name of its place."""
     assert store.about is not None
-    counts, times = ([row for row in store.rows if row["part"] == part] for part in ("counted", "measured"))
-    timed = ["No CUDA device was at hand: **nothing below was measured**, all numbers are counts."]
-    if times:
-        timed = [f"## Measured on {store.about['device']}, bf16, random weights", ""]
-        timed += ["Median of repeats, all lines of a base in turn, so the ratio is of the same minutes.", ""]
-        timed += _tables(times, MEASURED)
     return {
         "torch": store.about["versions"]["torch"],
-        "measured": "\n".join(timed),
         "paper's steps": f"{training_step('paper')[2]:.1f}",
         "fast steps": f"{training_step('fast')[2]:.1f}",
-        "counted": "\n".join(_tables(counts, COUNTED)),
+        "counted": "\n".join(_tables(store.rows, COUNTED)),
     }
 
 

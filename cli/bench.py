@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--images", type=int, default=24, help="test images at CFG 1 (default 24)")
     add("--cfg-images", type=int, default=8, help="test images at the real CFG (default 8)")
     add("--fid", metavar="NAME[=PATH]", help="FID by this backbone: inception, clip or dino")
-    add("--full-size", action="store_true", help="cost at 1024 x 1024: measured on CUDA, else counted")
+    add("--full-size", action="store_true", help="cost at 1024 x 1024, counted")
     _add_real_data(parser)
     _add_edits(parser)
     _add_weights(parser)

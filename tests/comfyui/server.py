@@ -47,6 +47,7 @@ class ComfyServer:
         packs: custom node packs to link into it, by name.
         arguments: more command line arguments for ComfyUI.
         timeout: seconds it may take to come up.
+        device: arguments that say what it computes on.
     """
 
     def __init__(
@@ -56,12 +57,14 @@ class ComfyServer:
         packs: dict[str, Path] | None = None,
         arguments: Sequence[str] = (),
         timeout: float = 180,
+        device: Sequence[str] = ("--cpu",),
     ) -> None:
         self.installation = installation
         self.base = base
         self.packs = {PACK_NAME: ROOT} if packs is None else packs
         self.arguments = list(arguments)
         self.timeout = timeout
+        self.device = list(device)
         self.address = ""
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -139,7 +142,15 @@ class ComfyServer:
         """Command line of the server."""
         port = self.address.rpartition(":")[2]
         command = [sys.executable, str(HERE / "run_comfyui.py"), str(self.installation.path / "main.py")]
-        command += ["--cpu", "--listen", "127.0.0.1", "--port", port, "--disable-auto-launch", "--disable-api-nodes"]
+        command += [
+            *self.device,
+            "--listen",
+            "127.0.0.1",
+            "--port",
+            port,
+            "--disable-auto-launch",
+            "--disable-api-nodes",
+        ]
         command += ["--base-directory", str(self.base), "--database-url", "sqlite:///:memory:"]
         if front_end := environment.front_end(self.installation):
             command += ["--front-end-root", str(front_end)]
