@@ -79,6 +79,32 @@ def test_the_page_shows_all_of_it(measured: Path) -> None:
         assert shown in text, shown
 
 
+def test_the_page_of_a_gpu(tmp_path: Path) -> None:
+    """What a CPU's rows have not: memory, waits, a number that is none, an error of several lines."""
+    store = Store(tmp_path / "results.jsonl")
+    store.begin("command", {"small": False})
+    card = {"device": "a card", "torch": "2", "memory_gb": 85.0, "cuda": "13", "capability": "9.0"}
+    step = {"base": "FLUX.1", "what": "fitted", "ms_step": 180.2, "ratio": 1.002, "ratio_range": [1.0, 1.01]}
+    waits = {"in_loop": 2, "in_all": 3, "places": {"deepinv_core/solver/fitted.py:10": 2}}
+    off = {"noise_roundings": None, "latent_roundings": 2.0, "latent_snr_db": None, "cpu_latent_snr_db": 20.0}
+    store.add(
+        [
+            {"part": "device", **card, "tflops_bf16": 790.0, "copy_gb_second": 3000.0},
+            {"part": "agreement", "layout": "sd3", "precision": "float16", "method": "euler", "steps": 8, **off}
+            | {"nfe": 8, "cpu_nfe": 9, "same": False},
+            {"part": "steps", **step, "peak_gb": 24.31, "repeats": 10},
+            {"part": "syncs", "method": "fitted", "steps": 8, **waits},
+            {"part": "section", "name": "fit FLUX.1", "seconds": 1.0, "allowed": 9.0, "ended": "Error: a | b\nmore"},
+        ]
+    )
+    made = page.parts(store)
+    assert "one **a card** (85 GB, CUDA 13)" in made["device"] and "trial" not in made["device"]
+    assert "| not finite | 2.0 | euler: not finite, CPU 20.00 dB | **not equal** | 0 of 1 |" in made["agreement"]
+    assert "| fitted | 180.2 | 1.002 | 1.0 to 1.01 | 24.3 | 10 |" in made["steps"]
+    assert "| fitted | 8 | 2 | 3 | `deepinv_core/solver/fitted.py:10` (2) |" in made["syncs"]
+    assert "| fit FLUX.1 | 1.0 | 9 | Error: a / b |" in made["sections"]
+
+
 def test_the_page_in_the_repository_is_that_of_its_rows(tmp_path: Path) -> None:
     """Of no rows: everywhere that it was not measured yet."""
     copy = shutil.copyfile(command.PAGE, tmp_path / "gpu.md")

@@ -113,7 +113,10 @@ def measure(run: Run, seconds: float, write: Callable[[], None]) -> None:
         section, rest = left[0], max(1.0, end - time.monotonic())
         go(run, section, rest * section.share / sum(one.share for one in left))
         left = left[1:]
-        write()
+        try:
+            write()
+        except Exception:  # the rows are there, and the page can be made of them again
+            log.exception("the page could not be written")
 
 
 def main(arguments: list[str] | None = None) -> int:

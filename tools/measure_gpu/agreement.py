@@ -41,6 +41,7 @@ ROUNDINGS: Final = 16
 """Of the CPU's float32; the CPU's own bfloat16 and float16 are within 3, its float32 within 8 of its float64."""
 
 STEPS: Final = 8
+PICTURES: Final = (".png", ".jpg")
 
 
 class Trip(NamedTuple):
@@ -87,8 +88,8 @@ def on(model: BaseModel, device: torch.device | str, dtype: torch.dtype = torch.
 
 def photographs(model: BaseModel, count: int) -> Tensor:
     """Clean latents of the included photographs."""
-    paths = sorted(PHOTOS_FOLDER.glob("*.png"))[:count]
-    return model.encode(torch.cat([load_photo(path, side=model.image_size)[0] for path in paths]))
+    paths = sorted(path for path in PHOTOS_FOLDER.iterdir() if path.suffix in PICTURES)
+    return model.encode(torch.cat([load_photo(path, side=model.image_size)[0] for path in paths[:count]]))
 
 
 def measure(run: Run) -> None:

@@ -112,7 +112,7 @@ def steps(run: Run, base: FullSize) -> None:
         mine = times[name][WARM_UP:]
         ratios = [a / b for a, b in zip(mine, alone, strict=True)]
         row: dict[str, Any] = {"base": base.name, "what": name, "ms_step": 1000 * statistics.median(mine)}
-        row |= {"ratio": statistics.median(ratios), "ratio_range": [round(f(ratios), 4) for f in (min, max)]}
+        row |= {"ratio": statistics.median(ratios), "ratio_range": [min(ratios), max(ratios)]}
         took = working[name]
         run.put("steps", {**row, "peak_gb": None if took is None else weights[name] + took, "repeats": len(mine)})
 
@@ -188,6 +188,7 @@ def training(run: Run, base: FullSize) -> None:
             trainee.step(trainee.accumulate(objective.losses(walk, trainee.network)), recipe.lr)
             trainee.follow()
             objective.go(walk)
+            run.wait()  # or the time left would be that of a queue not begun
         return walk.index
 
     def measured() -> None:

@@ -63,7 +63,7 @@ def parts(store: Store) -> dict[str, str]:
         "out of memory": ("out of memory", lambda rows: _memory(rows[0])),
         "syncs": ("syncs", _syncs),
         "ComfyUI": ("ComfyUI", _comfyui),
-        "sections": ("section", lambda rows: _listed(rows, SECTIONS)),
+        "sections": ("section", _sections),
     }
     made = {}
     for name, (part, make) in makers.items():
@@ -158,6 +158,11 @@ def _memory(row: Row) -> str:
 def _syncs(rows: list[Row]) -> str:
     shown = [{**row, "where": ", ".join(f"`{place}` ({n})" for place, n in row["places"].items())} for row in rows]
     return _listed(shown, SYNCED)
+
+
+def _sections(rows: list[Row]) -> str:
+    """Of what went wrong the first line; the rows have more of it."""
+    return _listed([row | {"ended": row["ended"].splitlines()[0][:150].replace("|", "/")} for row in rows], SECTIONS)
 
 
 def _comfyui(rows: list[Row]) -> str:

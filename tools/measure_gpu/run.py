@@ -96,16 +96,20 @@ class Run:
         """Bytes allocated now; 0 where that isn't counted."""
         return torch.cuda.memory_allocated(self.device) if self.cuda else 0
 
+    def wait(self) -> None:
+        """Until all that was asked of the device is done."""
+        if self.cuda:
+            torch.cuda.synchronize(self.device)
+
     def clock(self, call: Callable[[], object]) -> tuple[float, float | None]:
         """Seconds of one call, the queue empty before and after, and the GB that it took above what was held."""
         before = self.held()
+        self.wait()
         if self.cuda:
-            torch.cuda.synchronize(self.device)
             torch.cuda.reset_peak_memory_stats(self.device)
         began = time.perf_counter()
         call()
-        if self.cuda:
-            torch.cuda.synchronize(self.device)
+        self.wait()
         seconds = time.perf_counter() - began
         return seconds, (torch.cuda.max_memory_allocated(self.device) - before) / GIGA if self.cuda else None
 
@@ -128,6 +132,8 @@ def weights_gb(module: nn.Module) -> float:
 
 def _rounded(value: Any) -> Any:
     """Four digits; None for what is no number."""
+    if isinstance(value, list):
+        return [_rounded(one) for one in value]
     if not isinstance(value, float):
         return value
     return float(f"{value:.4g}") if math.isfinite(value) else None
