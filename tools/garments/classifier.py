@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ...deepinv_core.lpips import load_lpips
 from ..embedded.run_folder import begin, run_parser
-from .photos import GARMENTS, NONE, Photos, centre_crops, random_crops, read_split
+from .photos import GARMENTS, centre_crops, random_crops, read_split
 from .vae import SIDE
 
 PLACES = 3
@@ -62,14 +62,6 @@ def named(classifier: Classifier, images: Tensor) -> Tensor:
     return classifier(images).argmax(1)
 
 
-def worded(photos: Photos) -> Photos:
-    """Those that have a word."""
-    rows = (photos.garments != NONE).nonzero()[:, 0]
-    return Photos(
-        [photos.names[int(row)] for row in rows], [photos.images[int(row)] for row in rows], photos.garments[rows]
-    )
-
-
 def main() -> None:
     """Command line; see the module's docstring."""
     parser = run_parser(__doc__)
@@ -77,11 +69,11 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=40)
     args, folder = begin(parser)
     classifier = Classifier()
-    train = worded(read_split(args.data, "train"))
+    train = read_split(args.data, "train").worded()
     rows = torch.arange(len(train.images)).repeat(args.copies)
     generator = torch.Generator().manual_seed(args.seed)
     crops = random_crops(train, rows, SIDE, SIDE, generator)
-    features = torch.cat([classifier.features(next(crops)[None]) for _ in rows])
+    features = torch.cat([classifier.features(part / 255) for part in crops.split(128)])
     labels = train.garments[rows]
     optimizer = torch.optim.AdamW(classifier.head.parameters(), lr=1e-3, weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, args.epochs)
@@ -95,7 +87,7 @@ def main() -> None:
     classifier.eval()
     line: dict[str, object] = {}
     for split in ("validation", "test"):
-        photos = worded(read_split(args.data, split))
+        photos = read_split(args.data, split).worded()
         right = named(classifier, centre_crops(photos, SIDE, SIDE)) == photos.garments
         line[split] = round(float(right.float().mean()), 4)
         line[f"{split}_by_garment"] = {

@@ -16,14 +16,14 @@ import torch
 from torch import Tensor
 
 from ..embedded.run_folder import begin, run_parser
-from .photos import NONE, Photos, centre_crops, colours, random_crops, read_split
+from .photos import Photos, centre_crops, colours, random_crops, read_split, recoloured
 from .vae import SIDE, encode, load_vae
 
 SIZES: Final = {
-    (128, 128): 12,
-    (176, 128): 3,
+    (128, 128): 20,
+    (176, 128): 2,
     (192, 128): 2,
-    (128, 176): 2,
+    (128, 176): 1,
     (128, 192): 1,
     (96, 128): 1,
     (128, 96): 1,
@@ -31,6 +31,9 @@ SIZES: Final = {
     (192, 192): 1,
 }
 """Height and width in pixels, and how many crops of each photograph."""
+
+RECOLOURED: Final = 0.5
+"""Share of the crops that are recoloured where that can be done, see :func:`.photos.recoloured`."""
 
 CHECKED: Final = 600
 """Photographs of the train split that are checked beside the held-out ones."""
@@ -44,6 +47,10 @@ class Encoder:
         self._vae = vae.to(device, memory_format=torch.channels_last)
         self._device = device
 
+    def receive(self, pictures: Tensor) -> Tensor:
+        """Pictures of 0 to 255 on the device, in [0, 1]."""
+        return pictures.to(self._device).float() / 255
+
     @torch.no_grad()
     def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """``[B, 3, H, W]`` in [0, 1] to latents ``[B, 16, H/8, W/8]`` (half) and colours ``[B]``."""
@@ -51,36 +58,51 @@ class Encoder:
             latents = encode(self._vae, images.contiguous(memory_format=torch.channels_last)).float()
         return (latents / self._gain).half().cpu(), colours(images).to("cpu", torch.int8)
 
-    def all(self, images: list[Tensor] | Tensor) -> tuple[Tensor, Tensor]:
-        """The same, 256 at a time."""
-        parts = [self(torch.stack(list(images[at : at + 256]))) for at in range(0, len(images), 256)]
-        return torch.cat([z for z, _ in parts]), torch.cat([c for _, c in parts])
 
-
-def encode_crops(photos: Photos, encoder: Encoder, seed: int) -> dict[str, Tensor]:
-    """Random crops of every photograph that has a word, at each size."""
-    worded = (photos.garments != NONE).nonzero()[:, 0]
+def cut_crops(photos: Photos, seed: int) -> dict[tuple[int, int], tuple[Tensor, Tensor]]:
+    """Random crops of every photograph, at each size: pictures ``[N, 3, H, W]`` uint8, and the photographs' rows."""
     found = {}
     for (height, width), count in SIZES.items():
         generator = torch.Generator().manual_seed(seed + 1000 * height + width)
-        rows = worded.repeat(count)
-        latents, colour = [], []
-        for part in rows.split(256):
-            z, c = encoder(torch.stack(list(random_crops(photos, part, height, width, generator))))
-            latents.append(z)
-            colour.append(c)
+        rows = torch.arange(len(photos.images)).repeat(count)
+        found[height, width] = random_crops(photos, rows, height, width, generator), rows
+    return found
+
+
+def encode_crops(
+    photos: Photos, crops: dict[tuple[int, int], tuple[Tensor, Tensor]], encoder: Encoder, seed: int
+) -> dict[str, Tensor]:
+    """Latents, garments and colours of crops, a part of them recoloured."""
+    generator = torch.Generator().manual_seed(seed)
+    found = {}
+    for (height, width), (pictures, rows) in crops.items():
+        encoded = []
+        for part in pictures.split(256):
+            images = encoder.receive(part)
+            again = (torch.rand(len(part), generator=generator) < RECOLOURED).view(-1, 1, 1, 1).to(images.device)
+            encoded.append(encoder(torch.where(again, recoloured(images, generator), images)))
         name = f"{height}x{width}"
-        found[f"{name}.latents"], found[f"{name}.colours"] = torch.cat(latents), torch.cat(colour)
+        found[f"{name}.latents"], found[f"{name}.colours"] = (torch.cat(part) for part in zip(*encoded, strict=True))
         found[f"{name}.garments"] = photos.garments[rows].to(torch.int8)
     return found
 
 
 def encode_middles(photos: Photos, encoder: Encoder, name: str) -> dict[str, Tensor]:
-    """The middle crop of every photograph that has a word."""
-    worded = (photos.garments != NONE).nonzero()[:, 0]
-    chosen = Photos([], [photos.images[int(row)] for row in worded], photos.garments[worded])
-    z, c = encoder.all(centre_crops(chosen, SIDE, SIDE))
-    return {f"{name}.latents": z, f"{name}.colours": c, f"{name}.garments": chosen.garments.to(torch.int8)}
+    """The middle crop of every photograph."""
+    encoded = [encoder(encoder.receive(part)) for part in (255 * centre_crops(photos, SIDE, SIDE)).split(256)]
+    z, c = (torch.cat(part) for part in zip(*encoded, strict=True))
+    return {f"{name}.latents": z, f"{name}.colours": c, f"{name}.garments": photos.garments.to(torch.int8)}
+
+
+def encode_all(
+    train: Photos, others: dict[str, Photos], crops: dict[tuple[int, int], tuple[Tensor, Tensor]], encoder: Encoder
+) -> dict[str, Tensor]:
+    """Everything a flow model is trained on and checked with; all photographs have words."""
+    found = encode_crops(train, crops, encoder, 0)
+    some = torch.randperm(len(train.images), generator=torch.Generator().manual_seed(7))[:CHECKED]
+    for split, photos in {"train": train.take(some), **others}.items():
+        found |= encode_middles(photos, encoder, f"check.{split}")
+    return found
 
 
 def main() -> None:
@@ -88,14 +110,10 @@ def main() -> None:
     parser = run_parser(__doc__)
     parser.add_argument("--vae", type=Path, required=True)
     args, folder = begin(parser)
-    encoder = Encoder(args.vae, args.device)
-    train = read_split(args.data, "train").to(args.device)
-    found = encode_crops(train, encoder, args.seed)
-    some = torch.randperm(len(train.images), generator=torch.Generator().manual_seed(7))[:CHECKED].tolist()
-    checked = Photos([], [train.images[row] for row in some], train.garments[some])
-    found |= encode_middles(checked, encoder, "check.train")
-    for split in ("validation", "test"):
-        found |= encode_middles(read_split(args.data, split).to(args.device), encoder, f"check.{split}")
+    train = read_split(args.data, "train").worded()
+    others = {split: read_split(args.data, split).worded() for split in ("validation", "test")}
+    others = {split: photos for split, photos in others.items() if photos.images}
+    found = encode_all(train, others, cut_crops(train, args.seed), Encoder(args.vae, args.device))
     folder.save_weights("latents", found)
     square = found["128x128.latents"].float()
     deviations = [round(float(value), 3) for value in square.transpose(0, 1).flatten(1).std(1)]

@@ -1,8 +1,8 @@
 """Make a small copy of the photographs, for a machine that only little can be carried to.
 
-    python -m comfyui_deepinv.tools.garments.pack garments256.zip small.zip --side 208 --quality 82
+    python -m comfyui_deepinv.tools.garments.pack garments256.zip small.zip --side 208 --quality 87
 
-WebP, the short side ``--side`` pixels; 4,933 photographs take about 45 MB.
+WebP, the short side ``--side`` pixels; the 4,406 photographs to train with and to choose by take about 46 MB.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("small", type=Path)
     parser.add_argument("--side", type=int, default=208)
-    parser.add_argument("--quality", type=int, default=82)
+    parser.add_argument("--quality", type=int, default=87)
     args = parser.parse_args()
     with zipfile.ZipFile(args.data) as source, zipfile.ZipFile(args.small, "w") as target:
-        for name in sorted(one for one in source.namelist() if one.endswith(".jpg")):
+        for name in sorted(one for one in source.namelist() if one.endswith(".jpg") and not one.startswith("test/")):
             image = cut(Image.open(io.BytesIO(source.read(name))))
             scale = args.side / min(image.size)
             image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.LANCZOS)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 import zipfile
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,6 @@ from typing import Final
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
@@ -48,6 +46,9 @@ LEFT_OUT: Final = ("undershirt",)
 LONGEST: Final = 1.5
 """Long side over short side that a photograph is cut to."""
 
+HUES: Final = (-15.0, 15.0, 42.0, 68.0, 165.0, 262.0, 300.0, 345.0)
+"""Where red, orange, yellow, green, blue, purple and pink begin, in degrees, and where pink ends."""
+
 NONE: Final = -1
 """The label of a photograph that has no word."""
 
@@ -58,17 +59,22 @@ class Photos:
 
     Attributes:
         names: ``CLASS/NAME.jpg``.
-        images: ``[3, h, w]`` uint8 each.
+        images: in RGB, cut to :data:`LONGEST`.
         garments: index into :data:`GARMENTS` each, :data:`NONE` for what is left out, ``[N]``.
     """
 
     names: list[str]
-    images: list[Tensor]
+    images: list[Image.Image]
     garments: Tensor
 
-    def to(self, device: torch.device | str) -> Photos:
-        """The same with the images on a device."""
-        return Photos(self.names, [image.to(device) for image in self.images], self.garments)
+    def take(self, rows: Tensor) -> Photos:
+        """Those of ``rows``."""
+        chosen = rows.tolist()
+        return Photos([self.names[row] for row in chosen], [self.images[row] for row in chosen], self.garments[rows])
+
+    def worded(self) -> Photos:
+        """Those that have a word."""
+        return self.take((self.garments != NONE).nonzero()[:, 0])
 
 
 def read_split(archive: Path, split: str) -> Photos:
@@ -83,8 +89,8 @@ def read_split(archive: Path, split: str) -> Photos:
     return Photos(list(encoded), images, torch.tensor(labels))
 
 
-def _decoded(file: bytes) -> Tensor:
-    return torch.from_numpy(np.array(cut(Image.open(io.BytesIO(file))))).permute(2, 0, 1)
+def _decoded(file: bytes) -> Image.Image:
+    return cut(Image.open(io.BytesIO(file)))
 
 
 def cut(image: Image.Image) -> Image.Image:
@@ -97,34 +103,84 @@ def cut(image: Image.Image) -> Image.Image:
 
 def centre_crops(photos: Photos, height: int, width: int) -> Tensor:
     """The largest middle part of each photograph with this aspect, ``[N, 3, height, width]`` in [0, 1]."""
-    return torch.stack([crop(image, height, width, 1.0, 0.5, 0.5) for image in photos.images])
+    return torch.stack([crop(image, height, width, 1.0, 0.5, 0.5) for image in photos.images]) / 255
 
 
 def random_crops(
     photos: Photos, rows: Tensor, height: int, width: int, generator: torch.Generator, *, zoom: float = 1.3
-) -> Iterator[Tensor]:
-    """A random part of each photograph named by ``rows``, mirrored half of the time, ``[3, height, width]`` in [0, 1].
+) -> Tensor:
+    """A random part of each photograph named by ``rows``, mirrored half of the time, ``[N, 3, height, width]`` uint8.
 
     ``zoom`` is how much smaller than the largest part it may be.
     """
     scale = 1 + (zoom - 1) * torch.rand(len(rows), generator=generator)
     place = torch.rand(len(rows), 2, generator=generator)
     mirrored = torch.rand(len(rows), generator=generator) < 0.5
-    for row, z, (y, x), mirror in zip(rows.tolist(), scale.tolist(), place.tolist(), mirrored.tolist(), strict=True):
-        part = crop(photos.images[row], height, width, z, y, x)
-        yield part.flip(-1) if mirror else part
+
+    def part(row: int, z: float, y: float, x: float, mirror: bool) -> Tensor:
+        made = crop(photos.images[row], height, width, z, y, x)
+        return made.flip(-1) if mirror else made
+
+    with ThreadPoolExecutor() as pool:
+        return torch.stack(
+            list(pool.map(part, rows.tolist(), scale.tolist(), *place.T.tolist(), mirrored.tolist()))  # type: ignore[arg-type]
+        )
 
 
-def crop(image: Tensor, height: int, width: int, zoom: float, y: float, x: float) -> Tensor:
-    """A part of ``image [3, h, w]`` (uint8) resized to ``[3, height, width]`` in [0, 1].
+def crop(image: Image.Image, height: int, width: int, zoom: float, y: float, x: float) -> Tensor:
+    """A part of a picture resized, as ComfyUI resizes a photo (Lanczos), ``[3, height, width]`` uint8.
 
     ``zoom`` 1 is the largest part of that aspect; ``y`` and ``x`` in [0, 1] place it.
     """
-    scale = max(height / image.shape[1], width / image.shape[2]) * zoom
-    h, w = min(image.shape[1], round(height / scale)), min(image.shape[2], round(width / scale))
-    top, left = round(y * (image.shape[1] - h)), round(x * (image.shape[2] - w))
-    part = image[None, :, top : top + h, left : left + w].float() / 255
-    return F.interpolate(part, (height, width), mode="bicubic", antialias=True)[0].clamp(0, 1)
+    scale = max(height / image.height, width / image.width) * zoom
+    h, w = min(image.height, height / scale), min(image.width, width / scale)
+    top, left = y * (image.height - h), x * (image.width - w)
+    box = (left, top, left + w, top + h)
+    part = image.resize((width, height), Image.Resampling.LANCZOS, box=box)
+    return torch.from_numpy(np.array(part)).permute(2, 0, 1)
+
+
+def recoloured(images: Tensor, generator: torch.Generator) -> Tensor:
+    """``images [N, 3, H, W]`` in [0, 1] whose middle is blue, green, purple or pink, in another colour each.
+
+    Seven in ten photographs of the data are black, white, grey, beige or blue, and orange, yellow, green and purple
+    are one in a hundred each. What has about the middle's hue is turned to another one, drawn evenly from all, and made
+    lighter or darker with it, so that a yellow is not the olive of a dark blue; the rest stays. Reds and browns are
+    left, as floors have their hue, and so are faint colours.
+    """
+    height, width = images.shape[-2:]
+    middle = images[..., round(0.344 * height) : round(0.656 * height), round(0.344 * width) : round(0.656 * width)]
+    hue, saturation, value = _hue(middle.flatten(2).median(-1).values[..., None, None])
+    turned = (hue[:, 0, 0] > 75) & (hue[:, 0, 0] < 345) & (saturation[:, 0, 0] > 0.28) & (value[:, 0, 0] > 0.26)
+    h, s, v = _hue(images)
+    draw = torch.rand(4, len(images), 1, 1, generator=generator).to(images)
+    edges = torch.tensor(HUES, device=images.device)
+    band = (draw[3] * (len(HUES) - 1)).long()
+    aim = torch.lerp(edges[band], edges[band + 1], draw[0])
+    bright, strong = 0.4 + 0.5 * draw[1], 0.45 + 0.45 * draw[2]
+    away = (h - hue + 180) % 360 - 180
+    mask = torch.exp(-((away / 30) ** 4)) * ((s - 0.08) / 0.12).clamp(0, 1) * turned[:, None, None]
+    new_v = v.clamp_min(1e-4) ** (bright.log() / value.clamp(0.05, 0.97).log()).clamp(0.35, 2)
+    new_s = s.clamp_min(1e-4) ** (strong.log() / saturation.clamp(0.1, 0.97).log()).clamp(0.4, 2)
+    made = _rgb((aim + away) % 360, new_s.clamp(0, 1), new_v.clamp(0, 1))
+    return torch.lerp(images, made, mask[:, None])
+
+
+def _hue(images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Hue in degrees, saturation and value, ``[N, H, W]`` each."""
+    red, green, blue = images.unbind(1)
+    value = images.amax(1)
+    chroma = value - images.amin(1)
+    some = chroma.clamp_min(1e-6)
+    hue = torch.where(value == green, (blue - red) / some + 2, (red - green) / some + 4)
+    return 60 * torch.where(value == red, (green - blue) / some % 6, hue), chroma / value.clamp_min(1e-6), value
+
+
+def _rgb(hue: Tensor, saturation: Tensor, value: Tensor) -> Tensor:
+    """The way back, ``[N, 3, H, W]``."""
+    places = (torch.stack([5 + hue / 60, 3 + hue / 60, 1 + hue / 60], 1)) % 6
+    depth = torch.minimum(places, 4 - places).clamp(0, 1)
+    return value[:, None] * (1 - saturation[:, None] * depth)
 
 
 def colours(images: Tensor) -> Tensor:
@@ -134,19 +190,15 @@ def colours(images: Tensor) -> Tensor:
     """
     height, width = images.shape[-2:]
     top, bottom, left, right = round(0.344 * height), round(0.656 * height), round(0.344 * width), round(0.656 * width)
-    red, green, blue = images[..., top:bottom, left:right].flatten(2).contiguous().median(-1).values.unbind(1)
-    value = torch.maximum(torch.maximum(red, green), blue)
-    chroma = value - torch.minimum(torch.minimum(red, green), blue)
-    saturation, some = chroma / value.clamp_min(1e-6), chroma.clamp_min(1e-6)
-    hue = torch.where(value == green, (blue - red) / some + 2, (red - green) / some + 4)
-    hue = 60 * torch.where(value == red, (green - blue) / some % 6, hue)
+    medians = images[..., top:bottom, left:right].flatten(2).contiguous().median(-1).values
+    hue, saturation, value = (part[:, 0, 0] for part in _hue(medians[..., None, None]))
 
     found = torch.full_like(value, COLOURS.index("pink"), dtype=torch.long)
 
     def name(where: Tensor, colour: str) -> None:
         found[where] = COLOURS.index(colour)
 
-    for limit, colour in ((300, "purple"), (262, "blue"), (165, "green"), (68, "yellow"), (42, "orange")):
+    for limit, colour in zip(HUES[:1:-1][1:], ("purple", "blue", "green", "yellow", "orange"), strict=True):
         name(hue < limit, colour)
     reddish, earthy = (hue < 15) | (hue >= 345), (hue >= 15) & (hue < 42)
     name(earthy & (value < 0.6), "brown")

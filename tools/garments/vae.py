@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import math
+from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
 import torch
@@ -23,11 +24,18 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ...deepinv_core.metrics import psnr
-from ..embedded.run_folder import RunFolder, Trainee, begin, run_parser
+from ..embedded.run_folder import RunFolder, begin, run_parser
 from .photos import Photos, centre_crops, random_crops, read_split
+from .trainee import Recorder, Trainee
 
 CHANNELS = 16
 SIDE = 128
+
+HALVED = 20
+"""One step in so many is decoded at half size."""
+
+FLOOR = 1e-4
+"""Mean squared error that is good enough: 40 dB."""
 
 
 def from_tiny_flux2(file: Path) -> tuple[AutoencoderTiny, dict[str, Tensor]]:
@@ -102,7 +110,7 @@ def decode(vae: AutoencoderTiny, latents: Tensor) -> Tensor:
 
 
 def loss_of(vae: AutoencoderTiny, images: Tensor, *, halved: bool) -> Tensor:
-    """Reconstruction error of one batch.
+    """Reconstruction error of one batch: the logarithm of each picture's, as PSNR has it.
 
     ``halved`` decodes the latents at half size, against the picture at half size: latents that scale as pictures do
     are easier for the flow models to learn (2502.09509).
@@ -110,8 +118,8 @@ def loss_of(vae: AutoencoderTiny, images: Tensor, *, halved: bool) -> Tensor:
     latents = encode(vae, images)
     if halved:
         latents, images = F.avg_pool2d(latents, 2), F.avg_pool2d(images, 2)
-    error = decode(vae, latents).float() - images
-    return error.square().mean() + 0.02 * error.abs().mean()
+    error = (decode(vae, latents).float() - images).square().mean((1, 2, 3))
+    return (error + FLOOR).log().mean()
 
 
 @torch.no_grad()
@@ -147,61 +155,74 @@ class Pool:
     def __init__(self, photos: Photos, copies: int, device: str) -> None:
         generator = torch.Generator().manual_seed(0)
         rows = torch.arange(len(photos.images)).repeat(copies)
-        crops = random_crops(photos, rows, SIDE, SIDE, generator, zoom=1.6)
-        self._crops = torch.stack([(255 * one).round().byte().cpu() for one in crops]).to(device)
+        self._crops = random_crops(photos, rows, SIDE, SIDE, generator, zoom=1.4).to(device)
 
-    def draw(self, count: int, side: int, generator: torch.Generator) -> Tensor:
+    def draw(self, count: int, side: int) -> Tensor:
         """``[count, 3, side, side]`` in [0, 1], at places that are multiples of the VAE's factor."""
-        rows = torch.randint(len(self._crops), (count,), generator=generator)
-        top, left = (8 * torch.randint((SIDE - side) // 8 + 1, (2,), generator=generator)).tolist()
-        parts = self._crops[rows.to(self._crops.device), :, top : top + side, left : left + side]
-        return (parts.float() / 255).contiguous(memory_format=torch.channels_last)
+        device = self._crops.device
+        row = torch.randint(len(self._crops), (count,), device=device)
+        corner = 8 * torch.randint((SIDE - side) // 8 + 1, (2, count, 1), device=device)
+        y, x = corner + torch.arange(side, device=device)
+        parts = self._crops[row[:, None, None], :, y[:, :, None], x[:, None, :]]  # [count, side, side, 3]
+        return parts.permute(0, 3, 1, 2).float() / 255
 
 
-HALVED = 0.1
-"""Share of the batches that are decoded at half size."""
+def train(folder: RunFolder, vae: AutoencoderTiny, pool: Pool, photos: Photos, check: Tensor, args: Namespace) -> None:
+    """Train on from where the run stands, in bf16 autocast, for ``args.steps`` or until ``args.seconds``."""
+    torch.backends.cudnn.benchmark = True
+    trainee = Trainee(vae, weight_decay=1e-4, decay=0.999)
+    done = trainee.resume(folder)
+    middle = centre_crops(photos.take(torch.arange(0, len(photos.images), 16)), SIDE, SIDE).to(args.device)
+
+    def step(halved: bool) -> None:
+        def loss() -> Tensor:
+            with torch.autocast(args.device, torch.bfloat16):
+                return loss_of(vae, pool.draw(args.batch, args.side), halved=halved)
+
+        trainee.step(loss)
+
+    def check_and_save() -> dict[str, float]:
+        trainee.save(folder, done)
+        save(folder, trainee.average, middle)
+        quality = round(held_out_psnr(trainee.average, check), 3)
+        return {"step": done, "images": done * args.batch, "loss": trainee.mean_loss(), "validation_psnr": quality}
+
+    record = Recorder(on=args.device == "cuda")
+    whole, half = record(lambda: step(False)), record(lambda: step(True))
+    folder.report({"validation_psnr": round(held_out_psnr(trainee.average, check), 3)})
+    while (share := max(done / args.steps, folder.seconds / args.seconds)) < 1:
+        trainee.prepare(done, args.lr * min(1, (done + 1) / 200) * 0.5 * (1 + math.cos(math.pi * share)))
+        (half if done % HALVED == 0 else whole)()
+        done += 1
+        if done % 100 == 0 and args.device == "cuda":
+            torch.cuda.synchronize()  # or the seconds would be those of the queue
+        if done % args.every == 0:
+            folder.report(check_and_save())
+    folder.report({"done": True, **check_and_save()})
+
+
+def options(parser: ArgumentParser) -> None:
+    """What a training of the VAE can be told."""
+    parser.add_argument(
+        "--start", type=Path, required=True, help="taef2.safetensors, or a vae.safetensors to go on with"
+    )
+    parser.add_argument("--steps", type=int, default=40000)
+    parser.add_argument("--batch", type=int, default=24)
+    parser.add_argument("--side", type=int, default=64, help="pixels of a side of what a step sees")
+    parser.add_argument("--copies", type=int, default=5, help="crops cut of each photograph")
+    parser.add_argument("--lr", type=float, default=5e-4)
+    parser.add_argument("--every", type=int, default=5000, help="steps between checks")
 
 
 def main() -> None:
     """Command line; see the module's docstring."""
     parser = run_parser(__doc__)
-    parser.add_argument(
-        "--start", type=Path, required=True, help="taef2.safetensors, or a vae.safetensors to go on with"
-    )
-    parser.add_argument("--steps", type=int, default=8000)
-    parser.add_argument("--batch", type=int, default=48)
-    parser.add_argument("--side", type=int, default=64, help="pixels of a side of what a step sees")
-    parser.add_argument("--copies", type=int, default=5, help="crops cut of each photograph")
-    parser.add_argument("--lr", type=float, default=5e-4)
+    options(parser)
     args, folder = begin(parser)
-
-    torch.backends.cudnn.benchmark = True
     photos = read_split(args.data, "train")
     check = centre_crops(read_split(args.data, "validation"), SIDE, SIDE).to(args.device)
-    middle = centre_crops(Photos(photos.names, photos.images[::16], photos.garments), SIDE, SIDE)
-    vae = start_from(args.start, middle).to(args.device, memory_format=torch.channels_last)
-    pool = Pool(photos.to(args.device), args.copies, args.device)
-    optimizer = torch.optim.AdamW(vae.parameters(), lr=args.lr, weight_decay=1e-4, betas=(0.9, 0.99), fused=True)
-    trainee = Trainee(vae, optimizer, decay=0.999)
-    done = trainee.resume(folder)
-
-    def check_and_save() -> dict[str, float]:
-        trainee.save(folder, done)
-        save(folder, trainee.average, middle.to(args.device))
-        quality = round(held_out_psnr(trainee.average, check), 3)
-        return {"step": done, "images": done * args.batch, "loss": trainee.mean_loss(), "validation_psnr": quality}
-
-    while (share := max(done / args.steps, folder.seconds / args.seconds)) < 1:
-        generator = torch.Generator().manual_seed(args.seed * 1_000_003 + done)
-        images = pool.draw(args.batch, args.side, generator)
-        halved = bool(torch.rand((), generator=generator) < HALVED)
-        with torch.autocast(args.device, torch.bfloat16):
-            loss = loss_of(vae, images, halved=halved)
-        trainee.step(loss, done, args.lr * min(1, (done + 1) / 200) * 0.5 * (1 + math.cos(math.pi * share)))
-        done += 1
-        if done % 1000 == 0:
-            folder.report(check_and_save())
-    folder.report({"done": True, **check_and_save()})
+    vae = start_from(args.start, check[::4].cpu()).to(args.device, memory_format=torch.channels_last)
+    train(folder, vae, Pool(photos, args.copies, args.device), photos, check, args)
 
 
 if __name__ == "__main__":
