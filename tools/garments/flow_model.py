@@ -198,6 +198,10 @@ class Run:
         self.trainee = Trainee(model, weight_decay=0.02, decay=0.9995)
         self.done = self.trainee.resume(folder)
         self._error = velocity_error
+        if args.teacher:
+            teacher = build("sd3").to(args.device).requires_grad_(False)
+            teacher.load_state_dict({name: value.float() for name, value in load_file(args.teacher).items()})
+            self._error = partial(velocity_error, teacher=teacher)
 
     def compile(self) -> None:
         """Have the model's error compiled for 128 px and for the batch, before the data is there.
@@ -227,7 +231,7 @@ class Run:
             z0, garments, colours = crops.draw(count)
             prompt = condition(self.prompts, garments, colours)
             sigma = sample_sigma(count, z0.device)
-            error = self._error if main else velocity_error
+            error = self._error if main or self.args.teacher else velocity_error
             return error(self.trainee.model, z0, torch.randn_like(z0), sigma, prompt)
 
         self.trainee.step(loss)
@@ -275,13 +279,18 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--lr", type=float, default=1.5e-3)
     parser.add_argument("--start", type=Path, help="a model.safetensors to begin with, as after the VAE has changed")
+    parser.add_argument(
+        "--teacher",
+        type=Path,
+        help="a model.safetensors of sd3 to learn from: its velocity has no noise, unlike e - z_0",
+    )
     parser.add_argument("--every", type=int, default=2000, help="steps between checks")
     parser.add_argument("--plain", action="store_true", help="on a GPU, neither compile nor record steps")
     parser.add_argument("--after", type=Path, action="append", default=[], help="a file to wait for")
     parser.add_argument("--until", type=float, default=0, help="be done by then, in seconds as `date +%%s` has it")
     args, folder = begin(parser)
     run = Run(args.kind, args, folder)
-    if args.device == "cuda" and not args.plain:
+    if args.device == "cuda" and not args.plain and not args.teacher:
         run.compile()
     while not all(file.exists() for file in (Path(args.data), *args.after)):
         time.sleep(0.2)

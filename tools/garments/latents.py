@@ -54,17 +54,21 @@ class Encoder:
     @torch.no_grad()
     def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """``[B, 3, H, W]`` in [0, 1] to latents ``[B, 16, H/8, W/8]`` (half) and colours ``[B]``."""
-        with torch.autocast(self._device, torch.bfloat16, enabled=self._device != "cpu"):
+        with torch.autocast(self._device, torch.bfloat16):
             latents = encode(self._vae, images.contiguous(memory_format=torch.channels_last)).float()
         return (latents / self._gain).half().cpu(), colours(images).to("cpu", torch.int8)
 
 
-def cut_crops(photos: Photos, seed: int) -> dict[tuple[int, int], tuple[Tensor, Tensor]]:
-    """Random crops of every photograph, at each size: pictures ``[N, 3, H, W]`` uint8, and the photographs' rows."""
+def cut_crops(photos: Photos, seed: int, share: float = 1.0) -> dict[tuple[int, int], tuple[Tensor, Tensor]]:
+    """Random crops of every photograph, at each size: pictures ``[N, 3, H, W]`` uint8, and the photographs' rows.
+
+    ``share`` is the part of them that is made.
+    """
     found = {}
     for (height, width), count in SIZES.items():
         generator = torch.Generator().manual_seed(seed + 1000 * height + width)
         rows = torch.arange(len(photos.images)).repeat(count)
+        rows = rows[torch.randperm(len(rows), generator=generator)[: round(share * len(rows))]]
         found[height, width] = random_crops(photos, rows, height, width, generator), rows
     return found
 
@@ -109,11 +113,12 @@ def main() -> None:
     """Command line; see the module's docstring."""
     parser = run_parser(__doc__)
     parser.add_argument("--vae", type=Path, required=True)
+    parser.add_argument("--share", type=float, default=1.0, help="part of the crops that is made")
     args, folder = begin(parser)
     train = read_split(args.data, "train").worded()
     others = {split: read_split(args.data, split).worded() for split in ("validation", "test")}
     others = {split: photos for split, photos in others.items() if photos.images}
-    found = encode_all(train, others, cut_crops(train, args.seed), Encoder(args.vae, args.device))
+    found = encode_all(train, others, cut_crops(train, args.seed, args.share), Encoder(args.vae, args.device))
     folder.save_weights("latents", found)
     square = found["128x128.latents"].float()
     deviations = [round(float(value), 3) for value in square.transpose(0, 1).flatten(1).std(1)]
