@@ -73,9 +73,6 @@ def _embedded(layout: str, data: Path, count: int) -> Tensor:
 
 
 def _garments(data: Path, count: int) -> Tensor:
-    split = photos.read_split(data / "garments256.zip", "test")
-    worded = (split.garments != photos.NONE).nonzero()[:, 0]
-    chosen = worded[_some(len(worded), count)]
-    kept = photos.Photos([], [split.images[int(row)] for row in chosen], split.garments[chosen])
-    found, _ = latents.Encoder(GARMENTS / "vae.safetensors", "cpu").all(photos.centre_crops(kept, 128, 128))
-    return found
+    split = photos.read_split(data / "garments256.zip", "test").worded()
+    chosen = photos.centre_crops(split.take(_some(len(split.names), count)), 128, 128)
+    return latents.Encoder(GARMENTS / "vae.safetensors", "cpu")(chosen)[0]

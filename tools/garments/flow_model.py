@@ -130,12 +130,23 @@ def sample_sigma(count: int, device: torch.device, generator: torch.Generator | 
     return mixed.clamp(1e-4, 1.0)
 
 
-def velocity_error(model: nn.Module, z0: Tensor, noise: Tensor, sigma: Tensor, prompt: tuple[Tensor, Tensor]) -> Tensor:
-    """Mean squared velocity error of one batch, in bf16 autocast."""
+def velocity_error(
+    model: nn.Module,
+    z0: Tensor,
+    noise: Tensor,
+    sigma: Tensor,
+    prompt: tuple[Tensor, Tensor],
+    teacher: nn.Module | None = None,
+) -> Tensor:
+    """Mean squared velocity error of one batch, in bf16 autocast; against a teacher's velocity where there is one."""
     s = sigma.view(-1, 1, 1, 1)
+    z, known = (1 - s) * z0 + s * noise, noise - z0
     with torch.autocast(z0.device.type, torch.bfloat16):
-        v = predict(model, (1 - s) * z0 + s * noise, sigma, *prompt)
-    return F.mse_loss(v.float(), noise - z0)
+        v = predict(model, z, sigma, *prompt)
+        if teacher is not None:
+            with torch.no_grad():
+                known = predict(teacher, z, sigma, *prompt)
+    return F.mse_loss(v.float(), known.float())
 
 
 @torch.no_grad()

@@ -122,9 +122,7 @@ def random_crops(
         return made.flip(-1) if mirror else made
 
     with ThreadPoolExecutor() as pool:
-        return torch.stack(
-            list(pool.map(part, rows.tolist(), scale.tolist(), *place.T.tolist(), mirrored.tolist()))  # type: ignore[arg-type]
-        )
+        return torch.stack(list(pool.map(part, rows.tolist(), scale.tolist(), *place.T.tolist(), mirrored.tolist())))
 
 
 def crop(image: Image.Image, height: int, width: int, zoom: float, y: float, x: float) -> Tensor:

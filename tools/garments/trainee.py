@@ -52,8 +52,8 @@ class Trainee:
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self._optimizer.step()
         with torch.no_grad():
-            average = list(self.average.parameters())
-            change = torch._foreach_sub(list(self.model.parameters()), average)
+            average, model = ([p.data for p in part.parameters()] for part in (self.average, self.model))
+            change: Any = torch._foreach_sub(model, average)
             torch._foreach_mul_(change, self._weight)
             torch._foreach_add_(average, change)
             self._sum += value.detach()
