@@ -107,6 +107,8 @@ class Schedule:
 
     def progress(self, position: Position) -> tuple[float, float]:
         """Share of the stage and of the whole that is done."""
+        if position.stage >= len(self._ends):
+            return 1.0, 1.0
         used = self.used(position)
         begin = self._ends[position.stage - 1] if position.stage else 0.0
         if self._budget.images is None:

@@ -15,6 +15,7 @@ from ..deepinv_core.memory import enough_memory
 from .accumulation import Accumulation
 from .base_model import Base
 from .budget import Budget, Schedule
+from .closing import close
 from .latents import LatentCache
 from .plot import PLOT, plot
 from .recipes.base import Recipe
@@ -36,7 +37,7 @@ class Trained:
     """A finished training.
 
     Attributes:
-        network: the averaged weights.
+        network: the averaged weights, with their closing fit where the recipe makes one.
         summary: what the solver's file says of the training.
         losses: images seen, and the mean loss since the entry before.
         rows: validations.
@@ -116,7 +117,7 @@ def _loop(
     checks: Checks,
     workers: Workers,
 ) -> None:
-    """From where the run stands to the end of the last stage."""
+    """From where the run stands to the end of the last stage, and the closing fit."""
     stages, objective = recipe.stages(), recipe.objective(base, run.seed, workers)
     accumulation = Accumulation(recipe.batch // workers.world, workers, base.free)
 
@@ -155,3 +156,4 @@ def _loop(
         run.stage_done(stage, rows, objective)
         if run.rows:
             plot(run.losses, run.rows, run.folder / PLOT)
+    close(run, objective.closing, base, latents, checks)

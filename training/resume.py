@@ -77,6 +77,8 @@ def resume_run(run: Run) -> None:
     run.micro_batch = metadata["micro_batch"]
     _grow(run, metadata["network"])
     run.trainee.restore(tensors)
+    if closing := metadata["network"].get("closing"):
+        run.trainee.close(closing)
     if metadata["walk"]:
         walk = {name: value for name, value in tensors.items() if name.startswith("walk.") and value.ndim}
         run.stored_walk = metadata["walk"], {name: run.workers.share(value) for name, value in walk.items()}

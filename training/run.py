@@ -202,6 +202,11 @@ class Run:
 
         return tell
 
+    def closing(self, progress: Progress) -> None:
+        """The callback of a closing fit; the minutes are for training here too."""
+        self._began = time.monotonic()
+        self._tell(self._event("closing fit"))
+
     def validating(self, progress: Progress) -> None:
         """The callback of a validation's walks. The minutes are for training alone: short stages would have none."""
         self._began = time.monotonic()

@@ -14,7 +14,7 @@ from .latent_order import derived_seed
 from .workers import Workers
 
 if TYPE_CHECKING:
-    from ..deepinv_core.solver import Network
+    from ..deepinv_core.solver import Config, Network
     from .recipes.base import Recipe
     from .recipes.objective import Broken
 
@@ -113,6 +113,11 @@ class SolverTrainee:
         self._loss += torch.where(broken > 0, 0, loss)
         self._counted += 1
 
+    def close(self, closing: Any) -> None:
+        """Give a predictor and its average a closing fit, as JSON values; errors as of the config."""
+        for network in (self.network, self.average):
+            network.config = with_closing(network.config, closing)
+
     @torch.no_grad()
     def follow(self) -> None:
         """Let the moving average follow the weights; its decay grows from 1/10 to the recipe's."""
@@ -176,6 +181,11 @@ class SolverTrainee:
                 f"the training state is of another network ({ascii(' '.join(str(error).split()))[1:-1][:160]}): "
                 "resume with the preset it was started with, or train into a new folder"
             ) from error
+
+
+def with_closing(config: Config, closing: Any) -> Config:
+    """A predictor's settings with a closing fit, as JSON values; errors as of the settings."""
+    return type(config).from_dict({**config.to_dict(), "closing": closing})
 
 
 def _fill(network: torch.nn.Module, tensors: Mapping[str, Tensor]) -> None:

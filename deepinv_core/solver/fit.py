@@ -1,4 +1,4 @@
-r"""Fit the coefficients of a walk (:mod:`.fitted`) by least squares, on a model's own samples; no label, no photo.
+r"""Fit the coefficients of a walk (:mod:`.fitted_walk`) by least squares, on a model's own samples; no label, no photo.
 
 The exact inverse of a step is the fixed point ``x = v(z_i + h x, sigma_{i+1})``, so what a step leaves of
 ``d(x) = x - v(z_i + h x, sigma_{i+1})`` is all that the round trip misses. Samples are carried up the walk with the
@@ -24,8 +24,8 @@ from torch import Tensor
 
 from ..flow import CountedVelocity, Velocity, norm, per_sample
 from ..integrator import Progress, Step
-from ..methods.implicit import first_known
-from .fitted import HISTORY, Features, Seen, Walk, combine, features, mixture
+from ..methods.implicit import Known, Point, first_known
+from .fitted_walk import HISTORY, Features, Predict, Seen, Walk, combine, features, mixture
 
 RIDGE: Final = 1e-6
 """Relative to each feature's own square; from 1e-3 to 1e-8 the round trip changes by less than 0.5 dB."""
@@ -34,9 +34,9 @@ SECANT: Final = 0.3
 """Length of a difference for J f, relative to the guess; 0.1 gives the same."""
 
 
-def fit_evaluations(steps: int, refine: int, history: int = HISTORY) -> int:
+def fit_evaluations(steps: int, refine: int, history: int = HISTORY, *, predicted: bool = False) -> int:
     """Evaluations that :func:`fit_walk` makes for each sample, at most."""
-    return 1 + steps * (1 + history + 2 + 2 * (refine + 1))
+    return 1 + steps * (1 + history + 2 + predicted + 2 * (refine + 1))
 
 
 @torch.no_grad()
@@ -48,6 +48,7 @@ def fit_walk(
     *,
     history: int = HISTORY,
     ridge: float = RIDGE,
+    predict: Predict | None = None,
     callback: Callable[[Progress], None] | None = None,
 ) -> Walk:
     """The coefficients for a grid, from a few clean latents.
@@ -60,34 +61,41 @@ def fit_walk(
         refine: K.
         history: H.
         ridge: see :data:`RIDGE`.
+        predict: a network, whose guess is one more feature, and what the fit begins from in place of the extrapolation.
         callback: called after each step.
 
     Raises:
         DeepInvError: the model returned NaN or infinity.
     """
     grid = sigmas.double().tolist()
-    count, width = len(grid) - 1, history + 2
+    count, width = len(grid) - 1, history + 2 + (predict is not None)
     guess = torch.zeros(count, width, dtype=torch.float64)
     result = torch.zeros(count, refine + 1, refine + 1 + width, dtype=torch.float64)
+    walk = Walk(sigmas.double(), guess, result, predict is not None)
     latents = latents.to(torch.promote_types(latents.dtype, torch.float32))
     v, z = CountedVelocity(velocity), latents
-    known: tuple[Tensor, ...] = ()
+    known: tuple[Known, ...] = ()
     change: Tensor | None = None
     for i in range(count):
         v.step = i
         step = Step(i, count, grid[i], grid[i + 1])
-        known = known or (first_known(v, z, step).velocity,)
-        fit = _StepFit(v, z, step, features(z, latents, known, history), width, ridge)
+        known = known or (first_known(v, z, step),)
+        at = features(Point(z, latents, step, known), history, predict)
+        fit = _StepFit(v, z, step, at, width, ridge)
         before = grid[i] - grid[i - 1] if i > 1 and history > 1 else 0.0
-        x = fit.guess(step.h / before if before else 0.0, guess[i])
-        seen = Seen(change if refine == 0 else None, guess[i, : len(known)].tolist())
+        ahead = step.h / before if before else 0.0
+        count_ = len(at.tensors)
+        prior = [1 + ahead, -ahead, *[0.0] * count_][:count_] if predict is None else [*[0.0] * (count_ - 1), 1.0]
+        x = fit.guess(prior, guess[i])
+        seen = Seen(change if walk.damped else None, guess[i, : len(known)].tolist())
         for k in range(refine + 1):
             x = fit.result(x, seen, result[i, k])
-        z, known, change = z + step.h * x, (x, *known)[:history], seen.changes[0]
+        z, change = z + step.h * x, seen.changes[0]
+        known = (*known, Known(step.sigma_next, x))[-history:]
         if callback is not None:
             callback(Progress(i + 1, count, step.sigma_next, z, z - step.sigma_next * x))
     v.raise_if_not_finite()
-    return Walk(sigmas.double(), guess, result)
+    return walk
 
 
 @dataclass
@@ -111,15 +119,14 @@ class _StepFit:
     def _evaluate(self, x: Tensor) -> Tensor:
         return self.v(self.z + self.step.h * x, self.step.sigma_next)
 
-    def guess(self, ahead: float, coefficients: Tensor) -> Tensor:
+    def guess(self, prior: list[float], coefficients: Tensor) -> Tensor:
         """``x_0``; fills its coefficients.
 
         Args:
-            ahead: this step's length over the last one's, 0 where the guess can't be extrapolated.
+            prior: coefficients of the features that the fit begins from.
             coefficients: ``[H + 2]``.
         """
         tensors = self.known.tensors
-        prior = [1 + ahead, -ahead, *[0.0] * len(tensors)][: len(tensors)]
         x = combine(prior, tensors)
         v = self._evaluate(x)
         for f in tensors:
@@ -148,7 +155,7 @@ class _StepFit:
         found = least_squares(self.effects, -mixture(weights, defects), self.ridge)
         count, first = len(seen.changes), len(coefficients) - self.width
         coefficients[:count] = found[:count]
-        coefficients[[first + column for column in self.known.columns]] = found[count:]
+        coefficients[first:][self.known.columns] = found[count:]
         return mixture(weights, seen.points) + combine(found.tolist(), [*seen.changes, *self.known.tensors])
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..flow import CountedVelocity, Velocity, norm
 from ..integrator import integrate
 from ..inversion import latent_snr
-from .fitted import FittedRule, Walk
+from .fitted_walk import FittedRule, Walk
 
 DAMPING: Final = 0.7
 """Of a move towards the even grid: the errors' dependence on the grid is only known about."""

@@ -22,7 +22,8 @@ from ..models.base_info import BaseInfo
 from .fit import fit_evaluations, fit_walk
 from .fit_grid import Trip, even_grid, round_trip, trip_evaluations
 from .fit_state import FitState
-from .fitted import FittedConfig, FittedTable, Walk
+from .fitted import FittedConfig, FittedTable
+from .fitted_walk import Walk
 
 DRAW_STEPS: Final = 10
 """Of the samples, by FireFlow's rule. N Euler steps would make smoother pictures than photos are, and a fit on those

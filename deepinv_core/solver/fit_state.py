@@ -11,7 +11,7 @@ from torch import Tensor
 from .. import checkpoint
 from ..errors import DeepInvError
 from ..flow import relative_error
-from .fitted import Walk
+from .fitted_walk import Walk
 
 if TYPE_CHECKING:
     from .fit_solver import FitBase, FitPlan

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from ..errors import DeepInvError
 from ..flow import CountedVelocity
 from ..integrator import Rule
 from ..methods.anderson import Anderson
 from ..methods.entry import Cost
 from ..methods.implicit import Implicit, Point, first_known
 from .config import TransformerConfig, size
+from .fitted_walk import FittedRule, Walk
 from .kind import Network, Solver
 
 
@@ -28,6 +31,8 @@ class PredictorConfig(TransformerConfig):
 
     Attributes:
         layers: Blocks.
+        closing: walks in which the guess is a feature of a fitted step, each for a grid and a K, as JSON values
+            (:meth:`.fitted_walk.Walk.plain`): no tensors, so that their digits don't depend on the network's dtype.
     """
 
     role: ClassVar[str] = "predictor"
@@ -38,6 +43,24 @@ class PredictorConfig(TransformerConfig):
     }
 
     layers: int = size(1, 128)
+    closing: tuple[Mapping[str, Any], ...] = ()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not isinstance(self.closing, list | tuple):
+            raise DeepInvError(f"Solver setting closing is {self.closing!r:.60}: a list of closing fits is accepted.")
+        object.__setattr__(self, "closing", tuple(self.closing))
+        _ = self.walks
+
+    @cached_property
+    def walks(self) -> tuple[Walk, ...]:
+        """The closing fit."""
+        return tuple(map(Walk.read, self.closing))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Without a closing fit as versions wrote it that knew none, and can read it."""
+        found = super().to_dict()
+        return found if self.closing else {name: value for name, value in found.items() if name != "closing"}
 
     def build(self) -> Network:
         """A fresh network of this geometry."""
@@ -59,8 +82,12 @@ class Predictor(Solver):
     uses_history: ClassVar[bool] = False
 
     def rule(self, refine: int, tolerance: float = 0.0) -> Rule:
-        """1 + ``refine`` Anderson iterations from the guess."""
-        return Implicit(self, Anderson(1 + refine, tolerance))
+        """1 + ``refine`` Anderson iterations from the guess, or the closing fit's step where it has the grid."""
+        alone = Implicit(self, Anderson(1 + refine, tolerance))
+        config = getattr(self.network, "config", None)
+        known = config.walks if isinstance(config, PredictorConfig) and not tolerance else ()
+        walks = tuple(walk for walk in known if walk.refine == refine)
+        return FittedRule(walks, self.predict, alone) if walks else alone
 
     def __call__(self, v: CountedVelocity, point: Point) -> Tensor:
         """A guess; free, but for one evaluation in the first step."""

@@ -28,7 +28,8 @@ from comfyui_deepinv.deepinv_core.solver.fit_solver import (
     seconds_each,
 )
 from comfyui_deepinv.deepinv_core.solver.fit_state import FitState
-from comfyui_deepinv.deepinv_core.solver.fitted import Fitted, FittedConfig, FittedTable, Walk
+from comfyui_deepinv.deepinv_core.solver.fitted import Fitted, FittedConfig, FittedTable
+from comfyui_deepinv.deepinv_core.solver.fitted_walk import Walk
 
 from .problems import GaussianMixture
 

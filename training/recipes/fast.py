@@ -38,6 +38,8 @@ class FastRecipe(Recipe):
         refined: share of the walks that go on from a refined noise, as inverting with K = 1 or 2 does.
         own: share of the walks that go up a way that the base has come down from white noise by as many Euler steps:
             its velocities are exact labels, of noise that is white.
+        closing: photos that the closing fit is made on in the end, :mod:`..closing`; 0 for none. For the N and K that
+            are validated, in as many evaluations of each photo as N(2K + 9).
         floor: share of the learning rate left at the end of its cosine.
         checks: stages, for a validation after each.
     """
@@ -57,6 +59,7 @@ class FastRecipe(Recipe):
     short_steps: int = 4
     refined: float = 0.0
     own: float = 0.0
+    closing: int = 4
     warmup: int = 200
     floor: float = 0.02
     checks: int = 8
@@ -87,7 +90,7 @@ class FastObjective(Objective):
 
     def __init__(self, recipe: FastRecipe, base: Base, seed: int, workers: Workers) -> None:
         super().__init__(base, seed, recipe.batch)
-        self._recipe, self._workers = recipe, workers
+        self._recipe, self._workers, self.closing = recipe, workers, recipe.closing
 
     def begin(self, stage: Stage, number: int, clean: Tensor, names: tuple[str, ...]) -> Walk:
         """Draw the step count, and whether to end early."""
