@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import re
 import shutil
+import subprocess
+import sys
+import tarfile
 import time
 from pathlib import Path
 
@@ -13,7 +16,7 @@ import torch
 from comfyui_deepinv.benchmarks.store import Store
 from comfyui_deepinv.benchmarks.tables import fill
 from comfyui_deepinv.tools.measure_gpu import __main__ as command
-from comfyui_deepinv.tools.measure_gpu import agreement, page
+from comfyui_deepinv.tools.measure_gpu import agreement, carry, page
 from comfyui_deepinv.tools.measure_gpu.run import SMALL, Run
 
 
@@ -133,3 +136,26 @@ def test_a_section_that_fails_or_takes_too_long_costs_no_other(tmp_path: Path, m
     assert "out of memory" in ends[0] and ends[1].startswith("cut off") and ends[2] == "whole"
     text = (tmp_path / "gpu.md").read_text(encoding="utf-8")
     assert "- begun\n- reached\n" in text
+
+
+def test_what_a_machine_without_a_network_is_given(tmp_path: Path) -> None:
+    """Wheels of pinned versions, packages that are there but empty, and ComfyUI without what is not run."""
+    pinned = {re.split("[=; ]", line)[0] for line in carry.environment.CONSTRAINTS.read_text().splitlines()}
+    assert set(carry.WHEELS) <= pinned
+    carry.stand_ins(tmp_path / "site", "1.2.3")
+    code = (
+        "import av, importlib.metadata as m; from av.subtitles.stream import SubtitleStream; import importlib.resources"
+    )
+    code += "; print(m.version('comfyui-frontend-package'), (importlib.resources.files('comfyui_frontend_package')"
+    code += " / 'static' / 'index.html').is_file(), *(m.version(name) for name in ('av', 'kornia', 'sqlalchemy')))"
+    done = subprocess.run(
+        [sys.executable, "-S", "-c", code], env={"PYTHONPATH": str(tmp_path / "site")}, capture_output=True, text=True
+    )
+    assert done.stdout.split() == ["1.2.3", "True", "0", "0", "0"], done.stderr
+    for name in ("main.py", "comfy/ldm/cosmos_tokenizer/a.py", "comfy/text_encoders/t5_tokenizer/a.json", "tests/a.py"):
+        (tmp_path / "ComfyUI" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "ComfyUI" / name).write_text("")
+    carry.pack(tmp_path / "ComfyUI", tmp_path / "comfyui.tar.xz")
+    with tarfile.open(tmp_path / "comfyui.tar.xz") as tar:
+        files = {one.name for one in tar if one.isfile()}
+    assert files == {"ComfyUI/main.py", "ComfyUI/comfy/ldm/cosmos_tokenizer/a.py"}

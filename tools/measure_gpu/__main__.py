@@ -57,7 +57,7 @@ class Section:
 
 def sections(run: Run) -> list[Section]:
     """In the order of their worth."""
-    found = [Section("device", 8, describe), Section("agreement", 30, agreement.measure)]
+    found = [Section("device", 8, describe), Section("agreement", 45, agreement.measure)]
     for what, share, measure in (
         ("steps", 24, full_size.steps),
         ("fit", 26, full_size.fit),
