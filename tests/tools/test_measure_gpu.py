@@ -72,7 +72,7 @@ def test_steps_fits_and_trainings_of_every_shape(measured: Path) -> None:
 
 def test_a_batch_that_does_not_fit_is_divided(measured: Path) -> None:
     (row,) = rows(measured, "out of memory")
-    assert row["parts"] == [1, 1] and row["same"] and "going on with fewer" in row["said"][0]
+    assert row["parts"] == [1, 1] and row["divided"] and row["same"] and "going on with fewer" in row["said"][0]
 
 
 def test_the_page_shows_all_of_it(measured: Path) -> None:

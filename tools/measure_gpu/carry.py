@@ -81,7 +81,7 @@ def pack(comfyui: Path, archive: Path) -> None:
         tokens = name.endswith("_tokenizer") and Path(info.name).parent.name in ("comfy", "text_encoders")
         return None if name in LEFT_OUT or tokens else info
 
-    with lzma.open(archive, "wb", preset=9) as stream, tarfile.open(fileobj=stream, mode="w") as tar:
+    with lzma.open(archive, "wb", preset=9) as stream, tarfile.TarFile(fileobj=stream, mode="w") as tar:
         tar.add(comfyui, "ComfyUI", filter=kept)
 
 

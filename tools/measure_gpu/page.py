@@ -148,10 +148,12 @@ def _fits(rows: list[Row]) -> str:
 
 def _memory(row: Row) -> str:
     came = "is the same as" if row["same"] else "**differs from**"
+    parts = f"in parts of {', '.join(map(str, row['parts']))}" if row["divided"] else "**undivided**"
+    far = "not finite" if row["distance"] is None else f"{row['distance']:.1g}"
     return (
         f"A batch of {row['batch']} latents needs {row['needs_gb']:.3g} GB; {row['free_gb']:.3g} GB were left. It was "
-        f"inverted in parts of {', '.join(map(str, row['parts']))}, and its noise {came} that of a card with room "
-        f"(relative distance {row['distance']:.1g}). The log: {' '.join(row['said']) or 'nothing'}."
+        f"inverted {parts}, and its noise {came} that of a card with room (relative distance {far}). "
+        f"The log: {' '.join(row['said']) or 'nothing'}."
     )
 
 
