@@ -3,12 +3,14 @@
     deepinv fit --model path/to/stable-diffusion-3.5-medium --steps 8,16 --output solver.safetensors
     deepinv invert photo.jpg --model path/to/stable-diffusion-3.5-medium --solver solver.safetensors --steps 8 ...
 
-A fit that is stopped goes on with the same command, after the last step count that it had finished.
+A fit that is stopped goes on with the same command, after the last step count that it had finished: what it needs lies
+in ``solver.safetensors.fit/`` until it is done.
 """
 
 from __future__ import annotations
 
 import argparse
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -34,6 +36,7 @@ from ..deepinv_core.solver.fit_solver import (
 )
 from ..deepinv_core.solver.fit_state import FitState
 from ..deepinv_core.solver.kind import mark
+from ..training.lock import locked
 from .common import model_option, say
 
 SIDE = 1024
@@ -64,8 +67,7 @@ def run(args: argparse.Namespace) -> None:
     output: Path = args.output
     if output.suffix != ".safetensors":
         raise DeepInvError(f"--output is {str(output)!r}: give a file name that ends in .safetensors")
-    if output.exists():
-        raise DeepInvError(f"{str(output)!r} exists already and is left as it is: choose another --output")
+    _require_free(output)
     walks = pairs(args.steps, args.refine)
     FitPlan(walks, (1, 2, 2), args.samples, args.held_out)  # what it refuses, before a model is loaded
     model = load_model(args.model, prompts=("", args.prompt))
@@ -74,17 +76,23 @@ def run(args: argparse.Namespace) -> None:
     plan = FitPlan(walks, shape, args.samples, args.held_out, rounds, args.seed)
     base = _base(model, plan, args.prompt, args.cfg)
     sys.stderr.write(f"{estimate(plan, seconds_each(base, plan))}\n")
-    path = output.with_name(f"{output.stem}.fit.safetensors")
-    state = FitState(path)
+    folder = output.with_name(f"{output.name}.fit")
+    path = folder / "fit.safetensors"
     try:
-        with tqdm(total=plan.evaluations(), desc="fit", file=sys.stderr, leave=False) as bar:
-            fit = fit_solver(base, plan, state, lambda event: _show(bar, event))
+        with locked(folder, "fitting a solver"), tqdm(total=plan.evaluations(), file=sys.stderr, leave=False) as bar:
+            _require_free(output)  # again: who held the folder may have fitted
+            fit = fit_solver(base, plan, FitState(path), lambda event: _show(bar, event))
+            save_solver(output, fit.network(), base=model.info, training=fit.summary())
     except KeyboardInterrupt as interrupt:
-        goes_on = f"the same command goes on with what is in {path}" if path.exists() else "nothing was finished"
+        goes_on = f"the same command goes on with what is in {folder}" if path.exists() else "nothing was finished"
         raise KeyboardInterrupt(f"interrupted; {goes_on}") from interrupt
-    save_solver(output, fit.network(), base=model.info, training=fit.summary())
-    state.remove()
+    shutil.rmtree(folder, ignore_errors=True)
     say(fit.summary(), _words(fit, output), as_json=args.json)
+
+
+def _require_free(output: Path) -> None:
+    if output.exists():
+        raise DeepInvError(f"{str(output)!r} exists already and is left as it is: choose another --output")
 
 
 def _base(model: BaseModel, plan: FitPlan, prompt: str, cfg: float) -> FitBase:

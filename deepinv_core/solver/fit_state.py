@@ -47,7 +47,8 @@ class FitState:
         Args:
             plan: may ask for other N and K than that run.
             base: the model.
-            answer: its velocity at the first sample's noise, by which it is known again.
+            answer: its velocity at the first sample's noise, by which it is known again, and its prompt: the prompt's
+                mark has other digits when an encoder runs on another device.
 
         Raises:
             DeepInvError: the file is another fit's, or damaged.
@@ -56,7 +57,7 @@ class FitState:
         self._about = {
             "plan": {**settings, "shape": list(plan.shape)},
             "base": asdict(base.info),
-            "under": base.under,
+            "under": {name: value for name, value in base.under.items() if name != "mark"},
             "grid": base.grid(4).tolist(),
         }
         self._answer = answer
@@ -106,8 +107,3 @@ class FitState:
         rows = [row for _, row in self.walks.values()]
         cost = {"evaluations": self.evaluations, "seconds": round(self.seconds, 1)}
         checkpoint.save(self._path, tensors, {**checkpoint.header(KIND), **self._about, "rows": rows, **cost})
-
-    def remove(self) -> None:
-        """Take the file away: the fit is done and saved."""
-        if self._path is not None:
-            self._path.unlink(missing_ok=True)

@@ -14,6 +14,7 @@ from comfyui_deepinv.deepinv_core.models.embedded import PHOTOS_FOLDER
 from comfyui_deepinv.deepinv_core.solver import fit_solver, load_solver
 from comfyui_deepinv.deepinv_core.solver.fitted import Fitted
 from comfyui_deepinv.deepinv_core.solver.kind import Under
+from comfyui_deepinv.training.lock import locked
 
 SMALL = ["fit", "--samples", "2", "--held-out", "1", "--size", "32"]
 PHOTO = str(PHOTOS_FOLDER / "coffee.png")
@@ -50,10 +51,13 @@ def test_one_that_is_stopped_goes_on_by_the_same_command(
 
         patch.setattr(fit, "_show", stop)
         assert main(command) == 130
-    state = tmp_path / "solver.fit.safetensors"
-    assert f"the same command goes on with what is in {state}" in capsys.readouterr().err
-    assert state.exists() and not path.exists()
-    assert main(command) == 0 and path.exists() and not state.exists()
+    folder = tmp_path / "solver.safetensors.fit"
+    assert f"the same command goes on with what is in {folder}" in capsys.readouterr().err
+    assert (folder / "fit.safetensors").exists() and not path.exists()
+    with locked(folder, "fitting a solver"):
+        assert main(command) == 2
+    assert f"{str(folder)!r} is in use by this one, which is fitting a solver" in capsys.readouterr().err
+    assert main(command) == 0 and path.exists() and not folder.exists()
     assert main([*command[:-1], str(whole)]) == 0
     one, other = (load_solver(file).solver.state_dict() for file in (path, whole))
     assert all((one[name] == other[name]).all() for name in other)

@@ -276,6 +276,15 @@ def test_another_fit_s_state_is_refused(tmp_path: Path, what: str) -> None:
             run(FitPlan(((2, 0),), (2, 4, 4), rounds=0), Counting(), path)
 
 
+def test_a_fit_goes_on_where_the_prompt_s_mark_has_other_digits(tmp_path: Path) -> None:
+    plan, seen = FitPlan(((2, 0),), (2, 4, 4), rounds=0), Counting()
+    for mark in ([0.123, 1.0], [0.124, 1.0]):
+        fit_solver(FitBase(seen, uniform_grid, INFO, {"mark": mark}), plan, FitState(tmp_path / "fit.safetensors"))
+    whole = Counting()
+    fit_solver(FitBase(whole, uniform_grid, INFO), plan, FitState())
+    assert seen.rows <= whole.rows + 1, "nothing is fitted again"
+
+
 def test_a_file_holds_it_whole_and_says_what_it_is(tmp_path: Path) -> None:
     fit, path = run(PLAN, Counting()), tmp_path / "solver.safetensors"
     save_solver(path, fit.network(), base=INFO, training=fit.summary())
