@@ -23,13 +23,18 @@ from .server import ComfyServer
 
 CHROMIUM_NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome", "msedge")
 WINDOW = {"width": 1920, "height": 1080}
-SETTINGS = {"Comfy.TutorialCompleted": "true", "Comfy.Minimap.Visible": "false"}
+SETTINGS = dict.fromkeys(("Comfy.Minimap.Visible", "Comfy.Workflow.ShowMissingModelsWarning"), "false")
+SETTINGS["Comfy.TutorialCompleted"] = "true"
+TIMEOUT = 120_000
+"""Milliseconds that the page has for anything: whatever is right comes, on a slow machine later."""
+
 CALLS_HOME = "https://api.comfy.org/"  # the front end asks about every pack there; ComfyUI itself blocks it
 FRONT_END_READY = "() => window.app?.graph && window.LiteGraph?.registered_node_types?.KSampler"
 ALL_NODES = """() => {
     const graphs = [app.graph, ...(app.graph.subgraphs?.values() ?? [])];
     return graphs.flatMap(graph => graph.nodes);
 }"""
+CLOSE_NOTICES = "() => document.querySelectorAll('.p-toast-close-button').forEach(button => button.click())"
 SEE_EVERYTHING = """() => {
     const boxes = app.graph.nodes.map(node => node.getBounding());
     const left = Math.min(...boxes.map(b => b[0])), top = Math.min(...boxes.map(b => b[1]));
@@ -72,16 +77,17 @@ class FrontEnd:
         self.page = page
         self.server = server
         self.errors: list[str] = []
+        page.set_default_timeout(TIMEOUT)
         page.add_init_script("localStorage.setItem('vueNodesBannerDismissed', 'true')")
         page.on("console", self._note_console)
         page.on("pageerror", lambda error: self.errors.append(f"uncaught: {error}"))
 
     def open(self) -> FrontEnd:
-        """Load the page, without the dialog that greets new users and the map that covers a corner."""
+        """Load the page, without the dialogs over it (for new users, of missing models) and the map in its corner."""
         for setting, value in SETTINGS.items():
             self.page.request.post(f"{self.server.url}/settings/{setting}", data=value)
-        self.page.goto(self.server.url, timeout=120_000)
-        self.page.wait_for_function(FRONT_END_READY, timeout=120_000)
+        self.page.goto(self.server.url)
+        self.page.wait_for_function(FRONT_END_READY)
         self.page.wait_for_load_state("networkidle")
         return self
 
@@ -97,8 +103,7 @@ class FrontEnd:
 
     def show_all(self) -> None:
         """Zoom so that every node is in view, and close the notices that lie over them."""
-        for close in self.page.locator(".p-toast-close-button").all():
-            close.click()
+        self.page.evaluate(CLOSE_NOTICES)
         self.page.evaluate(SEE_EVERYTHING)
         self.page.wait_for_timeout(500)
 
@@ -122,7 +127,7 @@ class FrontEnd:
             AssertionError: the server refused the workflow, or it did not end in time.
         """
         is_prompt = lambda reply: reply.url.endswith("/prompt") and reply.request.method == "POST"  # noqa: E731
-        with self.page.expect_response(is_prompt, timeout=30_000) as reply:
+        with self.page.expect_response(is_prompt) as reply:
             press() if press else self.page.keyboard.press("Control+Enter")
         answer = reply.value.json()
         assert reply.value.ok and not answer.get("node_errors"), f"refused: {json.dumps(answer)[:2000]}"
@@ -139,7 +144,7 @@ class FrontEnd:
         shown = "id => app.graph.getNodeById(id)?.imgs?.some(image => image.complete && image.naturalWidth > 0)"
         for node_id in with_pictures:
             if ":" not in node_id:  # a node inside a subgraph is not on the canvas
-                self.page.wait_for_function(shown, arg=int(node_id), timeout=30_000)
+                self.page.wait_for_function(shown, arg=int(node_id))
         return with_pictures
 
     def screenshot(self, file: Path) -> None:

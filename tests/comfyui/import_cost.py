@@ -3,7 +3,8 @@
     python tests/comfyui/import_cost.py COMFYUI PACK
 
 ComfyUI and torch are imported first and not counted. `seconds` is the processor's time until ComfyUI has the list of
-nodes, `modules` are the packages that only came with it, `diffusers` says whether that one is imported now.
+nodes, `modules` are the packages that only came with it, `diffusers` says whether that one is imported now, `files` are
+those opened besides modules.
 """
 
 from __future__ import annotations
@@ -49,13 +50,19 @@ def main(comfyui: str, pack: str) -> None:
     """Measure and say."""
     install_repairs()
     load_comfyui(Path(comfyui))
-    before, began, clock = set(sys.modules), time.process_time(), time.perf_counter()
+    before, files = set(sys.modules), set()
+
+    def note(event: str, arguments: tuple) -> None:
+        if event == "open" and not str(arguments[0]).endswith((".py", ".pyc")):
+            files.add(str(arguments[0]))
+
+    sys.addaudithook(note)
+    began, clock = time.process_time(), time.perf_counter()
     count = len(load_pack(Path(pack)))
     measured = {"seconds": time.process_time() - began, "wall": time.perf_counter() - clock, "nodes": count}
     new = {name.partition(".")[0] for name in set(sys.modules) - before} - {"pack_under_test"}
-    sys.stdout.write(
-        "\n" + json.dumps({**measured, "modules": sorted(new), "diffusers": "diffusers" in sys.modules}) + "\n"
-    )
+    measured |= {"modules": sorted(new), "diffusers": "diffusers" in sys.modules, "files": sorted(files)}
+    sys.stdout.write("\n" + json.dumps(measured) + "\n")
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import http.client
 import logging
 import os
 import re
@@ -17,7 +18,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
@@ -175,7 +175,7 @@ class ComfyServer:
     def _wait_until_up(self) -> None:
         """Return when the server answers and all packs are in."""
         end = time.monotonic() + self.timeout
-        while not _answers(self.url):
+        while not answers(self.url):
             if not self.is_running():
                 raise ServerFailed(f"ComfyUI {self.installation.version} ended while starting.\n{self._log_tail()}")
             if time.monotonic() > end:
@@ -207,12 +207,12 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def _answers(url: str) -> bool:
-    """Whether the server answers."""
+def answers(url: str) -> bool:
+    """Whether the server answers; one that ends while it is asked does not."""
     try:
         with urllib.request.urlopen(f"{url}/system_stats", timeout=5) as reply:
             return reply.status == 200
-    except (urllib.error.URLError, OSError):
+    except (OSError, http.client.HTTPException):  # also URLError and a reset
         return False
 
 

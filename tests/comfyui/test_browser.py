@@ -26,6 +26,7 @@ PICTURE_LOADED = """end => {
     const picture = [...document.images].find(image => image.src.endsWith(end));
     return picture?.complete && picture.naturalWidth > 0 && picture.getBoundingClientRect().height > 50;
 }"""
+IN_DIALOG = "[...document.querySelectorAll('[role=dialog] img')]"
 
 
 @pytest.fixture
@@ -64,7 +65,7 @@ def test_help_pages_open_with_their_pictures(front_end, server, tmp_path):
         front_end.load_api({"1": {"class_type": name, "inputs": {}}}, "help")
         page.evaluate("() => { app.canvas.selectNode(app.graph.nodes[0]); app.canvas.setDirty(true, true); }")
         page.get_by_test_id("info-button").click()
-        page.wait_for_function(PICTURE_LOADED, arg=f"/docs/images/{name}.jpg", timeout=15_000)
+        page.wait_for_function(PICTURE_LOADED, arg=f"/docs/images/{name}.jpg")
         assert page.get_by_role("heading", name="If it goes wrong").count() == 1
         front_end.screenshot(picture_file(server, f"help-{name}", tmp_path))
     assert [error for error in front_end.our_errors() if "/en.md" not in error] == []  # it asks for a translation first
@@ -76,12 +77,11 @@ def test_templates_show_with_pictures(front_end, server, tmp_path):
     page.on("response", lambda reply: served.update({unquote(reply.url).rpartition("/")[2]: reply.status}))
     page.evaluate("() => app.extensionManager.command.execute('Comfy.BrowseTemplates')")
     page.get_by_text(PACK_NAME, exact=True).first.click()
-    page.get_by_text(TEMPLATES[0].title, exact=True).first.wait_for(timeout=15_000)
-    page.wait_for_timeout(1500)
+    page.get_by_text(TEMPLATES[0].title, exact=True).first.wait_for()
+    page.wait_for_function(f"() => {IN_DIALOG}.length >= 8 && {IN_DIALOG}.every(image => image.naturalWidth)")
     front_end.screenshot(picture_file(server, "templates", tmp_path))
-    shown = page.evaluate("() => [...document.querySelectorAll('[role=dialog] img')].map(i => [i.src, i.naturalWidth])")
-    assert len(shown) >= 8
-    assert all(width > 0 and "default-template" not in source for source, width in shown), shown
+    shown = page.evaluate(f"() => {IN_DIALOG}.map(image => image.src)")
+    assert not [source for source in shown if "default-template" in source]
     pictures = {name: status for name, status in served.items() if name.endswith(".jpg")}
     assert set(pictures.values()) == {200}, pictures
     assert set(pictures) <= {template.picture.name for template in TEMPLATES}

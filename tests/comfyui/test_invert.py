@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from pathlib import Path
 from typing import Any
 
@@ -150,10 +149,9 @@ def test_interrupt_leaves_the_server_usable(server: ComfyServer, client: Client)
             seen.set()
             client.post("/interrupt", {})
 
-    began = time.monotonic()
     with pytest.raises(client.module.WorkflowError, match="interrupted"):
         client.module.run_workflow(server.address, long, timeout=120, on_event=stop_when_it_runs)
-    assert seen.is_set() and time.monotonic() - began < 60
+    assert seen.is_set()
     client.run(tiny.graph())
     assert relative(tiny.result()["noise"], tiny.core(tiny.result(), "anderson")[0].noise) < 1e-3
 

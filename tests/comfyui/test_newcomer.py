@@ -93,7 +93,7 @@ def front_end(request: pytest.FixtureRequest, server: ComfyServer) -> Iterator[F
         opened.style = request.param
         opened.page.evaluate(STYLE, request.param == "new")
         opened.page.reload()
-        opened.page.wait_for_function(FRONT_END_READY, timeout=120_000)
+        opened.page.wait_for_function(FRONT_END_READY)
         yield opened
         opened.page.evaluate(STYLE, False)
 
@@ -158,13 +158,13 @@ def test_search_finds_the_nodes(front_end: FrontEnd) -> None:
     page = front_end.page
     page.evaluate("() => app.extensionManager.command.execute('Workspace.ToggleSidebarTab.node-library')")
     search = page.locator("input[placeholder*=earch]:visible").first
-    search.wait_for(timeout=30_000)
+    search.wait_for()
     for name, words in WORDS.items():
         for word in words:
             search.fill("")
             page.wait_for_timeout(400)
             search.fill(word)
-            page.get_by_text(name, exact=True).and_(page.locator(":visible")).first.wait_for(timeout=10_000)
+            page.get_by_text(name, exact=True).and_(page.locator(":visible")).first.wait_for()
     page.evaluate("() => app.extensionManager.command.execute('Workspace.ToggleSidebarTab.node-library')")
 
 
@@ -179,7 +179,7 @@ def test_each_opens_as_an_app(front_end: FrontEnd, server: ComfyServer, tmp_path
         workflow = json.loads(template.file.read_text(encoding="utf-8"))
         workflow["extra"]["linearMode"] = True
         page.evaluate("([w, name]) => app.loadGraphData(w, true, true, name)", [workflow, template.title])
-        page.locator("[data-testid=app-mode-widget-item]").first.wait_for(timeout=30_000)
+        page.locator("[data-testid=app-mode-widget-item]").first.wait_for()
         page.wait_for_timeout(1000)
         if (tour := page.get_by_text("Skip", exact=True)).count():
             tour.first.click()
@@ -188,7 +188,7 @@ def test_each_opens_as_an_app(front_end: FrontEnd, server: ComfyServer, tmp_path
     run = page.get_by_test_id("linear-run-button").get_by_role("button", name="Run", exact=True)
     entry = front_end.run(press=run.click)
     assert entry["status"]["status_str"] == "success", entry["status"]
-    page.get_by_test_id("linear-outputs").locator("img").first.wait_for(timeout=30_000)
+    page.get_by_test_id("linear-outputs").locator("img").first.wait_for()
     assert front_end.our_errors() == []
 
 

@@ -34,7 +34,7 @@ def test_compare_shows_a_slider_where_it_can_be_drawn(server: ComfyServer, tmp_p
         front_end.load_api(GRAPH, "slider")
         output: dict[str, Any] = front_end.run()["outputs"]["4"]
         if modern and server.installation.is_newer:
-            page.wait_for_function(f"() => ({SIDES})().every(Boolean)", timeout=20_000)
+            page.wait_for_function(f"() => ({SIDES})().every(Boolean)")
             shown = page.evaluate(SIDES)
             names = [output[side][0]["filename"] for side in ("a_images", "b_images")]
             assert all(name in address for name, address in zip(names, shown, strict=True)) and names[0] != names[1]
@@ -45,7 +45,7 @@ def test_compare_shows_a_slider_where_it_can_be_drawn(server: ComfyServer, tmp_p
                 "name => [...document.images].some(one => one.src.includes(name) && one.naturalWidth)", arg=grid
             )
         else:
-            page.wait_for_function(GRID_IS_SHOWN, timeout=20_000)
+            page.wait_for_function(GRID_IS_SHOWN)
         front_end.screenshot(picture_file(server, f"slider-{modern}", tmp_path))
         assert front_end.api_format()["4"]["inputs"] == GRAPH["4"]["inputs"]
         assert front_end.our_errors() == []

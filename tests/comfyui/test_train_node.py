@@ -172,7 +172,7 @@ def test_an_interrupt_in_the_validation_is_heard_at_once(server: ComfyServer, cl
 
     with pytest.raises(client.module.WorkflowError, match="interrupted"):
         client.module.run_workflow(
-            server.address, bench.graph(validation_steps="1000"), timeout=30, on_event=stop_at_the_first_step
+            server.address, bench.graph(validation_steps="1000"), timeout=120, on_event=stop_at_the_first_step
         )
     assert bench.state()["position"]["images"] == 0
     client.run(bench.graph())

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,15 @@ WINDOWS = sys.platform == "win32"
 HERE = [one for one in SIGNALS if hasattr(signal, one)]
 SENT = {"SIGBREAK": "CTRL_BREAK_EVENT"} if WINDOWS else {one: one for one in ("SIGUSR1", "SIGTERM", "SIGHUP")}
 """What ends a process from outside, and the name that it is sent by."""
+
+
+@pytest.fixture(autouse=True)
+def hang_up_ends() -> Iterator[None]:
+    """Where the tests are run under nohup, too, which has their processes ignore it."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL) if not WINDOWS else None
+    yield
+    if before is not None:
+        signal.signal(signal.SIGHUP, before)
 
 
 @pytest.fixture

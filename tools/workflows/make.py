@@ -174,8 +174,6 @@ def make_page(front_end: FrontEnd, template: Template, folder: Path) -> None:
     known = load_client().get_json(front_end.server.address, "/object_info")
     write(template.twin, as_defined(front_end.api_format(), known))
     if template.models:
-        front_end.page.keyboard.press("Escape")  # the dialog of the files that are missing
-        front_end.page.wait_for_timeout(500)
         graph = front_end.canvas_picture(folder / f"{template.name}.png")
         save_picture(labelled(graph, NO_PICTURE), template.picture, comment=comment(known, front_end.node_types()))
 
