@@ -23,7 +23,7 @@ from comfyui_deepinv.tools.measure_gpu.run import SMALL, Run
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("docs")
-    status = command.main(["--device", "cpu", "--small", "--output", str(folder), "--seconds", "300"])
+    status = command.main(["--device", "cpu", "--small", "--output", str(folder), "--seconds", "3000"])
     ends = {row["name"]: row["ended"] for row in rows(folder, "section")}
     assert status == 0 and set(ends.values()) == {"whole"}, ends
     return folder
