@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from pathlib import Path
 from typing import Any, Final
 
 from ...deepinv_core.atomic import replacing
+from ...deepinv_core.models.embedded import LAYOUTS, solver_file
+from ...deepinv_core.solver import load_solver
+from ...deepinv_core.solver.fitted import FittedTable
 
 PAGE: Final = Path(__file__).parents[2] / "docs" / "fitted.md"
 
@@ -86,10 +90,50 @@ def plot(found: dict[str, list[dict[str, Any]]], path: Path) -> None:
         figure.savefig(temporary, format="png", dpi=100)
 
 
+def plot_coefficients(path: Path, steps: int = 16) -> None:
+    """The included fits' coefficients at K = 0 over sigma, a panel a model, beside those of methods without a fit.
+
+    Adams' are those of the polynomial through the last two or three results, at the sigma that is aimed at.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 4.2), layout="constrained")
+    FigureCanvasAgg(figure)
+    for axes, layout in zip(figure.subplots(1, len(LAYOUTS), sharey=True), LAYOUTS, strict=True):
+        table = load_solver(solver_file(layout, "fitted") or "").solver
+        assert isinstance(table, FittedTable)
+        walk = next(walk for walk in table.walks(0) if walk.steps == steps)
+        sigmas, history = walk.sigmas, walk.history
+        for k in range(history):
+            (line,) = axes.plot(sigmas[k + 2 :], walk.guess[k + 1 :, k], marker="o", markersize=3, label=f"a{k + 1}")
+            for order, style in ((2, ":"), (3, "--")):
+                at = range(order + 1, steps + 1)
+                weights = [_extrapolation(sigmas[i - order : i + 1].tolist()) for i in at]
+                if k < order:
+                    axes.plot(sigmas[order + 1 :], [w[k] for w in weights], style, color=line.get_color(), linewidth=1)
+        for k, name in enumerate(("z_i", "z_0")):
+            axes.plot(sigmas[2:], walk.guess[1:, history + k], linewidth=1, label=f"a of {name}")
+        axes.plot(sigmas[1:], 1 + walk.result[:, 0, 0], color="black", linewidth=1, label="1 + b, of the change")
+        axes.axhline(1, color="grey", linewidth=0.6)  # Uni-Inv's guess: the last result
+        axes.set(xlabel="sigma aimed at", title=f"{layout}, N = {steps}, K = 0", ylim=(-4, 4))
+        axes.legend(fontsize="x-small", ncols=2)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=100)
+
+
+def _extrapolation(sigmas: list[float]) -> list[float]:
+    """Lagrange weights at the last of ``sigmas`` of values at the others, the newest value's first."""
+    *known, aimed = sigmas
+    weights = [math.prod((aimed - other) / (own - other) for other in known if other != own) for own in known]
+    return weights[::-1]
+
+
 def write(folder: Path, page: Path = PAGE) -> None:
-    """Draw the picture and put the tables into the page, each between ``<!-- NAME -->`` and ``<!-- end -->``."""
+    """Draw the pictures and put the tables into the page, each between ``<!-- NAME -->`` and ``<!-- end -->``."""
     found = _rows(folder)
     plot(found, folder / "curves.png")
+    plot_coefficients(folder / "coefficients.png")
     text = page.read_text(encoding="utf-8")
     for model, rows in found.items():
         for name, made in ((model, table(rows)), (f"{model} noise", noise_table(rows))):
