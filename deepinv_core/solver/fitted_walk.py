@@ -109,8 +109,13 @@ def anderson_weights(changes: Sequence[Tensor]) -> list[Tensor]:
     return list(torch.linalg.solve(products, wanted[..., None])[..., 0].to(newest).unbind(1))
 
 
-def damping(change: Tensor, before: Tensor, guess: Sequence[float]) -> Tensor:
-    """The weight ``[B]`` of ``x_0`` beside ``g_0`` where a photo's changes alternate from step to step.
+LARGE: Final = 0.2
+"""Size of a change, relative to the evaluation, above which it is damped. Damping smaller ones costs 1 to 4 dB at 16
+steps of an analytic mixture, and they blow up nothing."""
+
+
+def damping(change: Tensor, before: Tensor, guess: Sequence[float], new: Tensor) -> Tensor:
+    """The weight ``[B]`` of ``x_0`` beside ``g_0`` where a photo's changes are large and alternate from step to step.
 
     An extrapolated guess, ``sum_k a_k eps_{i-1-k}``, carries the errors of the last steps on, and an evaluation takes
     m times an error, m an eigenvalue of ``h J``. A change that grows by rho a step therefore tells
@@ -121,11 +126,14 @@ def damping(change: Tensor, before: Tensor, guess: Sequence[float]) -> Tensor:
         change: ``u_0``.
         before: that of the step before.
         guess: the coefficients a of the last results, newest first.
+        new: ``g_0``.
     """
-    along, square = _on_cpu([_dot(change, before), _dot(before, before)]).unbind(1)
+    dots = [_dot(change, before), _dot(before, before), _dot(change, change), _dot(new, new)]
+    along, square, own, whole = _on_cpu(dots).unbind(1)
     rho = (along / square.clamp_min(1e-30)).clamp(-2.0, -1e-3)
     growth = sum((a * rho**-k for k, a in enumerate(guess)), torch.zeros_like(rho))
-    m = torch.where(growth > 1e-3, rho / growth.clamp_min(1e-3), 0.0)
+    damped = (growth > 1e-3) & (own > LARGE**2 * whole)
+    m = torch.where(damped, rho / growth.clamp_min(1e-3), 0.0)
     return (-m / (1 - m)).to(change)
 
 
@@ -247,7 +255,7 @@ class Seen:
         if self._before is None:
             return anderson_weights(self.changes)
         self.points.append(x)
-        return [damping(self.changes[0], self._before, self._guess)]
+        return [damping(self.changes[0], self._before, self._guess, new)]
 
 
 class _State(NamedTuple):

@@ -29,7 +29,7 @@ from comfyui_deepinv.deepinv_core.solver.fit_solver import (
 )
 from comfyui_deepinv.deepinv_core.solver.fit_state import FitState
 from comfyui_deepinv.deepinv_core.solver.fitted import Fitted, FittedConfig, FittedTable
-from comfyui_deepinv.deepinv_core.solver.fitted_walk import Walk
+from comfyui_deepinv.deepinv_core.solver.fitted_walk import Walk, damping
 
 from .problems import GaussianMixture
 
@@ -252,6 +252,17 @@ def test_where_memory_runs_out_fewer_latents_are_asked_for_from_then_on() -> Non
     assert flow.refused == 1
     assert fit.rows[0]["latent_snr_db"] == pytest.approx(run(plan, Counting()).rows[0]["latent_snr_db"], abs=0.01)
     assert seconds_each(FitBase(Small(), uniform_grid, INFO, rows=2), plan) > 0
+
+
+def test_only_large_changes_that_alternate_are_damped() -> None:
+    """With the guess 2, -1 changes that grow by rho tell the eigenvalue m = rho / (2 - 1 / rho)."""
+    new = torch.tensor([[1.0, 0.0]]).expand(4, 2)
+    change = torch.tensor([[0.0, 0.5], [0.0, -0.5], [0.0, 0.1], [0.0, 0.5]])
+    before = torch.tensor([[0.0, -0.4], [0.0, 0.4], [0.0, -0.08], [0.0, 0.4]])
+    m = -1.25 / (2 - 1 / -1.25)
+    wanted = [-m / (1 - m), -m / (1 - m), 0.0, 0.0]
+    found = damping(change, before, [2.0, -1.0], new)
+    assert found.tolist() == pytest.approx(wanted, abs=2e-3), "the third is small, the fourth grows one way"
 
 
 @pytest.mark.parametrize("what", ["plan", "under", "answers", "damaged"])
