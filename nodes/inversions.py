@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from comfy_api.latest import io, ui
+from comfy_api.latest import io
 
 from ..deepinv_core.errors import DeepInvError
 from ..deepinv_core.inversion import Inversion, load_inversion, save_inversion
@@ -11,7 +11,9 @@ from ..deepinv_core.names import safe_name
 from ..deepinv_core.nested import storable
 from . import adapter
 from .checks import is_conditioning, queued
-from .types import CATEGORY, InversionType, file_state, name_input, schema_extras
+from .types import CATEGORY, InversionType, file_state, name_input, saved, schema_extras
+
+LOST = "; its prompt has parts that no file keeps: connect a negative to DeepInv Edit"
 
 
 def require_editable(inversion: Inversion) -> None:
@@ -57,10 +59,8 @@ class DeepInvSaveInversion(io.ComfyNode):
         """Save."""
         path = adapter.new_inversion_path(safe_name(name.removesuffix(".safetensors")))
         save_inversion(path, inversion)
-        said = f"saved as {path.name} in {path.parent}"
-        if inversion.prompt is not None and not storable(inversion.prompt):
-            said += "; its prompt has parts that no file keeps: connect a negative to DeepInv Edit"
-        return io.NodeOutput(path.name, ui=ui.PreviewText(said))
+        whole = inversion.prompt is None or storable(inversion.prompt)
+        return saved(path, "" if whole else LOST)
 
 
 class DeepInvLoadInversion(io.ComfyNode):

@@ -133,14 +133,14 @@ def require_no_reader(workflow: Mapping[str, Any], node_id: str, *, masked: bool
     Raises:
         DeepInvError: one does.
     """
-    for key, one in workflow.items():
+    for one in workflow.values():
         inputs = one.get("inputs", {})
         source = inputs.get("inversion")
         here = isinstance(source, list) and str(source[0]) == node_id
         if one.get("class_type") == "DeepInvEdit" and here and (masked or reads_trajectory(inputs)):
             raise DeepInvError(
-                f"DeepInv Edit (node {key}) reads the inversion's trajectory, which was not kept: turn on "
-                "keep_trajectory here, or set its strength to 1 without anchor, variation and mask, the latent's too"
+                "an edit of this inversion reads its trajectory, which was not kept: turn on keep_trajectory in "
+                "DeepInv Invert, or in DeepInv Edit strength to 1, without anchor, variation and mask, the latent's too"
             )
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from comfy_api.latest import io, ui
+from comfy_api.latest import io
 
 from ..deepinv_core.names import safe_name
 from ..deepinv_core.solver import save_solver
 from . import adapter
 from .checks import queued
-from .types import CATEGORY, Solver, file_state, name_input, schema_extras
+from .types import CATEGORY, Solver, file_state, name_input, saved, schema_extras
 
 
 class DeepInvLoadSolver(io.ComfyNode):
@@ -75,4 +75,4 @@ class DeepInvSaveSolver(io.ComfyNode):
         """Save."""
         path = adapter.new_solver_path(safe_name(name.removesuffix(".safetensors")))
         save_solver(path, solver.loaded.solver, base=solver.loaded.base, training=solver.loaded.training)
-        return io.NodeOutput(path.name, ui=ui.PreviewText(f"saved as {path.name} in {path.parent}"))
+        return saved(path)

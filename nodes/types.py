@@ -7,7 +7,7 @@ import inspect
 from pathlib import Path
 from typing import Any
 
-from comfy_api.latest import io
+from comfy_api.latest import io, ui
 
 from ..deepinv_core.methods import known_options
 from . import adapter
@@ -40,6 +40,12 @@ def name_input(default: str) -> io.Input:
     """Under which name a file is saved."""
     tooltip = "Name of the file, without .safetensors. A number is added where the name is taken."
     return io.String.Input("name", default=default, tooltip=tooltip)
+
+
+def saved(path: Path, more: str = "") -> io.NodeOutput:
+    """What a node that saves returns: the name, and a sentence; web/shown.js puts the file into the menus."""
+    said = ui.PreviewText(f"saved as {path.name} in {path.parent}; the menus have it now, or once you press R{more}")
+    return io.NodeOutput(path.name, ui={**said.as_dict(), "deepinv_saved": [str(path)]})
 
 
 def file_state(path: str | Path) -> str:

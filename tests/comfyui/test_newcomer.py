@@ -207,3 +207,66 @@ def test_four_clicks_lead_to_the_first_edit(front_end: FrontEnd) -> None:
     assert entry["status"]["status_str"] == "success", entry["status"]
     shown = front_end.wait_for_pictures(entry["outputs"])
     assert {str(1 + list(template.nodes).index(key)) for key in template.shows} <= set(shown)
+
+
+@pytest.mark.parametrize("front_end", ["classic"], indirect=True)
+def test_templates_stand_in_the_order_that_one_needs(front_end: FrontEnd, server: ComfyServer, tmp_path: Path) -> None:
+    page, titles = front_end.page, [template.title for template in TEMPLATES]
+    listed = page.evaluate("async () => (await window.comfyAPI.api.api.getWorkflowTemplates())")[PACK_NAME]
+    assert listed == titles
+    page.evaluate("() => app.extensionManager.command.execute('Comfy.BrowseTemplates')")
+    dialog = page.get_by_role("dialog")
+    dialog.get_by_text(PACK_NAME, exact=True).first.click()
+    dialog.get_by_text(titles[0], exact=True).first.wait_for(timeout=15_000)
+    page.wait_for_timeout(1000)
+    front_end.screenshot(picture_file(server, "templates-order", tmp_path))
+    boxes = [dialog.get_by_text(title, exact=True).first.bounding_box() for title in titles[:3]]
+    places = [(round(box["y"]), box["x"]) for box in boxes]
+    assert places == sorted(places)
+    page.keyboard.press("Escape")
+
+
+@pytest.mark.parametrize("front_end", ["classic"], indirect=True)
+def test_a_saved_file_is_in_the_menus_at_once(front_end: FrontEnd) -> None:
+    """Without pressing R; and not asked for again where the node does not run again."""
+    graph = {
+        "1": {"class_type": "DeepInvDemoModel", "inputs": {"layout": "SD3"}},
+        "2": {"class_type": "DeepInvSaveSolver", "inputs": {"solver": ["1", 2], "name": "just saved"}},
+        "3": {"class_type": "DeepInvLoadSolver", "inputs": {"solver_name": "included: sd3"}},
+    }
+    front_end.load_api(graph, "saved")
+    menu = "name => app.graph.getNodeById(3).widgets[0].options.values.includes(name)"
+    name = front_end.run()["outputs"]["2"]["deepinv_saved"][0]
+    front_end.page.wait_for_function(menu, arg=Path(name).name, timeout=20_000)
+    asked: list[str] = []
+    front_end.page.on("request", lambda request: asked.append(request.url))
+    assert front_end.run()["status"]["status_str"] == "success"
+    front_end.page.wait_for_timeout(1000)
+    assert not [address for address in asked if address.endswith("/object_info")]
+
+
+SAID = "() => [...document.querySelectorAll('.p-toast-message, [role=dialog]')].map(one => one.innerText).join('\\n')"
+WRONG = {
+    "when it is queued": ({"method": "euler", "refine": 2}, "'euler' has no iterations, so it takes no refine steps"),
+    "when it runs": ({"sigmas": ["6", 0], "method": "euler"}, "the sigma grid is not strictly monotone"),
+}
+
+
+@pytest.mark.parametrize("front_end", ["classic"], indirect=True)
+@pytest.mark.parametrize("case", WRONG)
+def test_an_error_says_what_to_do_where_one_looks(case: str, front_end: FrontEnd) -> None:
+    """Newer front ends say that a node failed, by the name it has inside a subgraph, and no more."""
+    inputs, said = WRONG[case]
+    given = {"model": ["1", 0], "latent": ["3", 0], "conditioning": ["2", 0], "steps": 2, **inputs}
+    graph = {
+        "1": {"class_type": "DeepInvDemoModel", "inputs": {"layout": "SD3"}},
+        "2": {"class_type": "DeepInvDemoPrompt", "inputs": {"prompt": "(empty)"}},
+        "3": {"class_type": "EmptySD3LatentImage", "inputs": {"width": 64, "height": 64, "batch_size": 1}},
+        "4": {"class_type": "DeepInvInvert", "inputs": given},
+        "5": {"class_type": "PreviewAny", "inputs": {"source": ["4", 4]}},
+        "6": {"class_type": "ProbeSigmas", "inputs": {"values": "0,0"}},
+    }
+    front_end.open().load_api(graph, f"wrong {case}")  # anew: it gives nodes the values that others of their ids had
+    front_end.page.evaluate("() => { app.queuePrompt(0, 1).catch(() => {}); }")
+    front_end.page.wait_for_function(f"text => ({SAID})().includes(text)", arg=said, timeout=30_000)
+    front_end.page.keyboard.press("Escape")

@@ -74,7 +74,7 @@ def test_an_inversion_knows_that_an_edit_will_read_its_trajectory(server: ComfyS
     pair = Pair("sd3", server)
     for inputs in ({"strength": 0.5}, {"anchor": 0.1}, {"preset": "subtle"}, {"ladder_to": 0.5}, {"variation": 0.1}):
         said = refusal(client, pair.edited(pair.graph(keep_trajectory=False), **inputs))
-        assert "node invert (DeepInvInvert)" in said and "DeepInv Edit (node edit) reads" in said, said
+        assert "node invert (DeepInvInvert)" in said and "an edit of this inversion reads its" in said, said
     graph = half(pair.edited(pair.graph(keep_trajectory=False, latent=["masked", 0])))
     graph["masked"] = node("SetLatentNoiseMask", samples=["inputs", 0], mask=["mask", 0])
     assert "without anchor, variation and mask, the latent's too" in refusal(client, graph)
