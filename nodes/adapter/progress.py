@@ -37,7 +37,7 @@ class TrainingProgress:
             preview = None if picture is None else ("JPEG", to_image(picture), PREVIEW_SIDE)
             self._bar.update_absolute(part, PARTS, preview)
         text = describe(event)
-        if text != self._text and time.monotonic() - self._sent > 1:
+        if text != self._text and (event.fraction >= 1 or time.monotonic() - self._sent > 1):
             self._text, self._sent = text, time.monotonic()
             tell(text)
 

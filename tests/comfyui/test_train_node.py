@@ -92,8 +92,9 @@ def test_trains_on_an_image_batch_and_inverts_with_the_result(
     assert before[0] in result.texts
     assert result.outputs["plot"]["images"]
     pictures = [Image.open(io.BytesIO(data[4:])) for kind, data in messages if kind == PREVIEW and data[4:6] == JPEG]
-    assert [picture.size for picture in pictures].count((1024, 512)) == 9  # before, and after each of 8 parts; enlarged
-    assert any(b"part 1 of 8" in data or b"validation" in data for kind, data in messages if kind == TEXT)
+    assert [picture.size for picture in pictures].count((1024, 512)) == 10  # before, after each of 8 parts, closed
+    told = [data for kind, data in messages if kind == TEXT]
+    assert any(b"part 1 of 8" in data or b"validation" in data for data in told) and told[-1].endswith(b": 100%")
     assert {"state.safetensors", "solver.safetensors", "stats.jsonl"} <= {path.name for path in bench.folder.iterdir()}
     (report,) = result.outputs["train"]["text"]
     assert f"{bench.state()['position']['images']} images seen" in report
@@ -177,7 +178,7 @@ def test_an_interrupt_in_the_validation_is_heard_at_once(server: ComfyServer, cl
     assert bench.state()["position"]["images"] == 0
     client.run(bench.graph())
     methods = [row["method"] for row in bench.state()["rows"]]
-    assert methods.count("euler") == 1 and methods.count("deepinv") == 8
+    assert methods.count("euler") == 1 and methods.count("deepinv") == 8 + 1  # parts, closing fit
 
 
 def test_an_error_inside_leaves_everything_as_it_was(server: ComfyServer, client: Client) -> None:
