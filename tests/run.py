@@ -19,6 +19,8 @@ from pathlib import Path
 ROOT = Path(__file__).absolute().parents[1]
 PACKAGE = "comfyui_deepinv"
 SCRIPTS = Path(sysconfig.get_path("scripts"))
+PROCESSES = 2
+"""That the tests are divided among, file by file; each starts a ComfyUI of its own."""
 
 
 def main(pytest_arguments: list[str]) -> int:
@@ -26,6 +28,7 @@ def main(pytest_arguments: list[str]) -> int:
     with tempfile.TemporaryDirectory() as folder:
         lay_out_package(Path(folder) / PACKAGE)
         os.environ["MYPYPATH"] = folder
+        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // PROCESSES)))
         lines, failed = [], False
         for name, command in steps(pytest_arguments).items():
             start = time.monotonic()
@@ -55,7 +58,7 @@ def steps(pytest_arguments: list[str]) -> dict[str, list[str]]:
         "format": [sys.executable, "-m", "ruff", "format", "--check", "."],
         "types": [sys.executable, "-m", "mypy"],
         "ComfyUI": [sys.executable, str(Path("tests", "comfyui", "environment.py")), "--install"],
-        "tests": [str(SCRIPTS / "pytest"), *pytest_arguments],
+        "tests": [str(SCRIPTS / "pytest"), f"--numprocesses={PROCESSES}", "--dist=loadfile", *pytest_arguments],
     }
 
 
