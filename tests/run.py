@@ -20,7 +20,10 @@ ROOT = Path(__file__).absolute().parents[1]
 PACKAGE = "comfyui_deepinv"
 SCRIPTS = Path(sysconfig.get_path("scripts"))
 PROCESSES = 2
-"""That the tests are divided among, file by file; each starts a ComfyUI of its own."""
+"""That the tests are divided among; each starts a ComfyUI of its own."""
+
+DIVIDED = [f"--numprocesses={PROCESSES}", "--dist=loadfile", "--no-loadscope-reorder"]
+"""File by file, in their order: a file's tests share what they made, and the long files are not the last."""
 
 
 def main(pytest_arguments: list[str]) -> int:
@@ -58,7 +61,7 @@ def steps(pytest_arguments: list[str]) -> dict[str, list[str]]:
         "format": [sys.executable, "-m", "ruff", "format", "--check", "."],
         "types": [sys.executable, "-m", "mypy"],
         "ComfyUI": [sys.executable, str(Path("tests", "comfyui", "environment.py")), "--install"],
-        "tests": [str(SCRIPTS / "pytest"), f"--numprocesses={PROCESSES}", "--dist=loadfile", *pytest_arguments],
+        "tests": [str(SCRIPTS / "pytest"), *DIVIDED, *pytest_arguments],
     }
 
 
