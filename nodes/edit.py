@@ -140,7 +140,6 @@ def _more_inputs() -> list[io.Input]:
             optional=True,
             tooltip="Make several results in one run, from strength to this one, to find the right one. -1: only one.",
             **own("ladder_to", "off"),
-            **ADVANCED,
         ),
         io.Int.Input(
             "ladder_count",
@@ -190,6 +189,7 @@ def _inputs() -> list[io.Input]:
             0.1,
             tooltip="Pulls each step back towards the photo's own path: 0 not at all, 0.5 as the paper's "
             "assisted reconstruction does, 1 gives the photo where it acts.",
+            **ADVANCED,
         ),
     ]
 

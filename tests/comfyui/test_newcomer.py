@@ -169,6 +169,7 @@ def test_search_finds_the_nodes(front_end: FrontEnd) -> None:
 
 
 LABELS = "() => [...document.querySelectorAll('[data-testid=builder-widget-label]')].map(one => one.innerText.trim())"
+HEIGHTS = "() => [...document.querySelectorAll('[data-testid=app-mode-widget-item]')].map(one => one.offsetHeight)"
 
 
 @pytest.mark.parametrize("front_end", ["new"], indirect=True)
@@ -184,6 +185,7 @@ def test_each_opens_as_an_app(front_end: FrontEnd, server: ComfyServer, tmp_path
         if (tour := page.get_by_text("Skip", exact=True)).count():
             tour.first.click()
         assert page.evaluate(LABELS) == [name.replace("_", " ") for _, name in template.app], template.name
+        assert min(page.evaluate(HEIGHTS)) > 50, f"{template.name} shows a name without its setting: is it advanced?"
         front_end.screenshot(picture_file(server, f"{template.name}-app", tmp_path))
     run = page.get_by_test_id("linear-run-button").get_by_role("button", name="Run", exact=True)
     entry = front_end.run(press=run.click)
