@@ -147,9 +147,10 @@ def of_edit(changed: Mapping[str, Change], dial: Dial, *, masked: bool = False, 
     right = {name: one for name, one in changed.items() if name not in (*little, *much)}
     by, within = (_percent(one[index] for one in right.values()) for index in (0, 1))
     where, rest = ("what is masked", "the rest") if masked else ("the photo", "half of it")
-    parts = [f"{_listed(right)} changes {where} by {by} and keeps {rest} to within {within}"] if right else []
-    parts += [f"{_listed(little)} hardly changes it"] if little else []
-    parts += [f"{_listed(much)} leaves little of it"] if much else []
+    one, two, three = ("s" * (len(names) == 1) for names in (right, little, much))
+    parts = [f"{_listed(right)} change{one} {where} by {by} and keep{one} {rest} to within {within}"] if right else []
+    parts += [f"{_listed(little)} hardly change{two} it"] if little else []
+    parts += [f"{_listed(much)} leave{three} little of it"] if much else []
     advice = [] if right else [dial.change_more if little else dial.keep_more]
     grade = "Good" if right else "Fair" if little else "Poor"
     if poor_inversion:

@@ -121,6 +121,8 @@ def test_an_edit_s_word_is_how_much_of_the_photo_it_changed(model: BaseModel, ph
         f"{100 * right.stayed:.0f} %, strength 0.3 hardly changes it, strength 1 leaves little of it."
     )
     assert verdict.of_edit(shares, dial, poor_inversion=True).startswith("Poor: strength 0.8 changes")
+    two = verdict.of_edit({"strength 0.7": right, "strength 0.8": right}, dial)
+    assert two.startswith("Good: strength 0.7 and strength 0.8 change the photo by") and " and keep half of it" in two
 
 
 def test_a_masked_edit_is_judged_inside_its_mask_and_what_stays_outside(model: BaseModel, photos: torch.Tensor) -> None:
