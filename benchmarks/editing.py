@@ -1,11 +1,11 @@
-r"""Measure class-swap edits of held-out photographs: how often the class is seen, and how much of the photo is kept.
+r"""Measure edits of held-out photographs: how often what was asked for is seen, and how much of the photo is kept.
 
-    python -m comfyui_deepinv.benchmarks.editing sd3 cifar10_jpeg.zip docs \
-        --classifier runs/classifier/classifier.safetensors
+    python -m comfyui_deepinv.benchmarks.editing sd3 docs --classifier runs/classifier/classifier.safetensors
 
-Each of 64 test photographs is inverted under the empty prompt and sampled back as the next class, 16 steps.
-``success``: share in which a classifier, trained on photographs, sees that class. ``background``: PSNR of the outer
-frame, an eighth of the side wide, against the VAE's decode of the photo; ``whole``: of all pixels.
+Each of 64 test photographs is inverted under the empty prompt and sampled back twice, 16 steps: as the next garment in
+its own colour, and as itself in another colour. ``garment`` and ``colour``: share in which a classifier, trained on
+photographs, names that garment, and the middle has that colour; ``success``: their mean. ``background``: PSNR of the
+outer frame, an eighth of the side wide, against the VAE's decode of the photo; ``whole``: of all pixels.
 
 Rows go to ``DOCS/editing/KIND.jsonl``, the figure beside it, the tables into ``DOCS/editing.md``; one of them is of
 DeepInv Edit's presets. Stopped, the command goes on from the rows that are there.
@@ -24,7 +24,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from ..deepinv_core.editing import PRESETS, EditOptions, edit, flow_edit
+from ..deepinv_core.editing import DIALS, PRESETS, EditOptions, edit, flow_edit
 from ..deepinv_core.inversion import Inversion, Reconstruction, invert
 from ..deepinv_core.methods import BEST_TRAINING_FREE, METHODS, make_method
 from ..deepinv_core.metrics import psnr
@@ -32,10 +32,10 @@ from ..deepinv_core.models.base_model import BaseModel
 from ..deepinv_core.models.embedded import LAYOUTS, load_embedded
 from ..deepinv_core.runs import bound_solver
 from ..deepinv_core.schedule import uniform_grid
-from ..tools.embedded.classifier import accuracy, load_classifier
+from ..tools.garments.classifier import Classifier, load_classifier, named
+from ..tools.garments.photos import colours
 from . import frontier, plots
-from .measure import prompted
-from .photos import CLASSES, held_out
+from .photos import CLASSES, COLOURS, HELD_OUT, held_out
 from .store import Key, Measure, Row, Store
 from .tables import fill, folded, listed
 
@@ -43,40 +43,52 @@ STEPS: Final = 16
 CFG: Final = 4.0
 CFGS: Final = (1.5, 2.5, 5.0, 6.0, 8.0)
 """Guidance besides :data:`CFG`, for the best method alone."""
-DEFAULT_CFG: Final = 6.0
-"""DeepInv Edit's."""
-STRENGTHS: Final = (0.3, 0.45, 0.55, 0.6, 0.65, 0.75, 0.8, 0.9, 1.0)
+STRENGTHS: Final = (0.3, 0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 1.0)
 ANCHORS: Final = (0.0, 0.1, 0.2, 0.3, 0.5)
 SKIPS: Final = (0.7, 0.5, 0.33, 0.2, 0.0)
 KEY: Final = ("method", "cfg", "strength", "anchor")
+SHIFT: Final = 5
+"""The colour asked for is so many further in the list: red for black, grey for red."""
 
 
 class Edits:
-    """The photographs, the classes they are to become, and how an edit is judged."""
+    """The photographs, what they are to become, and how an edit is judged.
 
-    def __init__(self, model: BaseModel, archive: Path, classifier: Any, count: int) -> None:
+    Attributes:
+        source: what each is, its garment and its colour as the picture shows it.
+        targets: what each is to become, by the kind of edit.
+    """
+
+    def __init__(self, model: BaseModel, archive: Path, classifier: Classifier, count: int) -> None:
         images = held_out(archive, count)
         self.model, self._classifier = model, classifier
         self.latent = model.encode(images.pixels)
-        self.source = torch.tensor([CLASSES.index(name) for name in images.classes])
-        self.target = (self.source + 1) % len(CLASSES)
         self._photo = model.decode(self.latent)
+        garments = torch.tensor([CLASSES.index(name) for name in images.classes])
+        seen = colours(self._photo)
+        self._garments, self._colours = (garments + 1) % len(CLASSES), (seen + SHIFT) % len(COLOURS)
+        self.source = _words(garments, seen)
+        self.targets = {"garment": _words(self._garments, seen), "colour": _words(garments, self._colours)}
 
     @property
     def classified(self) -> float:
-        """Share of the photographs, as the VAE gives them back, whose own class is seen."""
-        return accuracy(self._classifier, self._photo, self.source)
+        """Share of the photographs, as the VAE gives them back, whose own garment is seen."""
+        own = torch.tensor([CLASSES.index(one.split()[-1]) for one in self.source])
+        return _share(named(self._classifier, self._photo) == own)
 
-    def judged(self, edited: Reconstruction) -> dict[str, float]:
-        """An edit of all photographs."""
+    def judged(self, kind: str, edited: Reconstruction) -> dict[str, float]:
+        """One kind of edit of all photographs: ``success``, what was kept, and the evaluations spent."""
         images = self.model.decode(edited.latent)
         edge = images.shape[-1] // 8
         frame = torch.ones(images.shape[1:], dtype=torch.bool)
         frame[:, edge:-edge, edge:-edge] = False
         background = -10 * (images - self._photo).double().square()[:, frame].mean(1).log10()
+        right = (
+            named(self._classifier, images) == self._garments if kind == "garment" else colours(images) == self._colours
+        )
         return {
             "nfe": edited.nfe,
-            "success": round(accuracy(self._classifier, images, self.target), 3),
+            "success": _share(right),
             "background": round(float(background.clamp_max(100).mean()), 2),
             "whole": round(float(psnr(images, self._photo).clamp_max(100).mean()), 2),
         }
@@ -87,16 +99,38 @@ class Edits:
         return invert(self.model.velocity(""), self.latent, uniform_grid(STEPS), made, keep_trajectory=True)
 
     def edited(self, inversion: Callable[[], Inversion], hold: EditOptions, cfg: float) -> dict[str, float]:
-        """An inversion sampled back as the target classes."""
-        return self.judged(edit(self._under(self.target, cfg), inversion(), hold))
+        """An inversion sampled back both ways."""
+        return self._both(lambda target: edit(self.model.velocity(target, cfg=cfg), inversion(), hold))
 
     def flow(self, skip: float) -> dict[str, float]:
-        """FlowEdit under the true classes as the source."""
-        source, target = self._under(self.source, 1.5), self._under(self.target, 5.5)
-        return self.judged(flow_edit(source, target, self.latent, uniform_grid(STEPS), skip=skip))
+        """FlowEdit under what the photographs are as the source."""
+        source = self.model.velocity(self.source, cfg=1.5)
+        return self._both(
+            lambda target: flow_edit(
+                source, self.model.velocity(target, cfg=5.5), self.latent, uniform_grid(STEPS), skip=skip
+            )
+        )
 
-    def _under(self, labels: Tensor, cfg: float) -> Any:
-        return prompted(self.model, [CLASSES[int(label)] for label in labels], cfg)
+    def _both(self, made: Callable[[list[str]], Reconstruction]) -> dict[str, float]:
+        found = {kind: self.judged(kind, made(target)) for kind, target in self.targets.items()}
+        means = {name: sum(one[name] for one in found.values()) / len(found) for name in ("background", "whole")}
+        shares = {kind: one["success"] for kind, one in found.items()}
+        return {
+            "nfe": found["garment"]["nfe"],
+            "success": round(sum(shares.values()) / len(shares), 3),
+            "garment": shares["garment"],
+            "colour": shares["colour"],
+            "background": round(means["background"], 2),
+            "whole": round(means["whole"], 2),
+        }
+
+
+def _words(garments: Tensor, seen: Tensor) -> list[str]:
+    return [f"{COLOURS[int(colour)]} {CLASSES[int(garment)]}" for garment, colour in zip(garments, seen, strict=True)]
+
+
+def _share(right: Tensor) -> float:
+    return round(float(right.float().mean()), 3)
 
 
 def dials(best: bool) -> list[tuple[float, float, float]]:
@@ -148,8 +182,17 @@ def parts(kind: str, store: Store) -> dict[str, str]:
     """What the page shows of a model, by the name of its place."""
     assert store.about is not None
     dials = {name: (name, "g") for name in KEY[1:]}
-    seen = {"success": ("success", ".0%"), "background": ("background", ".1f")}
-    every = {"method": ("method", ""), **dials, "nfe": ("NFE of the edit", ""), **seen, "whole": ("whole", ".1f")}
+    shares: dict[str, tuple[str, str]] = {
+        name: (name, ".0%") for name in ("success", "garment", "colour") if name in store.rows[0]
+    }
+    seen: dict[str, tuple[str, str]] = {**shares, "background": ("background", ".1f")}
+    every: dict[str, tuple[str, str]] = {
+        "method": ("method", ""),
+        **dials,
+        "nfe": ("NFE of the edit", ""),
+        **seen,
+        "whole": ("whole", ".1f"),
+    }
     return {
         f"{kind} command": f"`{store.about['command']}`",
         f"{kind} classifier": f"{store.about['settings']['classifier']:.0%}",
@@ -163,7 +206,7 @@ def draw(kind: str, rows: list[Row], path: Path) -> None:
     """Success against what is kept: every method over strength, over anchor, and the best one over all dials."""
     best = best_method(rows)
     cfgs = sorted({row["cfg"] for row in rows if row["method"] == best})
-    title = f"Class-swap edits, embedded {kind.upper()} model, {STEPS} steps"
+    title = f"Edits of garment and colour, included {kind.upper()} model, {STEPS} steps"
     made, (left, middle, right) = plots.figure(3, title=title, size=(5.7, 5.5), share_y=True)
 
     def line(panel: Any, label: str, chosen: list[Row], **style: Any) -> None:
@@ -181,12 +224,12 @@ def draw(kind: str, rows: list[Row], path: Path) -> None:
         for anchor, dash in ((0.0, "-"), (0.1, ":")):
             mine = [row for row in rows if (row["method"], row["cfg"], row["anchor"]) == (best, cfg, anchor)]
             line(right, f"cfg {cfg:g}, anchor {anchor:g}", mine, color=f"C{number}", ls=dash)
-    default = next(row for row in knees(rows) if row["cfg"] == DEFAULT_CFG)
-    right.plot(default["background"], default["success"], "k*", ms=14, label=f"the knee at cfg {DEFAULT_CFG:g}")
+    default = next(row for row in knees(rows) if row["cfg"] == DIALS.cfg)
+    right.plot(default["background"], default["success"], "k*", ms=14, label=f"the knee at cfg {DIALS.cfg:g}")
     titles = (f"strength 0.3 to 1, cfg {CFG:g}", f"anchor 0 to 0.5, strength 1, cfg {CFG:g}", f"{best}: all dials")
     for panel, text in zip((left, middle, right), titles, strict=True):
         panel.set(title=text, xlabel="background PSNR, dB")
-    left.set_ylabel("target class seen")
+    left.set_ylabel("what was asked for is seen")
     left.legend(fontsize=7)
     right.legend(fontsize=7)
     plots.save(made, path, dpi=100)
@@ -197,14 +240,14 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("kind", choices=LAYOUTS)
-    parser.add_argument("data", type=Path)
     parser.add_argument("docs", type=Path)
+    parser.add_argument("--data", type=Path, default=HELD_OUT, help="zip of photographs, test/CLASS/NAME")
     parser.add_argument("--classifier", type=Path, required=True)
     parser.add_argument("--images", type=int, default=64)
     args = parser.parse_args()
     edits = Edits(load_embedded(args.kind), args.data, load_classifier(args.classifier), args.images)
     store = Store(args.docs / "editing" / f"{args.kind}.jsonl", KEY)
-    command = f"python -m comfyui_deepinv.benchmarks.editing {args.kind} {args.data.name} docs"
+    command = f"python -m comfyui_deepinv.benchmarks.editing {args.kind} docs"
     command += f" --classifier {args.classifier.name} --images {args.images}"
     store.begin(command, {"images": args.images, "classifier": edits.classified})
     store.write(measure(edits, store))

@@ -22,13 +22,12 @@ from ..deepinv_core.methods import Method
 from ..deepinv_core.methods.explicit import Euler
 from ..deepinv_core.models.base_model import BaseModel
 from ..deepinv_core.models.embedded import describe_part, load_embedded, load_prompts, weights_path
-from ..deepinv_core.models.transformer import Conditioning, TransformerVelocity
 from ..deepinv_core.schedule import uniform_grid
 from ..deepinv_core.solver import Config, LoadedSolver, bind, load_solver
 from ..deepinv_core.solver.cost import solver_flops, transformer_flops
 from .cases import CONVERGED, Case, solver_files
 from .networks.fid import fid
-from .photos import CLASSES, Images
+from .photos import IMAGE_SIZE, Images
 from .quality import against_photo, losses, summary, whiteness
 from .store import Row
 
@@ -78,18 +77,6 @@ def there_and_back(
     return RoundTrip(inversion, back, (turned - began, now() - turned))
 
 
-def prompted(model: BaseModel, names: Sequence[str], cfg: float = 1.0) -> TransformerVelocity:
-    """A base model under prompts, one a row (the empty one for none), guided away from the empty one."""
-    away = condition(model, ()) if cfg != 1 else None
-    return TransformerVelocity(model.transformer, condition(model, names), away, cfg=cfg)
-
-
-def condition(model: BaseModel, names: Sequence[str]) -> Conditioning:
-    """Prompts, one a row; the empty one for none."""
-    rows = [model.condition(name) for name in names or ("",)]
-    return Conditioning(torch.cat([row.context for row in rows]), torch.cat([row.pooled for row in rows]))
-
-
 @dataclass(frozen=True)
 class Prepared:
     """Images as a model has them: latents ``[B, C, h, w]``, and what its VAE makes of them, ``[B, 3, H, W]``."""
@@ -128,7 +115,7 @@ class Suite:
         """The case's method, its solver under these prompts."""
         if not case.solver:
             return case.method_of()
-        prompt = condition(self.model, classes)
+        prompt = self.model.prompts(classes or ("",))
         return case.method_of(bind(self.solvers[case.solver].solver, prompt.context, prompt.pooled))
 
     def trip(
@@ -146,7 +133,7 @@ class Suite:
 
         The residual is measured of the first ``residual`` latents, where the way back is Euler's.
         """
-        velocity, method = prompted(self.model, classes, cfg), self.method(case, classes)
+        velocity, method = self.model.velocity(classes or "", cfg=cfg), self.method(case, classes)
         hold = ASSISTED if case.assisted else None
         measured = residual > 0 and hold is None and isinstance(method.back, Euler)
         sigmas = uniform_grid(steps)
@@ -154,9 +141,11 @@ class Suite:
         if not measured:
             return trip
         few = replace(trip.inversion, carried={"trajectory": trip.inversion.carried["trajectory"][:, :residual]})
-        return replace(trip, residual=with_residual(prompted(self.model, classes[:residual], cfg), few).residual)
+        return replace(
+            trip, residual=with_residual(self.model.velocity(classes[:residual] or "", cfg=cfg), few).residual
+        )
 
-    def share(self, solver: str, height: int = 8, width: int = 8) -> float:
+    def share(self, solver: str, height: int = IMAGE_SIZE // 8, width: int = IMAGE_SIZE // 8) -> float:
         """FLOPs of one evaluation of a solver over those of the base, at a latent size; 0 without a solver."""
         return _share(self.solvers[solver].config, self.kind, height, width) if solver else 0.0
 
@@ -220,12 +209,16 @@ def ceiling(suite: Suite, sets: Sequence[Prepared]) -> list[Row]:
     return rows
 
 
+SWAPPED: Final = "red dress"
+"""What every photograph is sampled back as."""
+
+
 def swapped(suite: Suite, case: Case, one: Prepared, steps: int) -> list[Row]:
-    """Back under another class: how near the edit is to that from the converged inversion."""
-    up, down, sigmas = suite.model.velocity(""), suite.model.velocity(CLASSES[5]), uniform_grid(steps)
+    """Back under other words: how near the edit is to that from the converged inversion."""
+    up, down, sigmas = suite.model.velocity(""), suite.model.velocity(SWAPPED), uniform_grid(steps)
     mine, converged = (
         there_and_back(up, one.latent, sigmas, suite.method(which), down=down).back.latent
         for which in (case, CONVERGED[0])
     )
     row = {"part": "swapped", "model": suite.kind, "entry": case.label, "steps": steps, "count": len(one.latent)}
-    return [{**row, "target": CLASSES[5], **summary({"agreement_db": latent_snr(mine, converged)})}]
+    return [{**row, "target": SWAPPED, **summary({"agreement_db": latent_snr(mine, converged)})}]

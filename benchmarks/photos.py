@@ -1,4 +1,8 @@
-"""Held-out images: a fixed choice of the test split, and scikit-image's photographs."""
+"""Held-out images: photographs of the test split, of which 64 lie beside this file, and the four that are shipped.
+
+``held_out.zip`` is made by ``tools.garments.pack``; its photographs are the "clothing dataset" of Alexey Grigorev and
+contributors (CC0 1.0, licence inside).
+"""
 
 from __future__ import annotations
 
@@ -6,22 +10,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-import torch
 from torch import Tensor
 
-from ..deepinv_core.demo import PHOTOS
-from ..deepinv_core.images import load_photo
-from ..deepinv_core.models.embedded import PHOTOS_FOLDER, image_size, load_prompts
-from ..tools.embedded.data import load_split, upsample
+from ..deepinv_core import demo
+from ..deepinv_core.models.embedded import image_size, load_prompts
+from ..tools.garments.photos import fitted
 
-CLASSES: Final = load_prompts().words
+CLASSES, COLOURS = (tuple(words) for _, words in load_prompts().groups)
 IMAGE_SIZE: Final = image_size()
 
-CHOICE: Final = 3
-"""Seed of the choice from the test split."""
+HELD_OUT: Final = Path(__file__).with_name("held_out.zip")
 
-SHAPES: Final = ((64, 64), (64, 96), (96, 64), (128, 128), (64, 128))
-"""Height and width in pixels of the photographs; models and solvers were trained at 64x64."""
+SHAPES: Final = ((128, 128), (128, 192), (192, 128), (192, 192), (96, 128))
+"""Height and width in pixels of the photographs; solvers were trained at 128x128."""
 
 
 @dataclass(frozen=True)
@@ -35,14 +36,12 @@ class Images:
 
 def held_out(archive: Path, count: int) -> Images:
     """The first ``count`` of the test split in a fixed random order."""
-    test = load_split(archive, "test")
-    chosen = torch.randperm(len(test.labels), generator=torch.Generator().manual_seed(CHOICE))[:count]
-    return Images("test", upsample(test.images[chosen]), tuple(CLASSES[int(label)] for label in test.labels[chosen]))
+    pixels, garments = fitted(archive, "test", IMAGE_SIZE, count)
+    return Images("test", pixels, tuple(CLASSES[int(row)] for row in garments))
 
 
 def photographs(height: int = IMAGE_SIZE, width: int = IMAGE_SIZE) -> Images:
-    """scikit-image's four photographs, scaled and cut to a shape; they are of no class the models know."""
+    """The shipped photographs, scaled and cut to a shape."""
     side = max(height, width)
-    pixels = torch.cat([load_photo(PHOTOS_FOLDER / f"{name}.png", side=side)[0] for name in PHOTOS])
     top, left = (side - height) // 2, (side - width) // 2
-    return Images("photos", pixels[:, :, top : top + height, left : left + width])
+    return Images("photos", demo.photographs(side)[:, :, top : top + height, left : left + width])

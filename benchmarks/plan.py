@@ -111,7 +111,7 @@ class Plan:
         yield from self._trips(suite, cells)
 
     def _off(self, suite: Suite, cases: Sequence[Case]) -> Iterator[Unit]:
-        def to_dog(e: Case, n: int) -> list[Row]:
+        def to_other(e: Case, n: int) -> list[Row]:
             return swapped(suite, e, self.prepared(suite.kind, "test"), n)
 
         few, some = [case for case in cases if case in FEW], self.settings.off_steps
@@ -123,7 +123,7 @@ class Plan:
         for n, e in product(some, few):
             if e.method != "fireflow":  # its way back is another than the converged inversion's
                 name = f"swapped {e.label} N={n} {self.settings.images}"
-                yield name, partial(to_dog, e, n)
+                yield name, partial(to_other, e, n)
 
     def _trips(self, suite: Suite, cells: Sequence[Cell]) -> Iterator[Unit]:
         def measured(cell: Cell) -> list[Row]:

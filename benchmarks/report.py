@@ -9,7 +9,6 @@ from typing import Final
 from ..deepinv_core.methods import METHODS, method_table
 from . import plots
 from .cases import CASES, FEW, Case
-from .photos import SHAPES
 from .plan import Plan, Settings, run
 from .plots import TITLES
 from .results import GOALS, Point, Results, best_within, front, load, points, trained, verdict
@@ -163,9 +162,9 @@ def _latent_snr(results: Results) -> Iterator[str]:
         for steps in results.among(DETAILED):
             shown = metrics(_at(rows, steps), results.ceiling(model), METRICS)
             yield from folded(f"Every metric at N = {steps}, the VAE's ceiling on top", shown)
-        yield from folded("The same on scikit-image's four photographs: latent SNR", by_steps(photos))
+        yield from folded("The same on the demo's four photographs: latent SNR", by_steps(photos))
         shown = metrics(_at(photos, 8), results.ceiling(model, "photos"), METRICS)
-        yield from folded("scikit-image's four photographs: every metric at N = 8", shown)
+        yield from folded("the demo's four photographs: every metric at N = 8", shown)
 
 
 def _at(rows: Iterable[Row], steps: int) -> list[Row]:
@@ -242,8 +241,9 @@ def _time_and_memory(results: Results) -> Iterator[str]:
 
 
 def _off_training(results: Results) -> Iterator[str]:
-    off, sizes = results.about["off_steps"], [f"{width}x{height}" for height, width in SHAPES]
+    off = results.about["off_steps"]
     for model in results.models:
+        sizes = dict.fromkeys(row["size"] for row in results.where("round_trip", model=model, images="photos"))
         by_size = {size: results.trips(model, images="photos", size=size) for size in sizes}
         columns = {f"{size}, N = {n}": _snr(rows, n) for size, rows in by_size.items() for n in off}
         yield from folded(f"{TITLES[model]}: other sizes and shapes", _side_by_side(columns))
@@ -252,8 +252,8 @@ def _off_training(results: Results) -> Iterator[str]:
         columns = {f"N = {n}": _snr(results.trips(model, prompt="class"), n) for n in off}
         for n in off:
             swapped = results.where("swapped", model=model, steps=n)
-            columns[f"to dog, N = {n}"] = {row["entry"]: row["agreement_db"] for row in swapped}
-        title = "under the true class, CFG 1; and sampled back as a dog: nearness of the edit to"
+            columns[f"to {swapped[0]['target']}, N = {n}"] = {row["entry"]: row["agreement_db"] for row in swapped}
+        title = "under the true class, CFG 1; and sampled back under another: nearness of the edit to"
         title = f"{TITLES[model]}: {title} that from a converged inversion (Anderson K = 15)"
         yield from folded(title, _side_by_side(columns))
 

@@ -58,9 +58,10 @@ class Results(Store):
         return [row for row in self.rows if all(row.get(name) == value for name, value in wanted.items())]
 
     def trips(
-        self, model: str, *, images: str = "test", prompt: str = "empty", cfg: float = 1.0, size: str = "64x64"
+        self, model: str, *, images: str = "test", prompt: str = "empty", cfg: float = 1.0, size: str = ""
     ) -> list[Row]:
-        """Round trips of one setting, :data:`CONVERGED` left out."""
+        """Round trips of one setting, of the models' own size unless one is named; :data:`CONVERGED` left out."""
+        size = size or self.where("round_trip")[0]["size"]
         found = self.where("round_trip", model=model, images=images, prompt=prompt, cfg=cfg, size=size)
         return [row for row in found if row["entry"] not in REFERENCES]
 

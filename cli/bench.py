@@ -1,6 +1,6 @@
 """``deepinv bench``: every method side by side, measured, and the page about it.
 
-deepinv bench cifar10_jpeg.zip --output docs      # measure all, or go on, and write docs/benchmark.md
+deepinv bench --output docs                       # measure all, or go on, and write docs/benchmark.md
 deepinv bench --report-only --output docs         # the page again, from docs/benchmark/results.jsonl
 deepinv bench --quick                             # orderings that must hold, in a minute or two
 deepinv bench --pie-bench DIR | --coco DIR        # published protocols, for data and a model you have
@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What is measured, on which data, and where to write."""
     parser.description, parser.formatter_class = __doc__, argparse.RawDescriptionHelpFormatter
     add = parser.add_argument
-    add("data", type=Path, nargs="?", help="zip of CIFAR-10 as JPEGs, SPLIT/CLASS/*.jpg")
+    add("data", type=Path, nargs="?", help="zip of photographs, test/CLASS/NAME (default: the 64 that are here)")
     add("--output", type=Path, help="folder to write, as docs")
     add("--quick", action="store_true", help="check on the included photographs that orderings hold")
     add("--report-only", action="store_true", help="write the page again from results.jsonl")
@@ -55,7 +55,7 @@ def _add_real_data(parser: argparse.ArgumentParser) -> None:
     add("--methods", help="COCO: methods, METHOD or METHOD:K, commas between")
     add("--metrics", help="names of docs/real_data.md, commas between (default all; each needs its weights)")
     add("--limit", type=int, metavar="N", help="measure the first N images only")
-    add("--side", type=int, help="side the model works at (default PIE-Bench 512, COCO 1024; demo 64)")
+    add("--side", type=int, help="side the model works at (default PIE-Bench 512, COCO 1024; demo 128)")
     add("--steps", type=int, help="steps of every method (default 50)")
     add("--seed", type=int, default=0, help="of FlowEdit's noise and RF-Inversion's (default 0)")
 
@@ -136,28 +136,27 @@ def _real_data(args: argparse.Namespace) -> None:
 
 def _measure(args: argparse.Namespace) -> None:
     from ..benchmarks.networks.fid import load_backbone
+    from ..benchmarks.photos import HELD_OUT
     from ..benchmarks.plan import Settings
     from ..benchmarks.report import measure
 
-    if args.data is None or not args.data.is_file():
-        raise DeepInvError(
-            f"the images are {str(args.data) if args.data else 'missing'}: name the zip of CIFAR-10 as JPEGs "
-            "(docs/embedded_model.md says what is in it), or take --quick, which needs none"
-        )
+    data = args.data or HELD_OUT
+    if not data.is_file():
+        raise DeepInvError(f"there is no {str(data)!r}: name a zip of photographs, or none for those that are here")
     for name in ("images", "cfg_images"):
         if getattr(args, name) < 2:
             raise DeepInvError(f"--{name.replace('_', '-')} is {getattr(args, name)}: at least 2 are needed")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     backbone, _, path = (args.fid or "").partition("=")
     settings = Settings(
-        args.data,
+        data,
         tuple(args.models),
         images=args.images,
         cfg_images=args.cfg_images,
         lpips=args.lpips,
         fid=(backbone, load_backbone(backbone, path or None)) if backbone else None,
     )
-    command = f"deepinv bench {args.data.name} --output {args.output.name}"
+    command = f"deepinv bench {f'{args.data.name} ' if args.data else ''}--output {args.output.name}"
     for name, standard in (("images", 24), ("cfg_images", 8)):
         if getattr(args, name) != standard:
             command += f" --{name.replace('_', '-')} {getattr(args, name)}"

@@ -31,7 +31,7 @@ def run(args: argparse.Namespace) -> None:
         write_json(args.output / "report.json", report)
     sys.stdout.write(
         f"\n{report['model']}, photos {', '.join(report['photos'])}; pure unless 'kept' says otherwise\n\n"
-        f"{table(report)}\n\n"
+        f"{table(report)}\n\n{edits(report)}\n\n"
         f"* the default method. VAE ceiling: {report['runs'][0]['psnr_vae']:.2f} dB PSNR. NFE: inversion + way back.\n"
         f"wrote {args.output / 'contact_sheet.png'} and report.json in {report['seconds_total']} s\n"
     )
@@ -44,6 +44,14 @@ def table(report: dict[str, Any]) -> str:
     lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
     lines.insert(1, "  ".join("-" * w for w in widths))
     return "\n".join(lines)
+
+
+def edits(report: dict[str, Any]) -> str:
+    """What each photo was edited to, and how much of it was kept."""
+    return "\n".join(
+        f"{photo}: " + ", ".join(f"{edit['prompt']} (kept at {edit['kept_db']:.1f} dB)" for edit in made)
+        for photo, made in report["edits"].items()
+    )
 
 
 def _row(entry: dict[str, Any], *, best: bool) -> tuple[str, ...]:

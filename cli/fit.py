@@ -21,6 +21,7 @@ from tqdm import tqdm
 from ..deepinv_core.errors import DeepInvError
 from ..deepinv_core.models.base_model import BaseModel
 from ..deepinv_core.models.by_name import load_model
+from ..deepinv_core.models.embedded import image_size
 from ..deepinv_core.solver import save_solver
 from ..deepinv_core.solver.fit_solver import (
     Fit,
@@ -51,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--steps", default="16", help="step counts N to fit for, such as 4,8,16 (default 16); each costs the same again"
     )
     add("--refine", default="0", help="refine steps K to fit for, such as 0,2 (default 0): N(K+1)+1 evaluations")
-    add("--size", help=f"WIDTHxHEIGHT in pixels, or one side (default {SIDE}; demo: 64)")
+    add("--size", help=f"WIDTHxHEIGHT in pixels, or one side (default {SIDE}; demo: {image_size()})")
     add("--prompt", default="", help="the prompt that ComfyUI will invert under (default empty, as deepinv invert)")
     add("--cfg", type=float, default=1.0, help="ComfyUI's guidance then (default 1, as deepinv invert)")
     add("--samples", type=int, default=FitPlan.samples, help="samples to fit on (default %(default)s)")

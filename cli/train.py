@@ -21,6 +21,7 @@ import torch
 from ..deepinv_core.errors import DeepInvError
 from ..deepinv_core.models.base_model import BaseModel
 from ..deepinv_core.models.by_name import DEMO_MODELS, load_model
+from ..deepinv_core.models.embedded import image_size
 from ..deepinv_core.solver import CorrectorConfig, save_solver
 from ..training.base_model import base_of
 from ..training.budget import Budget
@@ -67,7 +68,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--batch", type=int, help="images a batch, over all processes (default by recipe and preset)")
     add("--lr", type=float, help="learning rate (default by recipe and preset)")
     add("--seed", type=int, default=0, help="of everything random (default 0)")
-    add("--side", type=int, help=f"images are cropped to about SIDE x SIDE pixels (default {SIDE}; demo: 64)")
+    add(
+        "--side",
+        type=int,
+        help=f"images are cropped to about SIDE x SIDE px (default {SIDE}; demo: {image_size()})",
+    )
     add("--set", action="append", default=[], metavar="NAME=VALUE", help="a setting of the recipe; may be repeated")
     add("--validation-steps", default="2,4,8,16", help="step counts validated after each stage (default 2,4,8,16)")
     add("--validation-images", type=int, help="held-out images for it (default 4; demo: 32)")

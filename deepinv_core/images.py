@@ -78,22 +78,33 @@ def difference_picture(a: torch.Tensor, b: torch.Tensor, gain: float = 5.0) -> t
     return ((a - b).abs() * gain).clamp(0, 1)
 
 
-def contact_sheet(rows: Sequence[Sequence[torch.Tensor]], titles: Sequence[str], *, cell: int = 160) -> Image.Image:
+def contact_sheet(
+    rows: Sequence[Sequence[torch.Tensor]],
+    titles: Sequence[str],
+    *,
+    cell: int = 160,
+    captions: Sequence[Sequence[str]] = (),
+) -> Image.Image:
     """A labelled grid of pictures.
 
-    Pictures are ``[3, h, w]`` in [0, 1], of any size; each is scaled to fit its cell, enlarged without smoothing.
+    Pictures are ``[3, h, w]`` in [0, 1], of any size; each is scaled to fit its cell, smoothly unless it is enlarged a
+    whole number of times. ``captions`` are what stands below each, a row a row.
     """
     gap, letters = 8, max(10, cell // 16)
-    top = letters + 2 * gap
-    sheet = Image.new("RGB", (gap + len(titles) * (cell + gap), top + len(rows) * (cell + gap)), "white")
+    top, below = letters + 2 * gap, letters + 4 if captions else 0
+    width, height = cell + gap, cell + gap + below
+    sheet = Image.new("RGB", (gap + len(titles) * width, top + len(rows) * height), "white")
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(letters)
     for column, title in enumerate(titles):
-        draw.text((gap + column * (cell + gap), gap), title, "black", font)
+        draw.text((gap + column * width, gap), title, "black", font)
     for r, row in enumerate(rows):
         for c, picture in enumerate(row):
             image = to_image(picture)
             scale = cell / max(image.size)
             size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
-            scaled = image.resize(size, Image.Resampling.NEAREST if scale > 1 else Image.Resampling.LANCZOS)
-            sheet.paste(scaled, (gap + c * (cell + gap), top + r * (cell + gap)))
+            whole = scale > 1 and scale.is_integer()
+            scaled = image.resize(size, Image.Resampling.NEAREST if whole else Image.Resampling.LANCZOS)
+            sheet.paste(scaled, (gap + c * width, top + r * height))
+            if captions:
+                draw.text((gap + c * width, top + r * height + cell + 1), captions[r][c], "black", font)
     return sheet

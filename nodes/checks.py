@@ -16,8 +16,8 @@ from comfy_api.latest import io
 
 from ..deepinv_core.errors import DeepInvError
 
-OF_FILES = ("solver_name", "inversion_name")
-"""Menus of files, which change: their nodes look for themselves."""
+OPEN_MENUS = ("solver_name", "inversion_name", "prompt")
+"""Menus that don't list all that they take, files that come and words in any order: their nodes look for themselves."""
 
 
 def checked(node: type[io.ComfyNode]) -> type[io.ComfyNode]:
@@ -77,7 +77,8 @@ def _problem(one: Any, value: Any) -> str:
     """What is accepted, where the value is something else; empty where it is right."""
     if isinstance(one, io.Combo.Input):
         options = one.options or []
-        known = one.id in OF_FILES or any(type(option) is type(value) and option == value for option in options)
+        listed = any(type(option) is type(value) and option == value for option in options)
+        known = listed or (one.id in OPEN_MENUS and isinstance(value, str))
         return "" if known else f"one of {', '.join(map(str, options))}"
     if isinstance(one, io.String.Input):
         return "" if isinstance(value, str) else "text"

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 from comfy_api.latest import io
 
-from ..deepinv_core.models.embedded import load_part, load_prompts, solver_file
+from ..deepinv_core.models.embedded import image_size, load_part, load_prompts, solver_file
+from ..deepinv_core.models.transformer import Conditioning
 from . import adapter
+from .checks import queued
 from .types import CATEGORY, Solver, schema_extras
 
 LAYOUTS = {"SD3": ("sd3", 1.0), "FLUX": ("flux", None)}
 """Menu entry to file and schedule shift: both were trained for 1, which is FLUX-schnell's own."""
 
 EMPTY = "(empty)"
+
+
+def _encoded(prompt: str) -> Conditioning:
+    return load_prompts()("" if prompt == EMPTY else prompt)
 
 
 class DeepInvDemoModel(io.ComfyNode):
@@ -24,8 +32,8 @@ class DeepInvDemoModel(io.ComfyNode):
             node_id="DeepInvDemoModel",
             display_name="DeepInv Demo Model",
             category=CATEGORY,
-            description="A small real model of 64 px photographs that comes with this pack and runs on any CPU: "
-            "try a workflow before you download anything, then put your own loader in its place.",
+            description=f"A small real model of garments at {image_size()} px that comes with this pack and runs on "
+            "any CPU: try a workflow before you download anything, then put your own loader in its place.",
             inputs=[
                 io.Combo.Input(
                     "layout",
@@ -35,7 +43,9 @@ class DeepInvDemoModel(io.ComfyNode):
                 )
             ],
             outputs=[
-                io.Model.Output(display_name="model", tooltip="Knows ten classes; prompt it with DeepInv Demo Prompt."),
+                io.Model.Output(
+                    display_name="model", tooltip="Knows garments and colours; prompt it with DeepInv Demo Prompt."
+                ),
                 io.Vae.Output(display_name="vae", tooltip="Its VAE: 16 channels, factor 8, sides in multiples of 16."),
                 Solver.Output(display_name="solver", tooltip="The solver trained for it, for DeepInv Invert."),
             ],
@@ -61,25 +71,32 @@ class DeepInvDemoPrompt(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         """Inputs and outputs; ids are frozen."""
+        prompts = load_prompts()
+        together = [" ".join(words) for words in product(*(words for _, words in reversed(prompts.groups)))]
         return io.Schema(
             node_id="DeepInvDemoPrompt",
             display_name="DeepInv Demo Prompt",
             category=CATEGORY,
-            description="A prompt for DeepInv Demo Model: one of its ten classes, or the empty prompt.",
+            description="A prompt for DeepInv Demo Model: a garment, a colour, both, or the empty prompt.",
             inputs=[
                 io.Combo.Input(
                     "prompt",
-                    options=[EMPTY, *load_prompts().words],
+                    options=[EMPTY, *prompts.words, *together],
                     default=EMPTY,
-                    tooltip="The empty prompt inverts and reconstructs; a class steers the picture towards it.",
+                    tooltip="The empty prompt inverts and reconstructs; words steer the picture towards them.",
                 )
             ],
             outputs=[io.Conditioning.Output(display_name="conditioning", tooltip="Takes the place of a text encoder.")],
-            **schema_extras(search_aliases=["class prompt"]),
+            **schema_extras(search_aliases=["garment prompt", "class prompt"]),
         )
+
+    @classmethod
+    def validate_inputs(cls, prompt: str | None) -> bool | str:
+        """Any text of known words, from a script too; graphs of version 0.1.0 may ask for one that is known no more."""
+        return queued(cls, lambda: prompt is None or _encoded(prompt), prompt=prompt)
 
     @classmethod
     def execute(cls, prompt: str) -> io.NodeOutput:
         """Encode."""
-        encoded = load_prompts()("" if prompt == EMPTY else prompt)
+        encoded = _encoded(prompt)
         return io.NodeOutput([[encoded.context, {"pooled_output": encoded.pooled}]])

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from comfy_api.latest import io
 
 from ..deepinv_core import verdict
-from ..deepinv_core.editing import PRESETS, Dials, EditOptions
+from ..deepinv_core.editing import DIALS, PRESETS, Dials, EditOptions
 from ..deepinv_core.errors import DeepInvError
 from ..deepinv_core.images import contact_sheet, to_tensor
 from ..deepinv_core.inversion import Inversion
@@ -174,19 +174,19 @@ def _inputs() -> list[io.Input]:
         ),
         cfg_input(
             "cfg",
-            6.0,
+            DIALS.cfg,
             tooltip="Higher follows the prompt more and keeps less of the photo. Other than 1 it costs twice. "
             "FLUX.1 dev and schnell: 1, guidance comes with the conditioning.",
         ),
         share_input(
             "strength",
-            0.8,
+            DIALS.strength,
             tooltip="How much may change: 1 starts from the noise and may change everything, 0.5 keeps the "
             "layout, 0 gives the photo back. Lower is also faster.",
         ),
         share_input(
             "anchor",
-            0.1,
+            DIALS.anchor,
             tooltip="Pulls each step back towards the photo's own path: 0 not at all, 0.5 as the paper's "
             "assisted reconstruction does, 1 gives the photo where it acts.",
             **ADVANCED,

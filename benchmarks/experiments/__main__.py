@@ -1,7 +1,7 @@
 """The paper's experiments: measure one, or fill the tables of docs/experiments.md and draw again from the records.
 
     python -m comfyui_deepinv.benchmarks.experiments docs
-    python -m comfyui_deepinv.benchmarks.experiments docs curriculum --data cifar10_jpeg.zip
+    python -m comfyui_deepinv.benchmarks.experiments docs curriculum --data garments256.zip
 
 An experiment is measured into ``DOCS/experiments/NAME.jsonl``; stopped, the command goes on with the row it was at.
 Why each is run, what exactly, and what was seen: docs/experiments.md.
@@ -72,7 +72,7 @@ def main(given: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("docs", type=Path)
     parser.add_argument("name", nargs="?", choices=NAMES, help="what to measure; without one nothing is")
-    parser.add_argument("--data", type=Path, default=Path("cifar10_jpeg.zip"), help="the photographs")
+    parser.add_argument("--data", type=Path, default=Path("garments256.zip"), help="the photographs")
     parser.add_argument("--weights", type=Path, help="of one more network, where docs/experiments.md says so")
     parser.add_argument("--latents", type=Path, help="file of encoded photographs, made if missing")
     parser.add_argument("--evaluations", type=int, help="of one training")

@@ -10,9 +10,10 @@ import torch
 
 from ...deepinv_core.solver import Config
 from ...deepinv_core.solver.cost import solver_flops, transformer_flops
-from ...tools.embedded.spec import CONTEXT_TOKENS, SD3_CONFIG
+from ...tools.garments.flow_model import SD3_CONFIG
 from .. import plots
 from ..cases import Case
+from ..photos import IMAGE_SIZE
 from ..store import Row
 from ..tables import spread
 from ..tables import table as markdown
@@ -24,9 +25,9 @@ STEPS: Final = (2, 4, 8, 16)
 COST_STEPS: Final = 8
 """Step count whose cost the table tells."""
 
-SIDE: Final = 8
+SIDE: Final = IMAGE_SIZE // 8
 
-SINGLE: Final = SingleStreamConfig(**{**asdict(CORRECTOR), "layers": 3})
+SINGLE: Final = SingleStreamConfig(**{**asdict(CORRECTOR), "layers": 4})
 
 SELF_LABELS: Final = replace(PAPER, rounds=0, grow_right=0, curriculum=((2, 80), (4, 40), (8, 20), (16, 10)) * 3)
 """The paper's objective without its order of step counts, which is another experiment: each in turn, three times."""
@@ -41,7 +42,7 @@ DEARER: Final = (Case("anderson", 1), Case("anderson_extrapolated", 2))
 
 def flops() -> dict[str, int]:
     """FLOPs of one evaluation of each network and of the base, on one latent."""
-    sizes = {"height": SIDE, "width": SIDE, "context_tokens": CONTEXT_TOKENS}
+    sizes = {"height": SIDE, "width": SIDE, "context_tokens": 2}
     networks = {name: solver_flops(config, **sizes) for name, config in NETWORKS.items()}
     return {**networks, "base": transformer_flops("sd3", SD3_CONFIG, **sizes)}
 

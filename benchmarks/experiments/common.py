@@ -17,8 +17,9 @@ from ...deepinv_core.inversion import latent_snr
 from ...deepinv_core.models.base_model import BaseModel
 from ...deepinv_core.models.embedded import load_embedded
 from ...deepinv_core.solver import Config, CorrectorConfig, Network, PredictorConfig, Solver
-from ...tools.embedded.data import load_split, upsample
-from ...tools.embedded.spec import CLASSES, CONTEXT_WIDTH, LATENT_CHANNELS, POOLED_WIDTH
+from ...tools.garments.flow_model import WIDTH
+from ...tools.garments.photos import fitted
+from ...tools.garments.vae import CHANNELS
 from ...training.base_model import Base, Conditioned
 from ...training.budget import Budget
 from ...training.latents import from_tensors
@@ -27,7 +28,8 @@ from ...training.recipes import FastRecipe, PaperRecipe, Recipe
 from ...training.run import Event
 from ...training.validation import Checks
 from ..cases import Case
-from ..measure import condition, prompted, there_and_back
+from ..measure import there_and_back
+from ..photos import CLASSES, IMAGE_SIZE
 from ..quality import half_width
 from ..store import Row
 
@@ -36,13 +38,13 @@ TRAINED: Final = Case("deepinv", 0)
 
 KIND: Final = "experiment_latents"
 SPLITS: Final = {"train": 4096, "test": 256}
-"""Photographs of each."""
+"""Photographs of each, at most."""
 
-_WIDTHS: Final = {"channels": LATENT_CHANNELS, "context_width": CONTEXT_WIDTH, "pooled_width": POOLED_WIDTH}
+_WIDTHS: Final = {"channels": CHANNELS, "context_width": WIDTH, "pooled_width": WIDTH}
 CORRECTOR: Final = replace(CorrectorConfig.preset("tiny", **_WIDTHS), heads=2, layers_left=1, layers_right=1)
 """The paper's network for the experiments: 0.4 M parameters, an evaluation a third of the embedded model's."""
 
-PREDICTOR: Final = replace(PredictorConfig.preset("tiny", channels=LATENT_CHANNELS), heads=2)
+PREDICTOR: Final = replace(PredictorConfig.preset("tiny", channels=CHANNELS), heads=2)
 """Ours, half as wide as the shipped one: an evaluation costs about as many FLOPs as :data:`CORRECTOR`'s."""
 
 PAPER: Final = PaperRecipe(batch=8, lr=1e-3, eps=1e-8, average=0.995, rounds=1, sweeps=1, label_images=32)
@@ -56,10 +58,9 @@ FAST: Final = FastRecipe(batch=32, warmup=100, average=0.99, checks=1)
 
 @dataclass(frozen=True)
 class Photos:
-    """Latents ``[n, 16, 8, 8]`` in model space, float32, their rows in the split, and their classes ``[n]``."""
+    """Latents ``[n, 16, 16, 16]`` in model space, float32, and their classes ``[n]``."""
 
     latents: Tensor
-    rows: Tensor
     labels: Tensor
 
 
@@ -80,8 +81,8 @@ class Setup:
     def conditioned(self, labels: Tensor | None = None, cfg: float = 1.0) -> Conditioned:
         """The base model under classes, a row a photograph, or under the empty prompt; and the prompt itself."""
         names = [] if labels is None else [CLASSES[int(label)] for label in labels]
-        prompt = condition(self.model, names)
-        return Conditioned(prompted(self.model, names, cfg), prompt.context, prompt.pooled)
+        prompt = self.model.prompts(names or ("",))
+        return Conditioned(self.model.velocity(names or "", cfg=cfg), prompt.context, prompt.pooled)
 
     def base(self, classes: bool = False) -> Base:
         """The base model for a training: under the empty prompt, or under each photograph's own class."""
@@ -105,16 +106,15 @@ def load_setup(archive: Path, latents: Path | None = None, weights: Path | None 
         tensors = {name: value for split in SPLITS for name, value in _encoded(model, archive, split).items()}
         if latents is not None:
             checkpoint.save(latents, tensors, checkpoint.header(KIND))
-    train, test = (Photos(*(tensors[f"{split}.{name}"] for name in ("latents", "rows", "labels"))) for split in SPLITS)
+    train, test = (Photos(*(tensors[f"{split}.{name}"] for name in ("latents", "labels"))) for split in SPLITS)
     return Setup(model, train, test, archive, weights)
 
 
 def _encoded(model: BaseModel, archive: Path, split: str) -> dict[str, Tensor]:
-    """Photographs of a split, chosen by a fixed seed."""
-    photos = load_split(archive, split)
-    rows = torch.randperm(len(photos.labels), generator=torch.Generator().manual_seed(5))[: SPLITS[split]]
-    parts = [model.encode(upsample(photos.images[part])) for part in rows.split(256)]
-    return {f"{split}.latents": torch.cat(parts), f"{split}.rows": rows, f"{split}.labels": photos.labels[rows]}
+    """Photographs of a split, in a fixed random order."""
+    pixels, labels = fitted(archive, split, IMAGE_SIZE, SPLITS[split])
+    latents = torch.cat([model.encode(part) for part in pixels.split(64)])
+    return {f"{split}.latents": latents, f"{split}.labels": labels}
 
 
 def train(

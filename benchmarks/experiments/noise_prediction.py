@@ -1,6 +1,6 @@
 """Experiment 6: beyond rectified flow. The same methods and solver on a model that predicts noise.
 
-It is given the weights that :mod:`...tools.embedded.noise_model` makes.
+It is given the weights that :mod:`...tools.garments.noise_model` makes.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any, Final
 import torch
 
 from ...deepinv_core.errors import DeepInvError
-from ...tools.embedded.noise_model import load_noise_base
+from ...tools.garments.noise_model import load_noise_base
 from .. import plots
 from ..cases import Case
 from ..store import Row

@@ -1,6 +1,6 @@
 """Experiment 7: empty prompt against the true class, at inversion and at training: what comes back, and of what class.
 
-It is given the weights of the classifier of :mod:`...tools.embedded`, which was trained on photographs alone.
+It is given the weights of the classifier of :mod:`...tools.garments`, which was trained on photographs alone.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ...deepinv_core.errors import DeepInvError
 from ...deepinv_core.solver import Network
-from ...tools.embedded.classifier import Classifier, accuracy, load_classifier
+from ...tools.garments.classifier import Classifier, load_classifier, named
 from ...training.base_model import Conditioned
 from .. import plots
 from ..cases import Case
@@ -81,7 +81,7 @@ def trips(setup: Setup, case: Case, images: int, network: Network | None = None)
 
 def seen(setup: Setup, latent: Tensor, labels: Tensor) -> float:
     """Share of latents in whose decode the classifier sees the class."""
-    return round(accuracy(classifier(setup), setup.model.decode(latent), labels), 4)
+    return round(float((named(classifier(setup), setup.model.decode(latent)) == labels).float().mean()), 4)
 
 
 def measure(setup: Setup, scale: Scale, variant: str, seed: int) -> Row:

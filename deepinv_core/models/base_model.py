@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,7 +69,15 @@ class BaseModel:
         images = self.vae.decode(raw.to(self.vae.dtype), return_dict=False)[0]
         return ((images.float() + 1) / 2).clamp(0, 1).cpu()
 
-    def velocity(self, prompt: str = "", *, cfg: float = 1.0, negative: str = "") -> TransformerVelocity:
-        """The velocity under a prompt; with ``cfg`` other than 1 two base evaluations a call."""
+    def prompts(self, texts: Sequence[str]) -> Conditioning:
+        """Prompts of one length, a row a text: context ``[B, T, W]`` and pooled ``[B, P]``."""
+        rows = [self.condition(text) for text in texts]
+        return Conditioning(torch.cat([row.context for row in rows]), torch.cat([row.pooled for row in rows]))
+
+    def velocity(
+        self, prompt: str | Sequence[str] = "", *, cfg: float = 1.0, negative: str = ""
+    ) -> TransformerVelocity:
+        """The velocity under a prompt, or one a latent; with ``cfg`` other than 1 two base evaluations a call."""
         away = self.condition(negative) if cfg != 1 else None
-        return TransformerVelocity(self.transformer, self.condition(prompt), away, cfg=cfg)
+        towards = self.condition(prompt) if isinstance(prompt, str) else self.prompts(prompt)
+        return TransformerVelocity(self.transformer, towards, away, cfg=cfg)

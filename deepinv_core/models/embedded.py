@@ -8,6 +8,7 @@ replaced.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -51,8 +52,8 @@ def load_part(name: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
 
     ``sd3`` and ``flux``: diffusers' names; its ``class`` and ``config``. ``vae``: TAESD's names, as ComfyUI wants them;
     ``config`` of diffusers' AutoencoderTiny, ``latent_gain`` (raw latent over the model's), ``image_size`` in pixels.
-    ``prompts``: see :class:`Prompts`; ``groups``, pairs of a group's name and its words, and the
-    ``fillers`` that may stand between them.
+    ``prompts``: see :class:`Prompts`; ``groups``, pairs of a group's name and its words, the ``fillers`` that may stand
+    between them, and ``synonyms``, what else people say for a word.
 
     Raises:
         DeepInvError: as :func:`weights_path`, or a damaged file.
@@ -76,6 +77,15 @@ class Prompts:
     Words come in groups, such as a garment and a colour; a prompt has at most one of each, in any order. For each group
     the file has ``GROUP.context [n + 1, T, W]`` and ``GROUP.pooled [n + 1, P]``, a row a word, the last for none. The
     groups' contexts stand one after the other; their pooled rows are summed up, over the root of their number.
+
+    Attributes:
+        groups: of each its name and its words, in the order of their rows.
+
+    Example:
+        >>> tensors = {"colour.context": torch.zeros(3, 1, 8), "colour.pooled": torch.zeros(3, 8)}
+        >>> prompts = Prompts(tensors, [("colour", ["red", "grey"])], ["a"], {"gray": "grey"})
+        >>> prompts.words, tuple(prompts("A gray.").context.shape)
+        (('red', 'grey'), (1, 1, 8))
     """
 
     def __init__(
@@ -83,13 +93,15 @@ class Prompts:
         tensors: Mapping[str, torch.Tensor],
         groups: Sequence[tuple[str, Sequence[str]]],
         fillers: Sequence[str] = (),
+        synonyms: Mapping[str, str] | None = None,
     ) -> None:
-        self._tensors, self._groups, self._fillers = tensors, groups, fillers
+        self._tensors, self.groups = tensors, groups
+        self._means = {word: word for word in self.words} | dict.fromkeys(fillers, "") | dict(synonyms or {})
 
     @property
     def words(self) -> tuple[str, ...]:
         """All that are known, group by group."""
-        return tuple(word for _, words in self._groups for word in words)
+        return tuple(word for _, words in self.groups for word in words)
 
     def __call__(self, text: str) -> Conditioning:
         """Encode.
@@ -97,25 +109,46 @@ class Prompts:
         Raises:
             DeepInvError: a word that isn't known, or two of one group.
         """
-        said, rows = [word for word in text.lower().split() if word not in self._fillers], []
-        for group, words in self._groups:
-            found = [word for word in said if word in words]
+        said, rows = self._said(text), []
+        for group, words in self.groups:
+            found = sorted({words.index(word) for word in said if word in words})
             if len(found) > 1:
-                raise DeepInvError(f"{text!r:.80} has {' and '.join(found)}: give one of {', '.join(words)}, or none")
-            rows.append((group, words.index(found[0]) if found else len(words)))
-        if any(word not in self.words for word in said):
-            raise DeepInvError(
-                f"the embedded model knows no {text!r:.80}: its prompts are {', '.join(self.words)}, or empty"
-            )
+                raise DeepInvError(f"{text!r:.80} has {' and '.join(words[row] for row in found)}: name one {group}")
+            rows.append((group, found[0] if found else len(words)))
         context = torch.cat([self._tensors[f"{group}.context"][row] for group, row in rows])
         pooled = torch.stack([self._tensors[f"{group}.pooled"][row].float() for group, row in rows]).sum(0)
         return Conditioning(context[None].float(), pooled[None] / math.sqrt(len(rows)))
 
+    def _said(self, text: str) -> list[str]:
+        """The known words of a text; what is known as several words, "t shirt", is taken before its parts."""
+        rest, said = re.findall(r"[^\s,.;:!?\"']+", text.lower()), []
+        while rest:
+            for count in range(min(3, len(rest)), 0, -1):
+                phrase = " ".join(rest[:count])
+                singular = [phrase.removesuffix(ending) for ending in ("", "s", "es")]
+                meant = next((self._means[form] for form in singular if form in self._means), None)
+                if meant is not None:
+                    break
+            else:
+                known = "; ".join(f"{group}: {', '.join(words)}" for group, words in self.groups)
+                raise DeepInvError(f"the included model knows no {rest[0]!r:.40}: its words are, one of each, {known}")
+            said.append(meant)
+            rest = rest[count:]
+        return said
 
-def load_prompts() -> Prompts:
-    """The prompts of the embedded models."""
-    tensors, metadata = load_part("prompts")
-    return Prompts(tensors, metadata["groups"], metadata["fillers"])
+
+def load_prompts(path: Path | None = None) -> Prompts:
+    """The prompts of the embedded models, or those of a file of the same form."""
+    tensors, made = checkpoint.load(path or weights_path("prompts"), kind=KINDS["prompts"])
+    return Prompts(tensors, made["groups"], made["fillers"], made.get("synonyms"))
+
+
+def load_transformer(path: Path) -> torch.nn.Module:
+    """A transformer from its file, which says its class and configuration; float32, frozen."""
+    import diffusers  # takes seconds
+
+    weights, made = checkpoint.load(path, kind="transformer")
+    return _filled(getattr(diffusers, made["class"])(**made["config"]), weights)
 
 
 def load_embedded(layout: str = "sd3") -> BaseModel:
@@ -126,10 +159,9 @@ def load_embedded(layout: str = "sd3") -> BaseModel:
     """
     if layout not in LAYOUTS:
         raise DeepInvError(f"there is no embedded model {layout!r}: choose {' or '.join(LAYOUTS)}")
-    import diffusers  # takes seconds
+    import diffusers
 
-    weights, made = load_part(layout)
-    transformer = _filled(getattr(diffusers, made["class"])(**made["config"]), weights)
+    transformer = load_transformer(weights_path(layout))
     weights, made = load_part("vae")
     vae = _filled(diffusers.AutoencoderTiny(**made["config"]), diffusers_names(weights))
     return BaseModel(

@@ -27,7 +27,7 @@ class LoadedSolver:
     """What :func:`load_solver` read.
 
     Attributes:
-        solver: Its tensors, on the CPU, in the dtype stored, in evaluation mode.
+        solver: Its tensors, on the CPU, in the dtype stored (float16 as float32), in evaluation mode.
         base: The base model it was trained for.
         training: The training summary, None when the file has none.
     """
@@ -120,6 +120,8 @@ def _read_network(path: str | os.PathLike[str], config: Config, name: str) -> Ne
     if len(dtypes) != 1 or not next(iter(dtypes)).is_floating_point:
         raise DeepInvError(f"{name!r} mixes {sorted(map(str, dtypes))}: one float dtype is accepted; save it again.")
     solver.load_state_dict(tensors, assign=True)
+    if dtypes == {torch.float16}:  # halves a file; computed with, it would round each step
+        solver.float()
     return solver.requires_grad_(True).eval()
 
 

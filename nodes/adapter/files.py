@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 def offer_photos() -> None:
     """Put the shipped photographs, which templates open with, where Load Image chooses from; what is there stays."""
     folder = Path(folder_paths.get_input_directory())
-    for photo in PHOTOS_FOLDER.rglob("*.png"):
+    for photo in (*PHOTOS_FOLDER.glob("*.jpg"), *PHOTOS_FOLDER.glob("masked/*.png")):
         target = folder / f"{FOLDER}_{photo.name}"
         if not os.path.lexists(target):
             try:

@@ -10,14 +10,16 @@ import torch
 from .progress import tell
 
 OWN_SIDE = "deepinv_side"
-"""Attachment of a MODEL that knows pictures of one size alone: their side in pixels."""
+"""Attachment of a MODEL that knows pictures of about one size alone: their side in pixels."""
 
 USUAL = 1024 * 1024
 """Pixels that SD3.5, FLUX.1 and their like are made for."""
 
 LARGE = 1.5
-SMALL = 0.6
-"""Shares of a model's pixels from which a word is said."""
+"""Share of :data:`USUAL` from which a word is said."""
+
+SIDES = (0.75, 1.5)
+"""A side of a picture over that of a model that knows one size: the included models saw 96 to 192 pixels."""
 
 
 def pixels(model: Any, latent: torch.Tensor) -> tuple[int, int]:
@@ -30,11 +32,12 @@ def wrong_size(model: Any, latent: torch.Tensor) -> str:
     """What is wrong with a picture's size for a model that knows one alone; "" where nothing is."""
     width, height = pixels(model, latent)
     own = model.attachments.get(OWN_SIDE)
-    if not own or SMALL <= width * height / (own * own) <= LARGE:
+    if not own or all(SIDES[0] <= side / own <= SIDES[1] for side in (width, height)):
         return ""
+    low, high = (round(share * own) for share in SIDES)
     return (
-        f"the photo is {width}x{height} pixels and this model knows only {own}x{own}: the result will be poor; "
-        f"scale the photo to {own}x{own} before VAE Encode"
+        f"the photo is {width}x{height} pixels and this model knows only {low} to {high} a side: the result will be "
+        f"poor; scale the photo to {own}x{own} before VAE Encode"
     )
 
 

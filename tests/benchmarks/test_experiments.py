@@ -56,7 +56,7 @@ def latents(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for split, count in (("train", 6), ("test", 3)):
         numbers = torch.arange(count)
         values = torch.randn((count, 16, 8, 8), generator=generator)
-        tensors |= {f"{split}.latents": values, f"{split}.rows": numbers, f"{split}.labels": numbers}
+        tensors |= {f"{split}.latents": values, f"{split}.labels": numbers}
     checkpoint.save(path, tensors, checkpoint.header(KIND))
     return path
 

@@ -12,7 +12,6 @@ import pytest
 import torch
 from diffusers import SD3Transformer2DModel
 from PIL import Image
-from safetensors.torch import save_file
 
 from comfyui_deepinv.benchmarks import full_size
 from comfyui_deepinv.benchmarks.experiments import (
@@ -26,17 +25,16 @@ from comfyui_deepinv.benchmarks.experiments import (
 from comfyui_deepinv.benchmarks.experiments.common import CORRECTOR, FAST, KIND, PREDICTOR, Setup
 from comfyui_deepinv.benchmarks.experiments.experiment import Experiment, Scale, read
 from comfyui_deepinv.benchmarks.experiments.experiment import run as run_experiment
+from comfyui_deepinv.benchmarks.photos import CLASSES, Images
 from comfyui_deepinv.benchmarks.store import Store
 from comfyui_deepinv.deepinv_core import checkpoint
 from comfyui_deepinv.deepinv_core.models import sd3
-from comfyui_deepinv.tools.embedded import noise_model
-from comfyui_deepinv.tools.embedded.classifier import Classifier
-from comfyui_deepinv.tools.embedded.flow_model import base_parser, fit, make_prompts
-from comfyui_deepinv.tools.embedded.run_folder import RunFolder
-from comfyui_deepinv.tools.embedded.spec import CLASSES, SD3_CONFIG
+from comfyui_deepinv.tools.garments import noise_model
+from comfyui_deepinv.tools.garments.flow_model import SD3_CONFIG, Run, base_parser
+from comfyui_deepinv.tools.garments.run_folder import RunFolder
 from comfyui_deepinv.training.workers import Workers
 
-SMALL_BASE = {**SD3_CONFIG, "num_layers": 1, "attention_head_dim": 16, "caption_projection_dim": 48}
+SMALL_BASE = {**SD3_CONFIG, "num_layers": 1, "attention_head_dim": 16, "caption_projection_dim": 64}
 SMALL_FAST = replace(FAST, batch=2, steps=(2, 3), warmup=2)
 SMALL_PAPER = replace(
     common.PAPER, batch=2, rounds=0, grow_right=0, curriculum=((2, 10), (3, 10)), label_images=2, label_steps=4
@@ -46,29 +44,28 @@ SCALE = Scale(evaluations=40, images=2, seeds=(0,))
 
 @pytest.fixture(scope="module")
 def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Photographs of noise, two a class, as the real zip has them."""
+    """Photographs of noise, one a class, as the real zip has them."""
     path = tmp_path_factory.mktemp("photos") / "photos.zip"
     generator = torch.Generator().manual_seed(0)
     with zipfile.ZipFile(path, "w") as opened:
         for split in ("train", "test"):
             for name in CLASSES:
-                for number in range(2):
-                    pixels = torch.randint(256, (4, 4, 3), generator=generator, dtype=torch.uint8).numpy()
-                    data = io.BytesIO()
-                    Image.fromarray(pixels).resize((32, 32)).save(data, "JPEG")
-                    opened.writestr(f"{split}/{name}/{number}.jpg", data.getvalue())
+                pixels = torch.randint(256, (4, 4, 3), generator=generator, dtype=torch.uint8).numpy()
+                data = io.BytesIO()
+                Image.fromarray(pixels).resize((32, 32)).save(data, "JPEG")
+                opened.writestr(f"{split}/{name}/0.jpg", data.getvalue())
     return path
 
 
 @pytest.fixture(scope="module")
 def setup(archive: Path, tmp_path_factory: pytest.TempPathFactory) -> Setup:
-    """Four photographs to train on and three to measure with."""
+    """A quarter of four photographs to train on, and of three to measure with."""
     path = tmp_path_factory.mktemp("latents") / "latents.safetensors"
     everything = common.load_setup(archive)
     tensors = {}
     for split, photos, count in (("train", everything.train, 4), ("test", everything.test, 3)):
-        for name in ("latents", "rows", "labels"):
-            tensors[f"{split}.{name}"] = getattr(photos, name)[:count].clone()
+        tensors[f"{split}.latents"] = photos.latents[:count, :, :8, :8].contiguous()
+        tensors[f"{split}.labels"] = photos.labels[:count].clone()
     checkpoint.save(path, tensors, checkpoint.header(KIND))
     return common.load_setup(archive, path)
 
@@ -110,14 +107,14 @@ def test_the_networks_that_are_compared_cost_the_same() -> None:
     costs = architecture.flops()
     for name in ("single", "predictor"):
         assert costs[name] == pytest.approx(costs["dual"], rel=0.08)
-    assert costs["single"] == pytest.approx(costs["dual"], rel=0.02)
+    assert costs["single"] == pytest.approx(costs["dual"], rel=0.03)
 
 
 def test_a_fresh_single_stream_returns_the_velocity_and_reads_every_input() -> None:
     torch.manual_seed(0)
     network = single_stream.SingleStreamSolver(architecture.SINGLE)
     inputs = {name: torch.randn(2, 16, 8, 8) for name in ("velocity", "latent", "latent_clean")}
-    inputs |= {"sigma": torch.rand(2), "context": torch.randn(1, 4, 64), "pooled": torch.randn(1, 64)}
+    inputs |= {"sigma": torch.rand(2), "context": torch.randn(1, 2, 64), "pooled": torch.randn(1, 64)}
     with torch.no_grad():
         assert torch.equal(network(**inputs), inputs["velocity"])
         torch.nn.init.normal_(network.proj_out.weight)
@@ -127,10 +124,10 @@ def test_a_fresh_single_stream_returns_the_velocity_and_reads_every_input() -> N
 
 
 @pytest.mark.usefixtures("small")
-def test_prompts(setup: Setup, tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    save_file(Classifier().state_dict(), tmp_path / "classifier.safetensors")
-    report = run(prompts.EXPERIMENT, replace(setup, weights=tmp_path / "classifier.safetensors"), tmp_path)
+def test_prompts(setup: Setup, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prompts, "named", lambda classifier, images: torch.zeros(len(images), dtype=torch.long))
+    monkeypatch.setattr(prompts, "classifier", lambda setup: None)
+    report = run(prompts.EXPERIMENT, setup, tmp_path)
     trips = [tuple(trip["snr"] for trip in row["trips"]) for row in report["rows"]]
     assert trips[0] != trips[1], "the prompt of the training makes a difference"
     assert len(set(trips[0])) == len(trips[0]), "and so does the prompt of the inversion"
@@ -151,7 +148,9 @@ def test_each_photograph_is_under_its_own_class(setup: Setup) -> None:
 
 
 @pytest.mark.usefixtures("small")
-def test_headline(setup: Setup, tmp_path: Path) -> None:
+def test_headline(setup: Setup, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    quarters = Images("test", torch.rand(2, 3, 64, 64))
+    monkeypatch.setattr(headline, "held_out", lambda archive, count: quarters)
     report = run(headline.EXPERIMENT, setup, tmp_path)
     rows = {(row["entry"], row["steps"]): row for row in report["baseline"]["rows"]}
     assert rows[headline.SLOW, 2]["nfe"] == 20
@@ -173,12 +172,17 @@ def test_costs_at_equal_quality_are_read_between_the_points() -> None:
 
 
 @pytest.mark.usefixtures("small")
-def test_noise_prediction(setup: Setup, archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_noise_prediction(setup: Setup, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """From training the base model to the experiment on it."""
     monkeypatch.setattr(noise_model, "SD3_CONFIG", SMALL_BASE)
-    arguments = [str(archive), str(tmp_path / "noise"), "--steps", "2", "--batch", "4"]
-    args = base_parser(None, steps=2).parse_args(arguments)
-    fit(SD3Transformer2DModel(**SMALL_BASE), noise_model.noise_loss, args, RunFolder(args.run))
+    names = ("128x128", *(f"check.{split}" for split in ("train", "validation", "test")))
+    latents = {f"{name}.latents": setup.train.latents.half() for name in names}
+    latents |= {
+        f"{name}.{kind}": torch.zeros(4, dtype=torch.int8) for name in names for kind in ("garments", "colours")
+    }
+    args = base_parser(None, steps=2).parse_args(["-", str(tmp_path / "noise"), "--steps", "2", "--batch", "4"])
+    base = SD3Transformer2DModel(**SMALL_BASE)
+    Run(base, args, RunFolder(args.run), noise_model.noise_error).train(latents)
     report = run(noise_prediction.EXPERIMENT, replace(setup, weights=args.run / "model.safetensors"), tmp_path)
     flow, noise = report["baseline"]["flow"], report["baseline"]["noise"]
     assert flow.keys() == noise.keys() and flow != noise
@@ -216,7 +220,7 @@ def test_a_noise_prediction_is_turned_into_the_velocity_of_the_convention(monkey
     """Of an exact prediction it is noise minus image, at every timestep."""
     monkeypatch.setattr("comfyui_deepinv.deepinv_core.models.transformer.family_of", lambda transformer: sd3)
     z0, noise = torch.randn(2, 16, 8, 8), torch.randn(2, 16, 8, 8)
-    prompt = noise_model.Conditioning(*(one[:1].float() for one in make_prompts().values()))
+    prompt = noise_model.Conditioning(torch.randn(1, 2, 64), torch.randn(1, 64))
     velocity = noise_model.NoiseVelocity(Exact(z0), prompt)
     for timestep in (0, 300, 999):
         sigma = float(noise_model.flow_time(torch.tensor(timestep)))
@@ -227,11 +231,11 @@ def test_a_noise_prediction_is_turned_into_the_velocity_of_the_convention(monkey
 def test_guidance_of_a_noise_prediction_model_mixes_its_velocities(setup: Setup) -> None:
     torch.manual_seed(0)
     model = noise_model.noise_base(SD3Transformer2DModel(**SMALL_BASE).eval().requires_grad_(False))
-    guided, cat, empty = model.velocity("cat", cfg=3.0), model.velocity("cat"), model.velocity("")
+    guided, dress, empty = model.velocity("dress", cfg=3.0), model.velocity("dress"), model.velocity("")
     z = setup.test.latents
-    torch.testing.assert_close(guided(z, 0.6), torch.lerp(empty(z, 0.6), cat(z, 0.6), 3.0), rtol=1e-3, atol=1e-3)
-    assert (guided.cost, cat.cost) == (2, 1)
-    assert not torch.allclose(cat(z, 0.6), empty(z, 0.6), atol=1e-3)
+    torch.testing.assert_close(guided(z, 0.6), torch.lerp(empty(z, 0.6), dress(z, 0.6), 3.0), rtol=1e-3, atol=1e-3)
+    assert (guided.cost, dress.cost) == (2, 1)
+    assert not torch.allclose(dress(z, 0.6), empty(z, 0.6), atol=1e-3)
     assert model.info != setup.model.info, "a solver of the one is refused for the other"
 
 

@@ -445,7 +445,7 @@ def test_coco_round_trips(coco: Path, tmp_path: Path) -> None:
     assert (line["kept"], line["nfe_inversion"], line["nfe_reconstruction"]) == ("pure", 12, 4)
     assert line["mse"] == pytest.approx(10 ** (-line["psnr"] / 10), rel=1e-6)
     assert line["latent_snr_db"] > lines["euler", "000003.jpg"]["latent_snr_db"] > 0
-    photo = load_square(coco / "test2017" / "000003.jpg", 64)
+    photo = load_square(coco / "test2017" / "000003.jpg", 128)
     model = load_embedded("sd3")
     decoded = (model.decode(model.encode(photo)) * 255).round() / 255
     ceiling = lines["vae", "000003.jpg"]

@@ -17,7 +17,7 @@ from comfyui_deepinv.deepinv_core.models.base_info import BaseInfo
 from comfyui_deepinv.deepinv_core.models.transformer import Conditioning, TransformerVelocity
 from comfyui_deepinv.deepinv_core.solver import CorrectorConfig, save_solver
 from comfyui_deepinv.deepinv_core.solver.corrector_network import CorrectorNetwork
-from comfyui_deepinv.tools.embedded.spec import SD3_CONFIG
+from comfyui_deepinv.tools.garments.flow_model import SD3_CONFIG
 
 from .client import Client
 from .server import ComfyServer

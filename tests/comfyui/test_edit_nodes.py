@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from comfyui_deepinv.deepinv_core.editing import EditOptions, edit, flow_edit
+from comfyui_deepinv.deepinv_core.editing import PRESETS, EditOptions, edit, flow_edit
 from comfyui_deepinv.deepinv_core.images import to_tensor
 from comfyui_deepinv.deepinv_core.inversion import load_inversion, save_inversion
 from comfyui_deepinv.deepinv_core.methods import METHODS
@@ -135,7 +135,7 @@ def test_presets_are_their_numbers(server: ComfyServer, client: Client) -> None:
     pair = Pair("sd3", server)
     client.run(pair.edited(pair.graph(), negative=["negative", 1], preset="subtle"))
     preset = pair.result()["latent"]
-    by_hand = {"cfg": 6.0, "strength": 0.65, "anchor": 0.1}
+    by_hand = PRESETS["subtle"]._asdict()
     client.run(pair.edited(pair.graph(), negative=["negative", 1], **by_hand))
     assert torch.equal(preset, pair.result()["latent"])
 
@@ -168,7 +168,7 @@ def test_a_ladder_draws_its_labelled_sheet(server: ComfyServer, client: Client, 
         "photo": node("EmptyImage", width=64, height=96, batch_size=1, color=0x4060C0),
         "latent": node("VAEEncode", pixels=["photo", 0], vae=["model", 1]),
         "empty": node("DeepInvDemoPrompt", prompt="(empty)"),
-        "cat": node("DeepInvDemoPrompt", prompt="cat"),
+        "dress": node("DeepInvDemoPrompt", prompt="red dress"),
         "invert": node(
             "DeepInvInvert",
             model=["model", 0],
@@ -181,7 +181,7 @@ def test_a_ladder_draws_its_labelled_sheet(server: ComfyServer, client: Client, 
             "DeepInvEdit",
             model=["model", 0],
             inversion=["invert", 3],
-            positive=["cat", 0],
+            positive=["dress", 0],
             vae=["model", 1],
             **{"cfg": 2.0, "strength": 0.5, "anchor": 0.0, "ladder_to": 1.0, "ladder_count": 2},
         ),

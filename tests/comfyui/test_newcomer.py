@@ -27,7 +27,7 @@ from .workflows import EDITS, SHORT, assert_opened_whole, assert_same_graph, by_
 
 WINDOW = {"width": 1600, "height": 900}
 SMALLEST_ZOOM = 0.6
-OTHER_PHOTO = "deepinv_coffee.png"
+OTHER_PHOTO = "deepinv_dress.jpg"
 OPEN = """async ([address, title]) => {
     const workflow = await (await fetch(address)).json();
     await app.loadGraphData(workflow, true, true, title, {openSource: "template"});

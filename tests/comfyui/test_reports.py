@@ -18,7 +18,7 @@ SKIPPED = {"scale": 0.5, "double_layers": "1", "single_layers": "", "rescaling_s
 SKIPPED |= {"start_percent": 0.0, "end_percent": 1.0}
 
 
-def demo(side: int = 64, **invert: Any) -> dict[str, Any]:
+def demo(side: int = 96, **invert: Any) -> dict[str, Any]:
     """An inversion by the included model of a photo of a size, and its report."""
     given = {"model": ["demo", 0], "conditioning": ["empty", 0], "steps": 4, "method": "auto", **invert}
     return {
@@ -98,11 +98,11 @@ def test_a_training_asks_whether_its_model_remembers(kind: str, server: ComfySer
 
 
 def test_a_photo_of_another_size_than_the_included_model_s_is_said(server: ComfyServer, client: Client) -> None:
-    warned = "the photo is 256x256 pixels and this model knows only 64x64"
+    warned = "the photo is 256x256 pixels and this model knows only 96 to 192 a side"
     assert warned in texts(client.run(demo(256, steps=1, method="euler")))
-    said = texts(client.run(demo(64, solver=["demo", 2])))
+    said = texts(client.run(demo(96, solver=["demo", 2])))
     assert "knows only" not in said and "the solver, as its training checked it: Fair: at 2" in said
-    said = texts(client.run(demo(64, solver=["demo", 2], method="fireflow", cfg=3.0, negative=["empty", 0])))
+    said = texts(client.run(demo(96, solver=["demo", 2], method="fireflow", cfg=3.0, negative=["empty", 0])))
     assert "the connected solver is not used by fireflow" in said
     assert "It was guided (cfg 3), which inverts worse at twice the cost: `cfg` 1 inverts best." in said
 
@@ -112,20 +112,20 @@ def test_an_edit_of_another_size_than_the_included_model_s_says_so_first(server:
     graph["edit"] = node("DeepInvEdit", model=["demo", 0], inversion=["invert", 3], positive=["empty", 0], cfg=1.0)
     graph["edit"]["inputs"] |= {"strength": 0.5, "anchor": 0.0}
     graph["said"] = node("PreviewAny", source=["edit", 1])
-    assert "Poor: the photo is 256x256 pixels and this model knows only 64x64" in texts(client.run(graph))
+    assert "Poor: the photo is 256x256 pixels and this model knows only 96 to 192 a side" in texts(client.run(graph))
 
 
 def test_the_included_model_s_size_is_said_first(server: ComfyServer, client: Client) -> None:
     """Below the verdict of an inversion and of its edit: how small the result is, and that a photo is cut for it."""
-    graph = demo(64, steps=1, method="euler")
-    graph["edit"] = node("DeepInvEdit", model=["demo", 0], inversion=["invert", 3], positive=["cat", 0], cfg=1.0)
+    graph = demo(96, steps=1, method="euler")
+    graph["edit"] = node("DeepInvEdit", model=["demo", 0], inversion=["invert", 3], positive=["dress", 0], cfg=1.0)
     graph["edit"]["inputs"] |= {"strength": 1.0, "anchor": 0.0}
-    graph["cat"] = node("DeepInvDemoPrompt", prompt="cat")
+    graph["dress"] = node("DeepInvDemoPrompt", prompt="red dress")
     graph["said"] = node("PreviewAny", source=["edit", 1])
     outputs = client.run(graph).outputs
     for name in ("report", "said"):
         first, second, *_ = outputs[name]["text"][0].splitlines()
-        assert VERDICT.match(first) and second.startswith("this model's pictures are 64x64 pixels: photos are cut")
+        assert VERDICT.match(first) and second.startswith("this model's pictures are 128x128 pixels: photos are cut")
 
 
 @pytest.mark.parametrize("other", ["negative", "the one it was inverted under"])

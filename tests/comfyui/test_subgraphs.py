@@ -44,7 +44,7 @@ UNPACK = "() => { const job = app.graph.nodes[0]; app.graph.unpackSubgraph(job);
 WITH_MODEL = {
     "model": ["DeepInvDemoModel", {}],
     "empty": ["DeepInvDemoPrompt", {"prompt": "(empty)"}],
-    "prompt": ["DeepInvDemoPrompt", {"prompt": "cat"}],
+    "prompt": ["DeepInvDemoPrompt", {"prompt": "red dress"}],
 }
 
 

@@ -14,7 +14,7 @@ from urllib.request import urlopen
 
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 from comfyui_deepinv.deepinv_core.images import to_tensor
 from comfyui_deepinv.deepinv_core.metrics import psnr
@@ -143,7 +143,7 @@ def test_fits_the_servers_definitions(template: Template, client: Client) -> Non
 def test_runs_with_tiny_models_in_place_of_the_loader(
     layout: str, template: Template, client: Client, server: ComfyServer, tmp_path: Path
 ) -> None:
-    """The graph as shipped, but a small model of the same layout, and a photo of 64 pixels."""
+    """The graph as shipped, but a small model of the same layout, and a photo of 96 pixels."""
     prompt = twin(template.name)
     (loader,) = [key for key, node in prompt.items() if node["class_type"] == "CheckpointLoaderSimple"]
     tiny = [["tiny", 0], ["tiny_clip", 0], ["tiny", 1]]
@@ -154,17 +154,17 @@ def test_runs_with_tiny_models_in_place_of_the_loader(
     del prompt[loader]
     (scaling,) = [node for node in prompt.values() if node["class_type"] == "FluxKontextImageScale"]
     scaling["class_type"] = "ImageScale"
-    scaling["inputs"] |= {"width": 64, "height": 64, "upscale_method": "area", "crop": "center"}
+    scaling["inputs"] |= {"width": 96, "height": 96, "upscale_method": "area", "crop": "center"}
     prompt["tiny"] = {"class_type": "DeepInvDemoModel", "inputs": {"layout": layout}}
     prompt["tiny_prompt"] = {"class_type": "DeepInvDemoPrompt", "inputs": {"prompt": "(empty)"}}
     prompt["tiny_clip"] = {"class_type": "ProbeClip", "inputs": {"conditioning": ["tiny_prompt", 0]}}
     result = client.run(prompt, tmp_path)
     (saver,) = [key for key, node in prompt.items() if node["class_type"] == "SaveImage"]
     picture = to_tensor(Image.open(tmp_path / result.outputs[saver]["images"][0]["filename"]).convert("RGB"))
-    assert picture.shape == (1, 3, 64, 64)
+    assert picture.shape == (1, 3, 96, 96)
     assert float(picture.std()) > 0.05 and any(text.startswith(("Good", "Fair", "Poor")) for text in result.texts)
     given = Image.open(server.base / "input" / find(prompt, "LoadImage")["image"]).convert("RGB")
-    assert float(psnr(picture, to_tensor(given.resize((64, 64), Image.Resampling.BOX)))) > 10
+    assert float(psnr(picture, to_tensor(ImageOps.fit(given, (96, 96), Image.Resampling.BOX)))) > 10
 
 
 def test_templates_are_listed_and_served(client: Client, server: ComfyServer) -> None:
@@ -197,7 +197,8 @@ def test_a_part_s_surroundings_keep_their_pixels(client: Client, tmp_path: Path)
 
 def test_photographs_are_offered_and_what_is_there_is_left(server: ComfyServer) -> None:
     """Those of the templates lie in ComfyUI's input folder, as they are shipped."""
-    shipped = {f"deepinv_{file.name}": file for file in (ROOT / "deepinv_core/embedded/photos").rglob("*.png")}
+    files = (ROOT / "deepinv_core/embedded/photos").rglob("*.*g")
+    shipped = {f"deepinv_{file.name}": file for file in files}
     assert MASKED in shipped and len(shipped) >= 5
     for name, file in shipped.items():
         assert (server.base / "input" / name).read_bytes() == file.read_bytes()

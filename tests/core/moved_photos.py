@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch.nn import functional as F
 
-PHOTOS = sorted((Path(__file__).parents[2] / "deepinv_core" / "embedded" / "photos").glob("*.png"))
+PHOTOS = sorted((Path(__file__).parents[2] / "deepinv_core" / "embedded" / "photos").glob("*.jpg"))
 
 
 def moved(photo: torch.Tensor, right: float, down: float, zoom: float) -> torch.Tensor:

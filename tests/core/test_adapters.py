@@ -15,7 +15,7 @@ from comfyui_deepinv.deepinv_core.methods import Options, make_method
 from comfyui_deepinv.deepinv_core.models.base_info import describe_geometry
 from comfyui_deepinv.deepinv_core.models.transformer import Conditioning, TransformerVelocity, base_info
 from comfyui_deepinv.deepinv_core.schedule import uniform_grid
-from comfyui_deepinv.tools.embedded.spec import FLUX_CONFIG, SD3_CONFIG
+from comfyui_deepinv.tools.garments.flow_model import FLUX_CONFIG, SD3_CONFIG
 
 SMALL_SD3 = {**SD3_CONFIG, "num_layers": 2, "num_attention_heads": 2, "caption_projection_dim": 128}
 
@@ -124,7 +124,7 @@ def test_a_diffusers_folder_is_inverted_by_the_command_line(kind: str, tmp_path:
     from comfyui_deepinv.cli import main as cli
     from comfyui_deepinv.deepinv_core import demo
 
-    photo = Path(demo.__file__).parent / "embedded" / "photos" / "coffee.png"
+    photo = demo.photograph("dress")
     folder = tiny_pipeline(kind, tmp_path)
     arguments = ["invert", str(photo), "--model", str(folder), "--steps", "4", "--output", str(tmp_path / "out")]
     assert cli.main([*arguments, "--method", "anderson", "--refine", "8"]) == 0

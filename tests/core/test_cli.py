@@ -20,7 +20,7 @@ from comfyui_deepinv.deepinv_core.models.embedded import load_embedded
 from comfyui_deepinv.deepinv_core.solver import CorrectorConfig, save_solver
 from comfyui_deepinv.deepinv_core.solver.corrector_network import CorrectorNetwork
 
-PHOTO = Path(demo.__file__).parent / "embedded" / "photos" / "coffee.png"
+PHOTO = demo.photograph("dress")
 KEYS = {
     *("method", "steps", "kept", "nfe_inversion", "nfe_reconstruction", "nfe_residual", "seconds", "latent_snr_db"),
     *("psnr", "ssim", "psnr_vae", "psnr_to_vae", "residual"),
@@ -39,12 +39,13 @@ def test_demo_needs_nothing_and_shows_what_it_promises(tmp_path: Path) -> None:
     assert "anderson" in done.stderr, "a progress bar for each method"
     report = json.loads((tmp_path / "report.json").read_text())
     runs = {run["method"]: run for run in report["runs"]}
-    assert report["photos"] and all(set(run) >= KEYS for run in runs.values())
+    assert report["photos"] and all(len(edits) == 2 for edits in report["edits"].values())
+    assert "green dress (kept at" in done.stdout and all(set(run) >= KEYS for run in runs.values())
     assert runs["anderson"]["latent_snr_db"] > 40
     assert runs["euler"]["latent_snr_db"] < runs["anderson"]["latent_snr_db"] - 15
     assert (runs["euler"]["steps"], runs["anderson"]["nfe_inversion"]) == (16, 64)
     sheet = Image.open(tmp_path / "contact_sheet.png")
-    assert sheet.width > sheet.height / 2 > 200
+    assert sheet.width > sheet.height > 4 * 128
     assert report["seconds_total"] < 300
 
 
@@ -56,9 +57,9 @@ def test_invert_writes_files_and_prints_the_report(tmp_path: Path) -> None:
     assert (report["method"], report["steps"], report["kept"]) == ("uni_inv", 8, "pure")
     assert (report["nfe_inversion"], report["nfe_reconstruction"], report["nfe_residual"]) == (17, 8, 8)
     assert len(report["residual"]) == 8 and report["psnr"] <= report["psnr_vae"] + 0.5
-    assert "64x64" in report["preparation"]
+    assert "128x128" in report["preparation"]
     assert load_inversion(tmp_path / "inversion.safetensors").nfe == 17
-    assert Image.open(tmp_path / "reconstruction.png").size == (64, 64)
+    assert Image.open(tmp_path / "reconstruction.png").size == (128, 128)
 
 
 def test_reconstruct_gives_the_same_picture_in_another_process(tmp_path: Path) -> None:
@@ -68,11 +69,11 @@ def test_reconstruct_gives_the_same_picture_in_another_process(tmp_path: Path) -
         done = deepinv("reconstruct", out / "inversion.safetensors", "--output", out / "again.png", "--json")
         assert done.returncode == 0, done.stderr
         assert json.loads(done.stdout)["nfe"] == 6
-        assert (load_photo(out / "again.png", side=64)[0] == load_photo(out / "reconstruction.png", side=64)[0]).all()
+        assert (load_photo(out / "again.png", side=128)[0] == load_photo(out / "reconstruction.png", side=128)[0]).all()
         edited = out / "edited.png"
-        arguments = ["reconstruct", out / "inversion.safetensors", "--prompt", "frog", "--cfg", "2.5"]
+        arguments = ["reconstruct", out / "inversion.safetensors", "--prompt", "green skirt", "--cfg", "2.5"]
         assert cli.main([*map(str, arguments), "--output", str(edited)]) == 0
-        assert (load_photo(edited, side=64)[0] != load_photo(out / "again.png", side=64)[0]).any()
+        assert (load_photo(edited, side=128)[0] != load_photo(out / "again.png", side=128)[0]).any()
 
 
 def test_default_method_is_the_best_at_hand(tmp_path: Path) -> None:

@@ -93,7 +93,7 @@ def test_no_console_s_code_page_stands_in_the_way(
         pytest.skip("this file system has no such names")
     console = TextIOWrapper(BytesIO(), encoding)
     monkeypatch.setattr(sys, "stdout", console)
-    photo = Path(demo.__file__).parent / "embedded" / "photos" / "coffee.png"
+    photo = demo.photograph("dress")
     assert main(["invert", str(photo), "--steps", "2", "--output", str(folder)]) == 0
     console.seek(0)
     escaped = folder.name.encode(encoding, "backslashreplace").decode("ascii")

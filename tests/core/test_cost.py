@@ -18,7 +18,7 @@ from comfyui_deepinv.deepinv_core.solver.cost import (
     solver_flops,
     transformer_flops,
 )
-from comfyui_deepinv.tools.embedded.spec import FLUX_CONFIG, SD3_CONFIG
+from comfyui_deepinv.tools.garments.flow_model import FLUX_CONFIG, SD3_CONFIG
 
 TERA = 1e12
 LATENT = {"height": 128, "width": 128}

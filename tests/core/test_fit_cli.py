@@ -9,15 +9,15 @@ import pytest
 
 from comfyui_deepinv.cli import fit
 from comfyui_deepinv.cli.main import main
+from comfyui_deepinv.deepinv_core.demo import photograph
 from comfyui_deepinv.deepinv_core.models import embedded
-from comfyui_deepinv.deepinv_core.models.embedded import PHOTOS_FOLDER
 from comfyui_deepinv.deepinv_core.solver import fit_solver, load_solver
 from comfyui_deepinv.deepinv_core.solver.fitted import Fitted
 from comfyui_deepinv.deepinv_core.solver.kind import Under
 from comfyui_deepinv.training.lock import locked
 
 SMALL = ["fit", "--samples", "2", "--held-out", "1", "--size", "32"]
-PHOTO = str(PHOTOS_FOLDER / "coffee.png")
+PHOTO = str(photograph("dress"))
 
 
 def test_fit_inspect_and_invert(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,12 +1,11 @@
 r"""Fitted solvers beside the training-free methods: writes ``docs/fitted/NAME.jsonl``, of which docs/fitted.md is made.
 
-    python -m comfyui_deepinv.tools.fitted.measure DATA encode --models sd3 flux garments
-    python -m comfyui_deepinv.tools.fitted.measure DATA measure --models garments --device cuda
-    python -m comfyui_deepinv.tools.fitted.measure DATA report
+    python -m comfyui_deepinv.tools.fitted.measure FOLDER encode --models sd3 flux
+    python -m comfyui_deepinv.tools.fitted.measure FOLDER measure --models sd3 --device cuda
+    python -m comfyui_deepinv.tools.fitted.measure FOLDER report
 
-DATA holds cifar10_jpeg.zip and garments256.zip; what ``encode`` makes of them lies beside them, or in ``--latents``,
-and is all that ``measure`` reads. Grids are chosen on the model's own samples, a fitted walk's and a training-free
-method's alike; the photographs only judge.
+What ``encode`` makes of held-out photographs lies in FOLDER and is all that ``measure`` reads. Grids are chosen on the
+model's own samples, a fitted walk's and a training-free method's alike; the photographs only judge.
 """
 
 from __future__ import annotations
@@ -26,13 +25,14 @@ from torch import Tensor
 from ...deepinv_core.atomic import replacing
 from ...deepinv_core.inversion import invert, latent_snr, reconstruct
 from ...deepinv_core.methods import METHODS, Method, Options, make_method
+from ...deepinv_core.models.embedded import LAYOUTS
 from ...deepinv_core.schedule import shifted_grid, uniform_grid
 from ...deepinv_core.solver import bind
 from ...deepinv_core.solver.fit_solver import LEVEL, Fit, FitBase, FitPlan, fit_solver
 from ...deepinv_core.solver.fit_state import FitState
 from ...deepinv_core.solver.fitted import FittedTable
 from .report import write
-from .subjects import SUBJECTS, Subject, encode, load
+from .subjects import Subject, encode, load
 
 STEPS: Final = (4, 8, 16)
 REFINE: Final = (0, 1, 2)
@@ -132,20 +132,18 @@ def _keep(path: Path, steps: int, rows: list[dict[str, Any]]) -> None:
 def main() -> None:
     """Command line; see the module's docstring."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", type=Path)
+    parser.add_argument("folder", type=Path)
     parser.add_argument("do", choices=("encode", "measure", "report"))
-    parser.add_argument("--models", nargs="+", choices=SUBJECTS, default=list(SUBJECTS))
+    parser.add_argument("--models", nargs="+", choices=LAYOUTS, default=list(LAYOUTS))
     parser.add_argument("--photos", type=int, default=16)
     parser.add_argument("--steps", type=int, nargs="+", default=list(STEPS))
-    parser.add_argument("--latents", type=Path, help="folder of the encoded photographs (default DATA)")
     parser.add_argument("--output", type=Path, default=Path(__file__).parents[2] / "docs" / "fitted")
     parser.add_argument("--device", default="cpu")
     args = parser.parse_args()
-    folder = args.latents or args.data
     for name in args.models if args.do != "report" else ():
-        path = folder / f"fitted_{name}.safetensors"
+        path = args.folder / f"fitted_{name}.safetensors"
         if args.do == "encode":
-            encode(name, args.data, args.photos, path)
+            encode(name, args.photos, path)
             continue
         subject = load(name, path, args.device)
         subject = replace(subject, latents=subject.latents[: args.photos])

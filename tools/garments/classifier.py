@@ -1,6 +1,6 @@
 """Train the classifier that names the garment of a picture: the judge of samples and edits. It sees photographs only.
 
-    python -m comfyui_deepinv.tools.garments.classifier garments256.zip runs/classifier --lpips lpips_alex.safetensors
+    python -m comfyui_deepinv.tools.garments.classifier garments256.zip runs/classifier
 
 A small head on AlexNet's frozen features (those of LPIPS, see :mod:`..deepinv_core.lpips` for where its file comes
 from). Writes ``RUN/classifier.safetensors`` and, as ``RUN/stats.jsonl``, the share of held-out photographs it names
@@ -18,8 +18,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ...deepinv_core.lpips import load_lpips
-from ..embedded.run_folder import begin, run_parser
 from .photos import GARMENTS, centre_crops, random_crops, read_split
+from .run_folder import begin, run_parser
 from .vae import SIDE
 
 PLACES = 3

@@ -11,9 +11,11 @@ that stands for none in a part of the samples, both in one of ten. Progress goes
 
 from __future__ import annotations
 
+import argparse
 import logging
 import math
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -26,8 +28,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ...deepinv_core.models.transformer import predict
-from ..embedded.run_folder import RunFolder, begin, run_parser
 from .photos import COLOURS, GARMENTS
+from .run_folder import RunFolder, begin, run_parser
 from .trainee import Recorder, Trainee
 from .vae import CHANNELS, SIDE
 
@@ -150,7 +152,7 @@ def velocity_error(
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, crops: Crops, prompts: dict[str, Tensor]) -> float:
+def evaluate(error: Callable[..., Tensor], model: nn.Module, crops: Crops, prompts: dict[str, Tensor]) -> float:
     """Mean loss over all of ``crops`` with fixed noise and their true words."""
     generator = torch.Generator(crops.latents.device).manual_seed(123)
     total = torch.zeros((), device=crops.latents.device)
@@ -159,7 +161,7 @@ def evaluate(model: nn.Module, crops: Crops, prompts: dict[str, Tensor]) -> floa
         z0 = crops.latents[rows].float()
         noise = torch.randn(z0.shape, generator=generator, device=z0.device)
         sigma = sample_sigma(len(z0), z0.device, generator)
-        total += velocity_error(model, z0, noise, sigma, prompt) * len(rows)
+        total += error(model, z0, noise, sigma, prompt) * len(rows)
     return round(float(total) / len(crops.latents), 5)
 
 
@@ -198,17 +200,19 @@ def build(kind: str) -> nn.Module:
 class Run:
     """One base model in training, from the run's arguments, resumed where it stood."""
 
-    def __init__(self, kind: str, args: Any, folder: RunFolder) -> None:
-        self.args, self.folder = args, folder
+    def __init__(
+        self, model: nn.Module, args: Any, folder: RunFolder, error: Callable[..., Tensor] = velocity_error
+    ) -> None:
+        self.args, self.folder, self._plain = args, folder, error
         self.prompts = {name: value.to(args.device) for name, value in make_prompts().items()}
         folder.save_weights("prompts", self.prompts)
-        model = build(kind).to(args.device)
+        model = model.to(args.device)
         if args.start:
             model.load_state_dict({name: value.float() for name, value in load_file(args.start).items()})
         log.info("%.2f M parameters", sum(p.numel() for p in model.parameters()) / 1e6)
         self.trainee = Trainee(model, weight_decay=0.02, decay=0.9995)
         self.done = self.trainee.resume(folder)
-        self._error = velocity_error
+        self._error = error
         if args.teacher:
             teacher = build("sd3").to(args.device).requires_grad_(False)
             teacher.load_state_dict({name: value.float() for name, value in load_file(args.teacher).items()})
@@ -220,7 +224,7 @@ class Run:
         A compiler that can't is done without, with its reason in the log.
         """
         side, count, device = SIDE // 8, self.args.batch, self.args.device
-        compiled = torch.compile(velocity_error, dynamic=False)
+        compiled = torch.compile(self._plain, dynamic=False)
         none = torch.full((count,), -1, device=device)
         z0 = torch.randn(count, CHANNELS, side, side, device=device)
         prompt = condition(self.prompts, none, none)
@@ -242,13 +246,16 @@ class Run:
             z0, garments, colours = crops.draw(count)
             prompt = condition(self.prompts, garments, colours)
             sigma = sample_sigma(count, z0.device)
-            error = self._error if main or self.args.teacher else velocity_error
+            error = self._error if main or self.args.teacher else self._plain
             return error(self.trainee.model, z0, torch.randn_like(z0), sigma, prompt)
 
         self.trainee.step(loss)
 
     def _check(self, checks: dict[str, Crops]) -> dict[str, Any]:
-        losses = {f"{name}_loss": evaluate(self.trainee.average, crops, self.prompts) for name, crops in checks.items()}
+        losses = {
+            f"{name}_loss": evaluate(self._plain, self.trainee.average, crops, self.prompts)
+            for name, crops in checks.items()
+        }
         general = losses.get("validation_loss", 0) <= ALLOWED * losses["train_loss"]
         if general or self.done < self.args.every:
             weights = {name: value.half() for name, value in self.trainee.average.state_dict().items()}
@@ -283,10 +290,10 @@ class Run:
         self.folder.report({"done": True, **self._check(checks)})
 
 
-def main() -> None:
-    """Command line; see the module's docstring."""
-    parser = run_parser(__doc__, kinds=("sd3", "flux"))
-    parser.add_argument("--steps", type=int, default=40000)
+def base_parser(doc: str | None, *, kinds: tuple[str, ...] = (), steps: int) -> argparse.ArgumentParser:
+    """The parser of a base model's training script: what :class:`Run` reads."""
+    parser = run_parser(doc, kinds=kinds)
+    parser.add_argument("--steps", type=int, default=steps)
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--lr", type=float, default=1.5e-3)
     parser.add_argument("--start", type=Path, help="a model.safetensors to begin with, as after the VAE has changed")
@@ -299,8 +306,13 @@ def main() -> None:
     parser.add_argument("--plain", action="store_true", help="on a GPU, neither compile nor record steps")
     parser.add_argument("--after", type=Path, action="append", default=[], help="a file to wait for")
     parser.add_argument("--until", type=float, default=0, help="be done by then, in seconds as `date +%%s` has it")
-    args, folder = begin(parser)
-    run = Run(args.kind, args, folder)
+    return parser
+
+
+def main() -> None:
+    """Command line; see the module's docstring."""
+    args, folder = begin(base_parser(__doc__, kinds=("sd3", "flux"), steps=40000))
+    run = Run(build(args.kind), args, folder)
     if args.device == "cuda" and not args.plain and not args.teacher:
         run.compile()
     while not all(file.exists() for file in (Path(args.data), *args.after)):

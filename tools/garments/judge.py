@@ -1,38 +1,40 @@
-"""Measure the shipped models on the photographs: what docs/embedded_model.md says of them, as JSON and pictures.
+r"""Measure the shipped models on the photographs, and fill in what docs/embedded_model.md says of them.
 
-    python -m comfyui_deepinv.tools.garments.judge garments256.zip docs/embedded_model \
-        --classifier runs/classifier/classifier.safetensors --lpips lpips_alex.safetensors
+    python -m comfyui_deepinv.tools.garments.judge garments256.zip docs \
+        --classifier runs/classifier/classifier.safetensors
 
 Everything is measured on the weights in the package, loaded as a user loads them; photographs are cropped and resized
 as the commands do it. Of each layout: samples named by a classifier that saw photographs alone, their colours, samples
-beside the training photographs nearest to them, and whether there is something to invert.
+beside the training photographs nearest to them, and whether there is something to invert. Writes
+``DOCS/embedded_model/measured.json`` and pictures beside it; without ``--classifier`` only the page is filled again.
 """
 
 from __future__ import annotations
 
 import argparse
-import io
 import json
 import logging
-import zipfile
 from pathlib import Path
 from typing import Any, Final
 
+import skimage.data
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from ...deepinv_core.images import contact_sheet, load_photo, save_png, to_tensor
+from ...benchmarks.tables import fill, table
+from ...deepinv_core.images import contact_sheet, to_tensor
 from ...deepinv_core.integrator import integrate
+from ...deepinv_core.inversion import invert, latent_snr, reconstruct
 from ...deepinv_core.lpips import Lpips, load_lpips
+from ...deepinv_core.methods import Options, make_method
 from ...deepinv_core.methods.explicit import Euler
 from ...deepinv_core.metrics import psnr
 from ...deepinv_core.models.base_model import BaseModel
 from ...deepinv_core.models.embedded import LAYOUTS, load_embedded, weights_path
 from ...deepinv_core.schedule import uniform_grid
-from ..embedded.card import measure_opponent
 from .classifier import Classifier, load_classifier, named
-from .photos import COLOURS, GARMENTS, LEFT_OUT, MERGED, colours
+from .photos import COLOURS, GARMENTS, colours, fitted
 from .sheet import SHOWN
 from .vae import SIDE
 
@@ -42,19 +44,14 @@ CFG: Final = 3.0
 STEPS: Final = 30
 PAIRS: Final = 10
 SKIMAGE: Final = ("chelsea", "rocket", "coffee", "astronaut")
-
-
-def photographs(archive: Path, split: str) -> tuple[Tensor, Tensor]:
-    """The middle of every photograph that has a word, ``[N, 3, 128, 128]`` in [0, 1], and its garment ``[N]``."""
-    images, garments = [], []
-    with zipfile.ZipFile(archive) as files:
-        for name in sorted(files.namelist()):
-            parts = name.split("/")
-            if parts[0] == split and parts[-1].endswith(".jpg") and parts[1] not in LEFT_OUT:
-                image = Image.open(io.BytesIO(files.read(name))).convert("RGB")
-                images.append(to_tensor(ImageOps.fit(image, (SIDE, SIDE), Image.Resampling.LANCZOS)))
-                garments.append(GARMENTS.index(MERGED.get(parts[1], parts[1])))
-    return torch.cat(images), torch.tensor(garments)
+OPPONENT: Final = (
+    ("euler_8", "euler", None, 8),
+    ("euler_16", "euler", None, 16),
+    ("anderson3_16", "anderson", 3, 16),
+    ("euler_50", "euler", None, 50),
+    ("anderson3_50", "anderson", 3, 50),
+)
+"""Method, K and steps of the round trips that tell whether there is something to invert."""
 
 
 @torch.no_grad()
@@ -129,10 +126,21 @@ def judge_memory(
     return figures, contact_sheet(rows, [f"{float(found['lpips'][i]):.2f}" for i in closest], cell=SIDE)
 
 
-def judge_vae(model: BaseModel, test: Tensor, photos: Path) -> dict[str, Any]:
+def measure_opponent(model: BaseModel, images: Tensor) -> dict[str, float]:
+    """Latent SNR in dB of round trips under the empty prompt: is there something to invert?"""
+    latent, velocity = model.encode(images), model.velocity("")
+    out = {}
+    for name, method, k, steps in OPPONENT:
+        inversion = invert(velocity, latent, uniform_grid(steps), make_method(method, Options(refine=k)))
+        out[name] = round(float(latent_snr(reconstruct(velocity, inversion).latent, latent).mean()), 2)
+    return out
+
+
+def judge_vae(model: BaseModel, test: Tensor) -> dict[str, Any]:
     """PSNR in dB of encode and decode, held-out garments and scikit-image's four."""
     own = torch.cat([psnr(model.decode(model.encode(part)), part) for part in test.split(100)])
-    four = torch.cat([load_photo(photos / f"{name}.png", side=SIDE)[0] for name in SKIMAGE])
+    found = [Image.fromarray(getattr(skimage.data, name)()) for name in SKIMAGE]
+    four = torch.cat([to_tensor(ImageOps.fit(one, (SIDE, SIDE), Image.Resampling.LANCZOS)) for one in found])
     theirs = psnr(model.decode(model.encode(four)), four)
     return {
         "test_psnr": round(float(own.mean()), 2),
@@ -142,45 +150,104 @@ def judge_vae(model: BaseModel, test: Tensor, photos: Path) -> dict[str, Any]:
     }
 
 
+def parts(folder: Path) -> dict[str, str]:
+    """What the page shows, by the name of its place: of ``measured.json``, and of the trainings' reports if any."""
+    numbers = json.loads((folder / "measured.json").read_text(encoding="utf-8"))
+    vae = numbers["vae"]
+    each = ", ".join(f"{name} {value:.1f}" for name, value in vae["scikit_image_psnr_each"].items())
+    ceiling = [
+        ["held-out garments", f"{vae['test_psnr']:.1f} mean, {vae['test_psnr_worst']:.1f} worst"],
+        ["scikit-image's photographs", f"{vae['scikit_image_psnr']:.1f} mean ({each})"],
+    ]
+    seen = [["held-out photographs", f"{numbers['classifier_on_test_photos']:.1%}", ""]]
+    memory, opponent = [], []
+    for kind in LAYOUTS:
+        found = numbers[kind]
+        by_word = found["garment_right_by_garment"] | found["colour_right_by_colour"]
+        least = ", ".join(f"{word} {by_word[word]:.0%}" for word in sorted(by_word, key=by_word.__getitem__)[:4])
+        shares = f"{found['garment_right']:.1%}", f"{found['colour_right']:.1%}; least: {least}"
+        seen.append([f"{found['samples']:,} samples, {kind.upper()} layout", *shares])
+        for who in ("held_out", "samples"):
+            nearest = (found["nearest_training_photograph"][f"{who}_{distance}"] for distance in ("latent", "lpips"))
+            cells = [" / ".join(f"{value:.2f}" for value in one.values()) for one in nearest]
+            memory.append([f"{kind.upper()} layout: {who.replace('_', '-')}", *cells])
+        opponent.append([f"{kind.upper()} layout", *(f"{value:.1f}" for value in found["latent_snr_db"].values())])
+    names = [f"{method}{f' K = {k}' if k else ''}, {steps} steps" for _, method, k, steps in OPPONENT]
+    tables = {
+        "files": (["file", "parameters", "size"], _files(numbers)),
+        "vae": (["photographs", "PSNR in dB"], ceiling),
+        "training": (["model", "steps", "images", "seconds", "at the end"], _trainings(folder / "training")),
+        "samples": (["what is shown", "garment named right", "colour right"], seen),
+        "memory": (["least / 5 % / median", "latents", "LPIPS"], memory),
+        "opponent": (["", *names], opponent),
+    }
+    found = {name: "\n".join(table(head, lines)) for name, (head, lines) in tables.items()}
+    shown = "![{1} layout: ten samples nearest to a training photograph, each above it](embedded_model/nearest_{0}.jpg)"
+    found["memory"] += "".join(f"\n\n{shown.format(kind, kind.upper())}" for kind in LAYOUTS)
+    return found
+
+
+def _files(numbers: dict[str, Any]) -> list[list[str]]:
+    counts = {kind: f"{numbers[kind]['parameters'] / 1e6:.1f} M" for kind in LAYOUTS}
+    sizes = {name: weights_path(name).stat().st_size / 1e6 for name in (*LAYOUTS, "vae", "prompts")}
+    return [[f"`{name}.safetensors`", counts.get(name, ""), f"{size:.1f} MB"] for name, size in sizes.items()]
+
+
+def _trainings(folder: Path) -> list[list[str]]:
+    lines = []
+    for name in ("vae", *LAYOUTS):
+        for last in (folder / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()[-1:]:
+            row = json.loads(last)
+            end = [f"{key.replace('_', ' ')} {row[key]:.4g}" for key in row if key.endswith(("loss", "psnr"))]
+            told = [f"{row[key]:,}" if key in row else "" for key in ("step", "images", "seconds")]
+            lines.append([name, *told, ", ".join(end)])
+    return lines
+
+
 def main() -> None:
     """Command line; see the module's docstring."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
-    parser.add_argument("output", type=Path, help="folder of measured.json and the pictures")
-    parser.add_argument("--classifier", type=Path, required=True)
+    parser.add_argument("docs", type=Path)
+    parser.add_argument("--classifier", type=Path)
     parser.add_argument("--lpips", type=Path, help="LPIPS-AlexNet, or DEEPINV_LPIPS")
-    parser.add_argument("--photos", type=Path, required=True, help="folder of scikit-image's four, NAME.png")
     parser.add_argument("--samples", type=int, default=9, help="pictures of each garment in each colour")
     args = parser.parse_args()
-    args.output.mkdir(parents=True, exist_ok=True)
+    output = args.docs / "embedded_model"
+    output.mkdir(parents=True, exist_ok=True)
+    if args.classifier is not None:
+        measure(args, output)
+    fill(args.docs / "embedded_model.md", parts(output))
+
+
+def measure(args: argparse.Namespace, output: Path) -> None:
+    """Write ``measured.json`` and the pictures."""
     network = load_lpips(args.lpips)
     classifier = load_classifier(args.classifier)
-    known, _ = photographs(args.data, "train")
-    test, garments = photographs(args.data, "test")
+    known, _ = fitted(args.data, "train", SIDE)
+    test, garments = fitted(args.data, "test", SIDE)
     numbers: dict[str, Any] = {"classifier_on_test_photos": _share(named(classifier, test) == garments)}
-    chosen = torch.randperm(len(test), generator=torch.Generator().manual_seed(3))
     for kind in LAYOUTS:
         model = load_embedded(kind)
         if kind == LAYOUTS[0]:
-            numbers["vae"] = judge_vae(model, test, args.photos)
+            numbers["vae"] = judge_vae(model, test)
         log.info("%s", kind)
         figures, images = judge_samples(model, classifier, args.samples)
         grid = images.view(len(GARMENTS), len(COLOURS), args.samples, *images.shape[1:])[:, :, 0]
         rows = [list(grid[:, COLOURS.index(colour)]) for colour in SHOWN]
-        save_png(contact_sheet(rows, GARMENTS, cell=SIDE), args.output / f"samples_{kind}.png")
+        contact_sheet(rows, GARMENTS, cell=SIDE).save(output / f"samples_{kind}.jpg", quality=88)
         some = images[torch.randperm(len(images), generator=torch.Generator().manual_seed(4))[:200]]
-        memory, pairs = judge_memory(some, test[chosen[:200]], known, model, network)
-        save_png(pairs, args.output / f"nearest_{kind}.png")
+        memory, pairs = judge_memory(some, test[:200], known, model, network)
+        pairs.save(output / f"nearest_{kind}.jpg", quality=88)
         numbers[kind] = {
             "parameters": sum(p.numel() for p in model.transformer.parameters()),
-            "file_bytes": weights_path(kind).stat().st_size,
             **figures,
             "nearest_training_photograph": memory,
-            "latent_snr_db": measure_opponent(model, test[chosen[:64]]),
+            "latent_snr_db": measure_opponent(model, test[:64]),
         }
         log.info("%s", json.dumps(numbers[kind]))
-        (args.output / "measured.json").write_text(json.dumps(numbers, indent=2) + "\n", encoding="utf-8")
+        (output / "measured.json").write_text(json.dumps(numbers, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

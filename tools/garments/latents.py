@@ -15,8 +15,8 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from ..embedded.run_folder import begin, run_parser
 from .photos import Photos, centre_crops, colours, random_crops, read_split, recoloured
+from .run_folder import begin, run_parser
 from .vae import SIDE, encode, load_vae
 
 SIZES: Final = {

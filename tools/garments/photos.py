@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import io
 import zipfile
+import zlib
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +17,10 @@ from typing import Final
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
+
+from ...deepinv_core.images import to_tensor
 
 GARMENTS: Final = ("t-shirt", "longsleeve", "shirt", "jacket", "dress", "skirt", "pants", "shorts", "shoes", "hat")
 """The words for garments, in the order of their rows."""
@@ -84,9 +88,32 @@ def read_split(archive: Path, split: str) -> Photos:
         encoded = {name.removeprefix(f"{split}/"): files.read(name) for name in names}
     with ThreadPoolExecutor() as pool:
         images = list(pool.map(_decoded, encoded.values()))
-    classes = [name.split("/")[0] for name in encoded]
-    labels = [NONE if one in LEFT_OUT else GARMENTS.index(MERGED.get(one, one)) for one in classes]
-    return Photos(list(encoded), images, torch.tensor(labels))
+    return Photos(list(encoded), images, torch.tensor([label(name) for name in encoded]))
+
+
+def label(name: str) -> int:
+    """The garment of a photograph by its file, ``…CLASS/NAME.jpg``: index into :data:`GARMENTS`, or :data:`NONE`."""
+    kind = name.split("/")[-2]
+    return NONE if kind in LEFT_OUT else GARMENTS.index(MERGED.get(kind, kind))
+
+
+def some(names: Iterable[str], count: int | None = None) -> list[str]:
+    """The first photographs that have a word in a fixed random order, the same out of any copy of the data."""
+    worded = [name for name in names if name.endswith((".jpg", ".webp")) and label(name) != NONE]
+    return sorted(worded, key=lambda name: zlib.crc32(name.rsplit(".", 1)[0].encode()))[:count]
+
+
+def fitted(archive: Path, split: str, side: int, count: int | None = None) -> tuple[Tensor, Tensor]:
+    """The middles of :func:`some` photographs, resized as the commands do it, and their garments.
+
+    Returns:
+        ``[N, 3, side, side]`` in [0, 1], and ``[N]``.
+    """
+    with zipfile.ZipFile(archive) as files:
+        names = some((name for name in files.namelist() if name.startswith(f"{split}/")), count)
+        images = [Image.open(io.BytesIO(files.read(name))).convert("RGB") for name in names]
+    tensors = [to_tensor(ImageOps.fit(image, (side, side), Image.Resampling.LANCZOS)) for image in images]
+    return torch.cat(tensors), torch.tensor([label(name) for name in names])
 
 
 def _decoded(file: bytes) -> Image.Image:

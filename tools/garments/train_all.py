@@ -19,9 +19,9 @@ from typing import Any
 
 import torch
 
-from ..embedded.run_folder import begin, run_parser
 from . import latents, vae
 from .photos import centre_crops, read_split
+from .run_folder import begin, run_parser
 
 PART = 15 << 20
 

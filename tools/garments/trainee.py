@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..embedded.run_folder import RunFolder
+from .run_folder import RunFolder
 
 
 class Trainee:

@@ -24,8 +24,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ...deepinv_core.metrics import psnr
-from ..embedded.run_folder import RunFolder, begin, run_parser
 from .photos import Photos, centre_crops, random_crops, read_split
+from .run_folder import RunFolder, begin, run_parser
 from .trainee import Recorder, Trainee
 
 CHANNELS = 16

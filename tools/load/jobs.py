@@ -90,7 +90,7 @@ def photo(photos: list[str], width: int = 64, height: int = 64, layout: str = "S
     return graph
 
 
-PROMPTS = {"empty": "(empty)", "horse": "horse", "cat": "cat"}
+PROMPTS = {"empty": "(empty)", "dress": "red dress", "hat": "hat"}
 
 
 def inverted(graph: Graph, **inputs: Any) -> Graph:
@@ -111,7 +111,7 @@ def back(graph: Graph, conditioning: str = "empty", source: str = "invert", late
 
 def edited(graph: Graph, source: str = "invert", **inputs: Any) -> Graph:
     """The graph with an edit of its inversion."""
-    given = {"model": ["demo", 0], "inversion": [source, 3], "positive": ["horse", 0], "negative": ["empty", 0]}
+    given = {"model": ["demo", 0], "inversion": [source, 3], "positive": ["dress", 0], "negative": ["empty", 0]}
     graph["edit"] = node("DeepInvEdit", **{**given, "cfg": 2.0, "strength": 0.8, "anchor": 0.1, **inputs})
     show(graph, "edit report", ["edit", 1])
     return graph
@@ -127,7 +127,7 @@ def half_mask(graph: Graph, width: int, height: int) -> Graph:
 
 def flow_edited(graph: Graph, latent: str = "z", **inputs: Any) -> Graph:
     """The graph with a FlowEdit."""
-    given = {"model": ["demo", 0], "latent": [latent, 0], "source": ["empty", 0], "target": ["horse", 0]}
+    given = {"model": ["demo", 0], "latent": [latent, 0], "source": ["empty", 0], "target": ["dress", 0]}
     settings = {"steps": 5, "skip": 0.34, "source_cfg": 1.0, "target_cfg": 2.0, "negative": ["empty", 0], "seed": 5}
     graph["flow"] = node("DeepInvFlowEdit", **{**given, **settings, **inputs})
     show(graph, "flow report", ["flow", 1])
@@ -160,7 +160,7 @@ def drawn(desk: Desk) -> tuple[Graph, dict[str, Any], tuple[int, int]]:
     inputs["measure_residual"] = rng.random() < 0.2
     inputs["keep_trajectory"] = rng.random() < 0.5
     if rng.random() < 0.1:
-        inputs |= {"cfg": 2.0, "negative": ["cat", 0]}
+        inputs |= {"cfg": 2.0, "negative": ["hat", 0]}
     return graph, inputs, size
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from ...deepinv_core.demo import PHOTOS
+from ...deepinv_core.demo import PHOTOS, photograph
 from ...deepinv_core.editing import EditOptions, edit, flow_edit
 from ...deepinv_core.errors import DeepInvError
 from ...deepinv_core.flow import Velocity
@@ -19,13 +19,13 @@ from ...deepinv_core.images import load_photo
 from ...deepinv_core.inversion import Inversion, invert, reconstruct
 from ...deepinv_core.methods import METHODS, Options, make_method
 from ...deepinv_core.models.base_model import BaseModel
-from ...deepinv_core.models.embedded import PHOTOS_FOLDER, load_embedded
+from ...deepinv_core.models.embedded import load_embedded
 from ...deepinv_core.models.transformer import Conditioning, predict
 from ...deepinv_core.schedule import resolution_grid, shifted_grid, uniform_grid
 from ...deepinv_core.solver import KINDS, Solver, bind, load_solver
 from ...tests.core.tiny_training import CORRECTOR, solver
 
-PROMPTS = ("", "cat", "ship")
+PROMPTS = ("", "dress", "red hat")
 SOLVERS = ("predictor", "corrector")
 """The solver that ships (the fast recipe's), and one of the paper's recipe with random weights."""
 
@@ -67,7 +67,7 @@ def model(kind: str = "sd3", dtype: torch.dtype = torch.float32) -> BaseModel:
 @cache
 def latents(kind: str = "sd3", count: int = 3) -> torch.Tensor:
     """The shipped photographs' clean latents."""
-    photos = [load_photo(PHOTOS_FOLDER / f"{name}.png", side=64)[0] for name in list(PHOTOS)[:count]]
+    photos = [load_photo(photograph(name), side=64)[0] for name in list(PHOTOS)[:count]]
     return model(kind).encode(torch.cat(photos))
 
 
@@ -199,7 +199,7 @@ def all_results(kind: str = "sd3", steps: int = 3) -> dict[str, torch.Tensor]:
     for label, case in {**CASES, **STOPPING}.items():
         up, back, _ = there_and_back(velocity, z, grid, case, bound(kind, case[2], prompt))
         found |= {f"{label}: noise": up.noise, f"{label}: back": back}
-    target = base.velocity("cat", cfg=3.0)
+    target = base.velocity("dress", cfg=3.0)
     return found | edits(velocity, target, z, grid, masks(2))
 
 
@@ -214,7 +214,7 @@ def batch_against_singles(kind: str, steps: int = 6) -> dict[str, float]:
     mask, stops = masks(len(z)), []
     worst: dict[str, float] = {}
     sources = [RowPrompts(base, PROMPTS), *(RowPrompts(base, (prompt,)) for prompt in PROMPTS)]
-    others = ("dog", "truck", "bird")
+    others = ("skirt", "blue pants", "pink")
     targets = [RowPrompts(base, others), *(RowPrompts(base, (prompt,)) for prompt in others)]
     parts = [slice(None), *(slice(i, i + 1) for i in range(len(z)))]
 
@@ -261,7 +261,7 @@ def precision(kind: str, labels: Mapping[str, tuple[str, Options, str]], steps: 
     found: dict[str, dict[str, list[float]]] = {}
     for dtype in (torch.float32, *LOW.values()):
         base = model(kind, dtype)
-        source, target = base.velocity(""), base.velocity("cat", cfg=3.0)
+        source, target = base.velocity(""), base.velocity("dress", cfg=3.0)
         for number, n in enumerate(steps):
             grid = uniform_grid(n)
             for label, case in labels.items():

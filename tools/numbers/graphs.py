@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from ...deepinv_core.models.embedded import PHOTOS_FOLDER
+from ...deepinv_core.demo import photograph
 from ...tests.comfyui.server import ComfyServer
 
 LAYOUTS = ("SD3", "FLUX")
@@ -49,7 +49,7 @@ def lay_photo(server: ComfyServer, size: tuple[int, int]) -> str:
     name = f"photo {size[0]}x{size[1]}.png"
     path = server.base / "input" / name
     if not path.exists():
-        with Image.open(PHOTOS_FOLDER / "coffee.png") as image:
+        with Image.open(photograph("dress")) as image:
             image.convert("RGB").resize(size, Image.Resampling.BICUBIC).save(path)
     return name
 

@@ -6,14 +6,15 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from ...deepinv_core.models.embedded import image_size
 from ...tests.comfyui.environment import ROOT
 
 FOLDER = ROOT / "subgraphs"
 
-SIDE = 64
+SIDE = image_size()
 """Pixels of the included model's pictures."""
 
-EMPTY, PROMPT, OTHER_PROMPT = "(empty)", "dog", "frog"
+EMPTY, PROMPT, OTHER_PROMPT = "(empty)", "blue t-shirt", "red longsleeve"
 """Of the included model's prompts: none, the one that a job comes with, and another."""
 
 Place = tuple[str, str]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from ...deepinv_core.editing import DIALS
 from .blueprints import EMPTY, PROMPT, TO_SIZE, node
 from .templates import of_model, photo
 
@@ -75,9 +76,7 @@ FOR_SCRIPTS: dict[str, dict[str, Any]] = {
             inversion=["load", 3],
             positive=["target", 0],
             negative=["empty", 0],
-            cfg=6.0,
-            strength=0.8,
-            anchor=0.1,
+            **DIALS._asdict(),
         ),
         **_saved("edit", "loaded"),
     },

@@ -33,7 +33,7 @@ from .blueprints import (
 )
 
 NOTES: dict[str, str] = json.loads(Path(__file__).with_name("notes.json").read_text(encoding="utf-8"))
-PHOTO, MASKED = "deepinv_chelsea.png", "deepinv_chelsea_masked.png"
+PHOTO, MASKED = "deepinv_longsleeve.jpg", "deepinv_longsleeve_masked.png"
 """The photographs that the templates come with."""
 
 

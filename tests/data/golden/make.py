@@ -32,7 +32,8 @@ from comfyui_deepinv.deepinv_core.inversion import (
 )
 from comfyui_deepinv.deepinv_core.methods import METHODS, Options, make_method
 from comfyui_deepinv.deepinv_core.models.base_model import BaseModel
-from comfyui_deepinv.deepinv_core.models.embedded import load_embedded
+from comfyui_deepinv.deepinv_core.models.embedded import load_prompts, load_transformer
+from comfyui_deepinv.deepinv_core.models.transformer import base_info
 from comfyui_deepinv.deepinv_core.schedule import uniform_grid
 from comfyui_deepinv.deepinv_core.solver import CorrectorConfig, PredictorConfig, bind, load_solver, save_solver
 from comfyui_deepinv.deepinv_core.solver.convert import convert
@@ -74,10 +75,17 @@ STOP_AT = {"training_fast": 3, "training_paper": 5}
 """Training steps after which one is interrupted: in a walk, the paper's one on stored labels."""
 
 
+MODELS = Path(__file__).parents[1] / "models_0_1_0"
+"""The models that version 0.1.0 came with, without their VAE; nobody is given them any more."""
+
+
 @cache
 def model(kind: str) -> BaseModel:
-    """An embedded model."""
-    return load_embedded(kind)
+    """A model of version 0.1.0."""
+    transformer = load_transformer(MODELS / f"{kind}.safetensors")
+    prompts = load_prompts(MODELS / "prompts.safetensors")
+    own = {"name": f"demo-{kind}", "info": base_info(transformer), "transformer": transformer, "condition": prompts}
+    return BaseModel(**own, vae=None, scale=1.0, shift=0.0, grid=lambda steps, latent: uniform_grid(steps))
 
 
 def written(network: Any, seed: int) -> Any:

@@ -1,30 +1,32 @@
 """A noise-prediction model of the embedded SD3 model's size, on the same photographs and latents.
 
-    python -m comfyui_deepinv.tools.embedded.noise_model cifar10_jpeg.zip runs/noise --steps 6000
+    python -m comfyui_deepinv.tools.garments.noise_model runs/latents/latents.safetensors runs/noise --steps 6000
 
-The same network and loop as ``tools.embedded.flow_model``, but the network predicts the noise of
+The same network and loop as :mod:`.flow_model`, but the network predicts the noise of
 ``x_t = sqrt(a_t)*z_0 + sqrt(1 - a_t)*e`` under Stable Diffusion 1.5's schedule (betas scaled-linear from 0.00085
-to 0.012, 1000 timesteps), t uniform. k-diffusion's ``s = sqrt(1/a_t - 1)`` maps onto the core's convention by
-``sigma = s/(1 + s)``, ``z = z_k/(1 + s)``. ``RUN/model.safetensors`` holds the EMA weights, half precision.
+to 0.012, 1000 timesteps), at the timesteps of the flow model's sigmas. k-diffusion's ``s = sqrt(1/a_t - 1)`` maps onto
+the core's convention by ``sigma = s/(1 + s)``, ``z = z_k/(1 + s)``. ``RUN/model.safetensors`` holds the averaged
+weights, half precision.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from diffusers import SD3Transformer2DModel
+from safetensors.torch import load_file
 
 from ...deepinv_core import checkpoint
 from ...deepinv_core.models.base_info import BaseInfo, fingerprint
 from ...deepinv_core.models.base_model import BaseModel
 from ...deepinv_core.models.embedded import load_embedded
 from ...deepinv_core.models.transformer import Conditioning, TransformerVelocity, predict
-from .flow_model import base_parser, fit
+from .flow_model import SD3_CONFIG, Run, base_parser
 from .run_folder import begin
-from .spec import SD3_CONFIG
 
 TIMESTEPS = 1000
 
@@ -61,21 +63,19 @@ def timestep_grid(steps: int) -> torch.Tensor:
     )
 
 
-def noise_loss(
+def noise_error(
     model: nn.Module,
     z0: torch.Tensor,
-    label: torch.Tensor,
-    prompts: dict[str, torch.Tensor],
-    generator: torch.Generator,
+    noise: torch.Tensor,
+    sigma: torch.Tensor,
+    prompt: tuple[torch.Tensor, torch.Tensor],
 ) -> torch.Tensor:
-    """Mean squared error of the predicted noise of one batch, in bf16 autocast."""
-    timestep = torch.randint(TIMESTEPS, (len(z0),), generator=generator)
-    noise = torch.randn(z0.shape, generator=generator)
-    share = signal_shares()[timestep].float().view(-1, 1, 1, 1)
-    with torch.autocast("cpu", torch.bfloat16):
-        context, pooled = prompts["context"][label].float(), prompts["pooled"][label].float()
+    """Mean squared error of the noise that is predicted at the timesteps of ``sigma``, in bf16 autocast."""
+    timestep = torch.searchsorted(LOG_SIGMAS.to(sigma.device), sigma.double().logit()).clamp_max(TIMESTEPS - 1)
+    share = signal_shares().to(z0.device)[timestep].float().view(-1, 1, 1, 1)
+    with torch.autocast(z0.device.type, torch.bfloat16):
         x = share.sqrt() * z0 + (1 - share).sqrt() * noise
-        predicted = predict(model, x, timestep / TIMESTEPS, context, pooled)
+        predicted = predict(model, x, timestep / TIMESTEPS, *prompt)
     return F.mse_loss(predicted.float(), noise)
 
 
@@ -104,10 +104,13 @@ class NoiseVelocity(TransformerVelocity):
 class NoiseBase(BaseModel):
     """A :class:`BaseModel` whose transformer predicts noise."""
 
-    def velocity(self, prompt: str = "", *, cfg: float = 1.0, negative: str = "") -> TransformerVelocity:
+    def velocity(
+        self, prompt: str | Sequence[str] = "", *, cfg: float = 1.0, negative: str = ""
+    ) -> TransformerVelocity:
         """As the parent's."""
         away = self.condition(negative) if cfg != 1 else None
-        return NoiseVelocity(self.transformer, self.condition(prompt), away, cfg=cfg)
+        towards = self.condition(prompt) if isinstance(prompt, str) else self.prompts(prompt)
+        return NoiseVelocity(self.transformer, towards, away, cfg=cfg)
 
 
 def noise_base(transformer: nn.Module) -> NoiseBase:
@@ -128,7 +131,7 @@ def load_noise_base(weights: Path) -> NoiseBase:
 def main() -> None:
     """Command line; see the module's docstring."""
     args, folder = begin(base_parser(__doc__, steps=6000))
-    fit(SD3Transformer2DModel(**SD3_CONFIG), noise_loss, args, folder)
+    Run(SD3Transformer2DModel(**SD3_CONFIG), args, folder, noise_error).train(load_file(args.data))
 
 
 if __name__ == "__main__":

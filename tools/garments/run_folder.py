@@ -1,9 +1,8 @@
-"""A training run's folder, and the model, average and optimizer that live in it."""
+"""A training run's folder."""
 
 from __future__ import annotations
 
 import argparse
-import copy
 import json
 import logging
 import math
@@ -28,8 +27,8 @@ def run_parser(doc: str | None, *, kinds: tuple[str, ...] = ()) -> argparse.Argu
     parser.add_argument("run", type=Path, help="folder of the run, resumed where it holds one")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--device", default="cpu", help="garments only: cpu, or cuda")
-    parser.add_argument("--seconds", type=float, default=math.inf, help="garments only: be done by then")
+    parser.add_argument("--device", default="cpu", help="cpu, or cuda")
+    parser.add_argument("--seconds", type=float, default=math.inf, help="be done by then")
     return parser
 
 
@@ -76,50 +75,3 @@ class RunFolder:
         """Replace ``NAME.safetensors``."""
         with replacing(self._path / f"{name}.safetensors") as temporary:
             save_file({key: value.cpu().contiguous() for key, value in weights.items()}, temporary, metadata)
-
-
-class Trainee:
-    """A model with its exponential moving average and optimizer, stepped and saved together.
-
-    Attributes:
-        model: what is trained.
-        average: its moving average, what is shipped.
-    """
-
-    def __init__(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer, *, decay: float) -> None:
-        self.model, self._optimizer, self._decay = model, optimizer, decay
-        self.average = copy.deepcopy(model).requires_grad_(False)
-        self._losses: list[torch.Tensor] = []
-
-    def step(self, loss: torch.Tensor, number: int, lr: float) -> None:
-        """One update, gradients clipped to norm 1; the average's decay is warmed up over the first steps."""
-        for group in self._optimizer.param_groups:
-            group["lr"] = lr
-        self._optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        self._optimizer.step()
-        weight = 1 - min(self._decay, (number + 1) / (number + 10))
-        with torch.no_grad():
-            torch._foreach_lerp_(list(self.average.parameters()), list(self.model.parameters()), weight)
-        self._losses.append(loss.detach())
-
-    def mean_loss(self) -> float:
-        """Mean training loss since the last call, NaN when there was no step."""
-        losses, self._losses = self._losses, []
-        return round(float(torch.stack(losses).mean()), 6) if losses else float("nan")
-
-    def save(self, folder: RunFolder, done: int) -> None:
-        """Save everything after ``done`` steps."""
-        parts: dict[str, Any] = {"model": self.model, "average": self.average, "optimizer": self._optimizer}
-        folder.save_state({"step": done, **{name: part.state_dict() for name, part in parts.items()}})
-
-    def resume(self, folder: RunFolder) -> int:
-        """Load what :meth:`save` left; returns the steps done, 0 at the start."""
-        state = folder.load_state()
-        if state is None:
-            return 0
-        self.model.load_state_dict(state["model"])
-        self.average.load_state_dict(state["average"])
-        self._optimizer.load_state_dict(state["optimizer"])
-        return int(state["step"])
