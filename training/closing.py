@@ -1,10 +1,14 @@
-"""The closing fit: a predictor's guess as one more feature of fitted steps, kept where it beats the network alone."""
+"""The closing fit: a predictor's guess as one more feature of fitted steps, kept where it beats the network alone.
+
+A network that is not trained enough is no good feature to begin a fit from: fitted steps without it are tried too.
+"""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Iterable, Sequence
+from itertools import product
+from typing import TYPE_CHECKING, Final
 
 import torch
 from torch import Tensor
@@ -13,10 +17,10 @@ from ..deepinv_core.flow import Velocity
 from ..deepinv_core.memory import in_parts
 from ..deepinv_core.solver import Predictor
 from ..deepinv_core.solver.fit import fit_evaluations, fit_walk
-from .trainee import with_closing
 from .validation import held_out, validate_solver
 
 if TYPE_CHECKING:
+    from ..deepinv_core.solver import Network
     from ..deepinv_core.solver.fitted_walk import Walk
     from .base_model import Base
     from .latents import LatentCache
@@ -40,33 +44,36 @@ def close(run: Run, photos: int, base: Base, latents: LatentCache, checks: Check
     network, held = run.trainee.average, held_out(latents, checks, run.workers)
     if not photos or not held or any(row["stage"] == CLOSING for row in run.rows):
         return
-    walks, asked = _fits(run, photos, base, latents, checks)
-    closed: Any = copy.copy(network)  # of the same tensors
-    closed.config = with_closing(network.config, _plain(walks))
-    levels = [validate_solver(one, held, base, checks, run.validating) for one in (network, closed)]
-    better = [after["latent_snr_db"] > before["latent_snr_db"] for before, after in zip(*levels, strict=True)]
-    run.trainee.close(_plain(walk for walk, kept in zip(walks, better, strict=True) if kept))
-    run.position.evaluations += asked
-    run.validated(CLOSING, [pair[kept] for pair, kept in zip(zip(*levels, strict=True), better, strict=True)])
+    none: Sequence[Walk | None] = [None] * len(checks.steps) * len(checks.refine)
+    tried: list[Sequence[Walk | None]] = [none, *_fits(run, photos, base, latents, checks)]
+    rows = [validate_solver(_with(network, walks), held, base, checks, run.validating) for walks in tried]
+    best = [max(range(len(tried)), key=lambda one: rows[one][at]["latent_snr_db"]) for at in range(len(rows[0]))]
+    run.trainee.close(_with(network, [tried[one][at] for at, one in enumerate(best)]).config)
+    run.validated(CLOSING, [rows[one][at] for at, one in enumerate(best)])
     run.save()
 
 
-def _fits(run: Run, photos: int, base: Base, latents: LatentCache, checks: Checks) -> tuple[list[Walk], int]:
-    """A fit for each N and K, in the order of :func:`.validation.validate_solver`; and the base evaluations."""
+def _fits(run: Run, photos: int, base: Base, latents: LatentCache, checks: Checks) -> list[list[Walk]]:
+    """Fits for each N and K, in the order of :func:`.validation.validate_solver`: with the network, and without it."""
     batch = next(latents.batches(photos, run.seed))
     clean = batch.latents.to(base.device, torch.float32)
-    velocity, predict = _InParts(base.condition(batch.names).velocity, base), Predictor(run.trainee.average).predict
-    walks, asked = [], 0
-    for steps in checks.steps:
-        for refine in checks.refine:
+    velocity, found = _InParts(base.condition(batch.names).velocity, base), []
+    for predict in (Predictor(run.trainee.average).predict, None):
+        walks = []
+        for steps, refine in product(checks.steps, checks.refine):
             grid = base.grid(steps, clean)
             walks.append(fit_walk(velocity, clean, grid, refine, predict=predict, callback=run.closing))
-            asked += len(clean) * velocity.cost * fit_evaluations(steps, refine, predicted=True)
-    return walks, asked
+            asked = fit_evaluations(steps, refine, predicted=predict is not None)
+            run.position.evaluations += len(clean) * velocity.cost * asked
+        found.append(walks)
+    return found
 
 
-def _plain(walks: Iterable[Walk]) -> list[dict[str, Any]]:
-    return [walk.plain() for walk in walks]
+def _with(network: Network, walks: Iterable[Walk | None]) -> Network:
+    """The network, of the same tensors, with a closing fit of these walks."""
+    made, plain = copy.copy(network), [walk.plain() for walk in walks if walk is not None]
+    made.config = type(network.config).from_dict({**network.config.to_dict(), "closing": plain})
+    return made
 
 
 class _InParts:

@@ -78,7 +78,8 @@ def resume_run(run: Run) -> None:
     _grow(run, metadata["network"])
     run.trainee.restore(tensors)
     if closing := metadata["network"].get("closing"):
-        run.trainee.close(closing)
+        config = run.trainee.network.config
+        run.trainee.close(type(config).from_dict({**config.to_dict(), "closing": closing}))
     if metadata["walk"]:
         walk = {name: value for name, value in tensors.items() if name.startswith("walk.") and value.ndim}
         run.stored_walk = metadata["walk"], {name: run.workers.share(value) for name, value in walk.items()}

@@ -113,10 +113,9 @@ class SolverTrainee:
         self._loss += torch.where(broken > 0, 0, loss)
         self._counted += 1
 
-    def close(self, closing: Any) -> None:
-        """Give a predictor and its average a closing fit, as JSON values; errors as of the config."""
-        for network in (self.network, self.average):
-            network.config = with_closing(network.config, closing)
+    def close(self, config: Config) -> None:
+        """Give network and average the same settings with a closing fit."""
+        self.network.config = self.average.config = config
 
     @torch.no_grad()
     def follow(self) -> None:
@@ -181,11 +180,6 @@ class SolverTrainee:
                 f"the training state is of another network ({ascii(' '.join(str(error).split()))[1:-1][:160]}): "
                 "resume with the preset it was started with, or train into a new folder"
             ) from error
-
-
-def with_closing(config: Config, closing: Any) -> Config:
-    """A predictor's settings with a closing fit, as JSON values; errors as of the settings."""
-    return type(config).from_dict({**config.to_dict(), "closing": closing})
 
 
 def _fill(network: torch.nn.Module, tensors: Mapping[str, Tensor]) -> None:

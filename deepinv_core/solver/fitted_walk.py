@@ -187,7 +187,7 @@ class Walk:
 
     @classmethod
     def read(cls, values: object) -> Walk:
-        """The walk with a network's guess that :meth:`plain` was made of.
+        """The walk that :meth:`plain` was made of; its width says whether a network's guess is among its features.
 
         Raises:
             DeepInvError: it can't be one.
@@ -199,14 +199,15 @@ class Walk:
                 f"a closing fit has no usable numbers ({error!s:.80}): train the solver again"
             ) from error
         sigmas, guess, result = made.values()
-        steps, width = sigmas.numel() - 1, HISTORY + 3
+        steps, width = sigmas.numel() - 1, guess.shape[-1] if guess.ndim == 2 else 0
         refine = result.shape[1] - 1 if result.ndim == 3 else -1
         fits = guess.shape == (steps, width) and result.shape == (steps, refine + 1, refine + 1 + width)
         finite = all(bool(one.isfinite().all()) for one in made.values())
-        if not (sigmas.ndim == 1 and 0 < steps <= MOST_STEPS and 0 <= refine <= MOST_REFINE and fits and finite):
+        sized = sigmas.ndim == 1 and 0 < steps <= MOST_STEPS and 0 <= refine <= MOST_REFINE
+        if not (sized and fits and finite and width in (HISTORY + 2, HISTORY + 3)):
             shapes = ", ".join(f"{name} {list(one.shape)}" for name, one in made.items())
             raise DeepInvError(f"a closing fit can't be of {shapes:.200}: train the solver again")
-        return cls(custom_grid(sigmas), guess, result, predicted=True)
+        return cls(custom_grid(sigmas), guess, result, predicted=width == HISTORY + 3)
 
     @property
     def steps(self) -> int:
@@ -273,7 +274,7 @@ class FittedRule:
 
     Attributes:
         walks: to choose from, all with the same K.
-        predict: the network whose guess is a feature of theirs.
+        predict: the network whose guess is a feature of those that are ``predicted``.
         alone: the rule on any other grid; None refuses it.
     """
 
@@ -307,7 +308,8 @@ class FittedRule:
             return self.alone.step(v, z, step, state)
         i, h, walk = step.index, step.h, state.walk
         known = state.known or (first_known(v, z, step),)
-        columns, tensors = features(Point(z, state.latent_clean, step, known), walk.history, self.predict)
+        predict = self.predict if walk.predicted else None
+        columns, tensors = features(Point(z, state.latent_clean, step, known), walk.history, predict)
         guess = [state.guess[i][column] for column in columns]
         x = combine(guess, tensors)
         seen = Seen(state.change if walk.damped else None, guess[: len(known)])

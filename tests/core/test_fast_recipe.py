@@ -14,6 +14,8 @@ from comfyui_deepinv.deepinv_core.inversion import invert
 from comfyui_deepinv.deepinv_core.methods import make_method
 from comfyui_deepinv.deepinv_core.schedule import uniform_grid
 from comfyui_deepinv.deepinv_core.solver import Network, PredictorConfig, bind, load_solver, save_solver
+from comfyui_deepinv.deepinv_core.solver.fit import fit_walk
+from comfyui_deepinv.deepinv_core.solver.fitted import FittedTable
 from comfyui_deepinv.deepinv_core.solver.fitted_walk import HISTORY, Walk
 from comfyui_deepinv.training.budget import Budget
 from comfyui_deepinv.training.closing import CLOSING
@@ -86,6 +88,15 @@ def test_a_closing_fit_without_coefficients_is_the_network_alone() -> None:
         assert torch.equal(inverted(other, steps, refine, tolerance), inverted(plain, steps, refine, tolerance)), (
             "another grid, K or a tolerance is the network's own"
         )
+
+
+def test_a_closing_fit_without_the_network_is_the_fitted_solver_s() -> None:
+    velocity, latents = base()[0].condition(("a",)).velocity, torch.randn(1, 16, 8, 8)
+    walk = fit_walk(velocity, latents, uniform_grid(3))
+    network = solver(PREDICTOR).eval().requires_grad_(False)
+    network.config = replace(PREDICTOR, closing=(walk.plain(),))
+    fitted = FittedTable.of([walk], 16)
+    torch.testing.assert_close(inverted(network, 3), inverted(fitted, 3), rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])

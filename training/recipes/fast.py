@@ -39,7 +39,7 @@ class FastRecipe(Recipe):
         own: share of the walks that go up a way that the base has come down from white noise by as many Euler steps:
             its velocities are exact labels, of noise that is white.
         closing: photos that the closing fit is made on in the end, :mod:`..closing`; 0 for none. For the N and K that
-            are validated, in as many evaluations of each photo as N(2K + 9).
+            are validated, in as many evaluations of each photo as N(4K + 17).
         floor: share of the learning rate left at the end of its cosine.
         checks: stages, for a validation after each.
     """
