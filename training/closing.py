@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Sequence
+from functools import partial
 from itertools import product
 from typing import TYPE_CHECKING, Final
 
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from ..deepinv_core.flow import Velocity
 from ..deepinv_core.memory import in_parts
+from ..deepinv_core.methods.implicit import Known, Point
 from ..deepinv_core.solver import Predictor
 from ..deepinv_core.solver.fit import fit_evaluations, fit_walk
 from .validation import held_out, validate_solver
@@ -58,7 +60,7 @@ def _fits(run: Run, photos: int, base: Base, latents: LatentCache, checks: Check
     batch = next(latents.batches(photos, run.seed))
     clean = batch.latents.to(base.device, torch.float32)
     velocity, found = _InParts(base.condition(batch.names).velocity, base), []
-    for predict in (Predictor(run.trainee.average).predict, None):
+    for predict in (partial(_predict, run.trainee.average, base), None):
         walks = []
         for steps, refine in product(checks.steps, checks.refine):
             grid = base.grid(steps, clean)
@@ -74,6 +76,16 @@ def _with(network: Network, walks: Iterable[Walk | None]) -> Network:
     made, plain = copy.copy(network), [walk.plain() for walk in walks if walk is not None]
     made.config = type(network.config).from_dict({**network.config.to_dict(), "closing": plain})
     return made
+
+
+def _predict(network: Network, base: Base, point: Point) -> Tensor:
+    """The network's guess; of fewer images at once where memory runs out."""
+
+    def some(rows: slice) -> Tensor:
+        history = tuple(Known(known.sigma, known.velocity[rows]) for known in point.history)
+        return Predictor(network).predict(Point(point.z[rows], point.latent_clean[rows], point.step, history))
+
+    return in_parts(len(point.z), some, torch.cat, base.free)
 
 
 class _InParts:

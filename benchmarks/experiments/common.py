@@ -52,7 +52,7 @@ PAPER: Final = PaperRecipe(batch=8, lr=1e-3, eps=1e-8, average=0.995, rounds=1, 
 parameters), the average is over the last 200 updates, and one round of stored labels follows round 0 instead of three
 of two sweeps each. The curriculum, its passes and all weights are the recipe's own."""
 
-FAST: Final = FastRecipe(batch=32, warmup=100, average=0.99, checks=1)
+FAST: Final = FastRecipe(batch=32, warmup=100, average=0.99, checks=1, closing=0)
 """Ours for a minute or two: a smaller batch than the recipe's, and an average over fewer updates."""
 
 

@@ -290,7 +290,7 @@ def test_a_budget_of_minutes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(time, "monotonic", lambda: next(ticks))
     events: list[Event] = []
     train(tmp_path, FAST, Budget(minutes=0.5), PREDICTOR, stop=lambda event: events.append(event) or False)
-    ends = [event.seconds for event in events if event.rows][1:]
+    ends = [event.seconds for event in events if event.rows][1:3]  # the third is the closing fit
     assert ends == pytest.approx([15, 30], abs=2.0)
     trained = [event for event in events if steps(event)]
     assert all(one.seconds <= two.seconds and one.left >= 0 for one, two in itertools.pairwise(trained))
