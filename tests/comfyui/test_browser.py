@@ -29,17 +29,10 @@ PICTURE_LOADED = """end => {
 IN_DIALOG = "[...document.querySelectorAll('[role=dialog] img')]"
 
 
-@pytest.fixture(scope="module")
-def opened(server):
+@pytest.fixture
+def front_end(server):
     with open_front_end(server) as opened:
         yield opened
-
-
-@pytest.fixture
-def front_end(opened):
-    """The page, shared, without what went wrong in it before."""
-    opened.errors.clear()
-    return opened
 
 
 def test_unknown_node_is_noticed(front_end):
