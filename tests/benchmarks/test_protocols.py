@@ -65,9 +65,9 @@ def bench(tmp_path: Path) -> Path:
     folder = tmp_path / "PIE"
     cases = {}
     for key, category, source, target, mask in (
-        ("000000000000", "0", "cat", "[dog]", LEFT_HALF),
-        ("111000000001", "1", "[ship]", "[truck]", [512 * 100 + 50, 300]),
-        ("911000000002", "9", "horse", "[horse]", [0, 512 * 512]),
+        ("000000000000", "0", "shirt", "[dress]", LEFT_HALF),
+        ("111000000001", "1", "[red] skirt", "[blue] skirt", [512 * 100 + 50, 300]),
+        ("911000000002", "9", "hat", "[hat]", [0, 512 * 512]),
     ):
         path = f"{category}_kind/1_artificial/{key}.png"
         (folder / "annotation_images" / path).parent.mkdir(parents=True)

@@ -472,8 +472,8 @@ def test_an_added_block_changes_nothing_before_its_first_update() -> None:
     trainee.grow(0, 1)
     trainee.train_new(0, 1)
     assert all(map(torch.equal, trainee.average.parameters(), trainee.network.parameters()))
-    assert torch.equal(answer(trainee.network), old)
-    assert torch.equal(answer(trainee.average), average)
+    torch.testing.assert_close(answer(trainee.network), old)  # rounding may differ with where the weights lie
+    torch.testing.assert_close(answer(trainee.average), average)
     loss = (
         trainee.network(
             velocity=clean,
