@@ -63,7 +63,8 @@ def test_a_solver_is_trained_and_used(trained: Path, tmp_path: Path) -> None:
     )
     assert (summary["recipe"], summary["steps"], summary["images_seen"]) == ("fast", [2, 3], 32)
     assert summary["images_trained_on"] == 12 - 1 and summary["base_evaluations"] > 32
-    assert {row["stage"] for row in summary["validation"]} == {"before training", "part 2 of 2"}
+    stages = {row["stage"] for row in summary["validation"]} - {"before training"}
+    assert stages in ({"part 2 of 2"}, {"closing fit"}), "the better of the two, whichever it is on this model"
     assert all("psnr_to_vae" in row for row in summary["validation"])
     photo, out = trained / "photos" / "3.png", tmp_path / "out"
     chosen = ["--solver", str(trained / "s.safetensors"), "--steps", "4", "--output", str(out)]
