@@ -116,7 +116,7 @@ def test_brackets_are_stripped_and_nothing_else() -> None:
 def test_items_are_read_as_published(bench: Path) -> None:
     items = read_items(bench)
     assert [one.key for one in items] == ["000000000000", "111000000001", "911000000002"]
-    assert (items[1].source, items[1].target, items[1].category) == ("ship", "truck", "1")
+    assert (items[1].source, items[1].target, items[1].category) == ("red skirt", "blue skirt", "1")
     assert [one.category for one in read_items(bench, ("9", "0"))] == ["0", "9"]
 
 
