@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -29,7 +29,10 @@ class BaseModel:
         solver_path: the solver shipped for it, if any.
         fit_path: the fitted one, likewise.
         image_size: side in pixels the model was trained at when it has only one, else None.
+        velocity_class: how its transformer's answer becomes a velocity.
     """
+
+    velocity_class: ClassVar[type[TransformerVelocity]] = TransformerVelocity
 
     name: str
     info: BaseInfo
@@ -80,4 +83,4 @@ class BaseModel:
         """The velocity under a prompt, or one a latent; with ``cfg`` other than 1 two base evaluations a call."""
         away = self.condition(negative) if cfg != 1 else None
         towards = self.condition(prompt) if isinstance(prompt, str) else self.prompts(prompt)
-        return TransformerVelocity(self.transformer, towards, away, cfg=cfg)
+        return self.velocity_class(self.transformer, towards, away, cfg=cfg)

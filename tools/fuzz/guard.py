@@ -10,7 +10,6 @@ import contextlib
 import os
 import re
 import shutil
-import signal
 import sys
 import time
 import traceback
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from ...deepinv_core.errors import DeepInvError
+from ..alarm import alarm
 from .cases import Case, make_case
 from .mutations import Mutation
 from .pickles import DECOY
@@ -169,23 +169,9 @@ def listing(folder: Path) -> dict[str, tuple[int, int, int]]:
     return found
 
 
-@contextlib.contextmanager
-def limited(seconds: float) -> Iterator[None]:
+def limited(seconds: float) -> contextlib.AbstractContextManager[None]:
     """Raise :class:`TooSlow` after that much processor time, where the system can."""
-    if not hasattr(signal, "SIGPROF"):
-        yield
-        return
-
-    def late(*_: object) -> None:
-        raise TooSlow
-
-    before = signal.signal(signal.SIGPROF, late)
-    signal.setitimer(signal.ITIMER_PROF, seconds)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_PROF, 0)
-        signal.signal(signal.SIGPROF, before)
+    return alarm(seconds, TooSlow, processor=True)
 
 
 # --- files and programs ----------------------------------------------------------------------------------------------

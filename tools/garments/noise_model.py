@@ -11,8 +11,8 @@ weights, half precision.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 import torch.nn as nn
@@ -104,13 +104,7 @@ class NoiseVelocity(TransformerVelocity):
 class NoiseBase(BaseModel):
     """A :class:`BaseModel` whose transformer predicts noise."""
 
-    def velocity(
-        self, prompt: str | Sequence[str] = "", *, cfg: float = 1.0, negative: str = ""
-    ) -> TransformerVelocity:
-        """As the parent's."""
-        away = self.condition(negative) if cfg != 1 else None
-        towards = self.condition(prompt) if isinstance(prompt, str) else self.prompts(prompt)
-        return NoiseVelocity(self.transformer, towards, away, cfg=cfg)
+    velocity_class: ClassVar[type[TransformerVelocity]] = NoiseVelocity
 
 
 def noise_base(transformer: nn.Module) -> NoiseBase:

@@ -173,10 +173,8 @@ def recoloured(images: Tensor, generator: torch.Generator) -> Tensor:
     lighter or darker with it, so that a yellow is not the olive of a dark blue; the rest stays. Reds and browns are
     left, as floors have their hue, and so are faint colours.
     """
-    height, width = images.shape[-2:]
-    middle = images[..., round(0.344 * height) : round(0.656 * height), round(0.344 * width) : round(0.656 * width)]
-    hue, saturation, value = _hue(middle.flatten(2).median(-1).values[..., None, None])
-    turned = (hue[:, 0, 0] > 75) & (hue[:, 0, 0] < 345) & (saturation[:, 0, 0] > 0.28) & (value[:, 0, 0] > 0.26)
+    hue, saturation, value = (part[:, None, None] for part in _middle(images))
+    turned = (hue > 75) & (hue < 345) & (saturation > 0.28) & (value > 0.26)
     h, s, v = _hue(images)
     draw = torch.rand(4, len(images), 1, 1, generator=generator).to(images)
     edges = torch.tensor(HUES, device=images.device)
@@ -184,11 +182,20 @@ def recoloured(images: Tensor, generator: torch.Generator) -> Tensor:
     aim = torch.lerp(edges[band], edges[band + 1], draw[0])
     bright, strong = 0.4 + 0.5 * draw[1], 0.45 + 0.45 * draw[2]
     away = (h - hue + 180) % 360 - 180
-    mask = torch.exp(-((away / 30) ** 4)) * ((s - 0.08) / 0.12).clamp(0, 1) * turned[:, None, None]
+    mask = torch.exp(-((away / 30) ** 4)) * ((s - 0.08) / 0.12).clamp(0, 1) * turned
     new_v = v.clamp_min(1e-4) ** (bright.log() / value.clamp(0.05, 0.97).log()).clamp(0.35, 2)
     new_s = s.clamp_min(1e-4) ** (strong.log() / saturation.clamp(0.1, 0.97).log()).clamp(0.4, 2)
     made = _rgb((aim + away) % 360, new_s.clamp(0, 1), new_v.clamp(0, 1))
     return torch.lerp(images, made, mask[:, None])
+
+
+def _middle(images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """:func:`_hue` of the median of each picture's middle third, ``[N]`` each."""
+    height, width = images.shape[-2:]
+    middle = images[..., round(0.344 * height) : round(0.656 * height), round(0.344 * width) : round(0.656 * width)]
+    medians = middle.flatten(2).contiguous().median(-1).values
+    hue, saturation, value = (part[:, 0, 0] for part in _hue(medians[..., None, None]))
+    return hue, saturation, value
 
 
 def _hue(images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -213,11 +220,7 @@ def colours(images: Tensor) -> Tensor:
 
     The median of the middle third, named by its hue, saturation and brightness.
     """
-    height, width = images.shape[-2:]
-    top, bottom, left, right = round(0.344 * height), round(0.656 * height), round(0.344 * width), round(0.656 * width)
-    medians = images[..., top:bottom, left:right].flatten(2).contiguous().median(-1).values
-    hue, saturation, value = (part[:, 0, 0] for part in _hue(medians[..., None, None]))
-
+    hue, saturation, value = _middle(images)
     found = torch.full_like(value, COLOURS.index("pink"), dtype=torch.long)
 
     def name(where: Tensor, colour: str) -> None:

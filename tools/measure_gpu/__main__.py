@@ -13,23 +13,21 @@ from __future__ import annotations
 import argparse
 import logging
 import shutil
-import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from types import FrameType
 from typing import Final
 
 import torch
 
 from ...benchmarks.store import Store
 from ...benchmarks.tables import fill
+from ..alarm import alarm
 from . import agreement, comfyui, full_size, out_of_memory, page, syncs
 from .device import describe
 from .run import Run
@@ -68,31 +66,12 @@ def sections(run: Run) -> list[Section]:
     return [*found, Section("ComfyUI", 50, comfyui.measure)]
 
 
-@contextmanager
-def limited(seconds: float) -> Iterator[None]:
-    """Raise :class:`OutOfTime` in what takes longer, where the system has such an alarm."""
-    if not hasattr(signal, "setitimer"):
-        yield
-        return
-
-    def ring(number: int, frame: FrameType | None) -> None:
-        raise OutOfTime
-
-    before = signal.signal(signal.SIGALRM, ring)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
-
-
 def go(run: Run, section: Section, seconds: float) -> None:
     """Measure one section, and record how it ended."""
     began, ended = time.monotonic(), "whole"
     run.until = began + 0.9 * seconds
     try:
-        with limited(seconds):
+        with alarm(seconds, OutOfTime):
             section.measure(run)
     except OutOfTime:
         ended = "cut off: its share of the time was over"

@@ -10,12 +10,12 @@ from typing import Final, NamedTuple
 import torch
 from torch import Tensor
 
+from ...deepinv_core import demo
 from ...deepinv_core.flow import relative_error
-from ...deepinv_core.images import load_photo
 from ...deepinv_core.inversion import invert, latent_snr, reconstruct
 from ...deepinv_core.methods import Method, Options, make_method
 from ...deepinv_core.models.base_model import BaseModel
-from ...deepinv_core.models.embedded import LAYOUTS, PHOTOS_FOLDER, load_embedded
+from ...deepinv_core.models.embedded import LAYOUTS, image_size, load_embedded
 from ...deepinv_core.runs import best_grid, bound_solver
 from ...deepinv_core.solver import Solver
 from .run import Run
@@ -41,7 +41,6 @@ ROUNDINGS: Final = 16
 """Of the CPU's float32; the CPU's own bfloat16 and float16 are within 3, its float32 within 8 of its float64."""
 
 STEPS: Final = 8
-PICTURES: Final = (".png", ".jpg")
 
 
 class Trip(NamedTuple):
@@ -88,8 +87,7 @@ def on(model: BaseModel, device: torch.device | str, dtype: torch.dtype = torch.
 
 def photographs(model: BaseModel, count: int) -> Tensor:
     """Clean latents of the included photographs."""
-    paths = sorted(path for path in PHOTOS_FOLDER.iterdir() if path.suffix in PICTURES)
-    return model.encode(torch.cat([load_photo(path, side=model.image_size)[0] for path in paths[:count]]))
+    return model.encode(demo.photographs(image_size())[:count])
 
 
 def measure(run: Run) -> None:
