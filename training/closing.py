@@ -6,10 +6,10 @@ A network that is not trained enough is no good feature to begin a fit from: fit
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from functools import partial
 from itertools import product
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
 from torch import Tensor
@@ -33,7 +33,7 @@ CLOSING: Final = "closing fit"
 """Of the validation's rows, in the place of a stage."""
 
 
-def close(run: Run, photos: int, base: Base, latents: LatentCache, checks: Checks) -> None:
+def close(run: Run, photos: int, base: Base, latents: LatentCache, checks: Checks, alone: list[dict[str, Any]]) -> None:
     """Give the trained network the fits that do better than it does alone on held-out images, and save it.
 
     Args:
@@ -42,15 +42,17 @@ def close(run: Run, photos: int, base: Base, latents: LatentCache, checks: Check
         base: the base model.
         latents: to fit on, and those held out.
         checks: a fit for each N and K of them.
+        alone: what these say of the network alone; empty where they have not been asked since it came to its end.
     """
     network, held = run.trainee.average, held_out(latents, checks, run.workers)
     if not photos or not held or any(row["stage"] == CLOSING for row in run.rows):
         return
-    none: Sequence[Walk | None] = [None] * len(checks.steps) * len(checks.refine)
-    tried: list[Sequence[Walk | None]] = [none, *_fits(run, photos, base, latents, checks)]
-    rows = [validate_solver(_with(network, walks), held, base, checks, run.validating) for walks in tried]
+    fits: list[list[Walk]] = _fits(run, photos, base, latents, checks)
+    tried = [network, *(_with(network, walks) for walks in fits)]
+    rows = [alone] if alone else []
+    rows += [validate_solver(one, held, base, checks, run.validating) for one in tried[len(rows) :]]
     best = [max(range(len(tried)), key=lambda one: rows[one][at]["latent_snr_db"]) for at in range(len(rows[0]))]
-    run.trainee.close(_with(network, [tried[one][at] for at, one in enumerate(best)]).config)
+    run.trainee.close(_with(network, [fits[one - 1][at] for at, one in enumerate(best) if one]).config)
     run.validated(CLOSING, [rows[one][at] for at, one in enumerate(best)])
     run.save()
 
@@ -71,9 +73,9 @@ def _fits(run: Run, photos: int, base: Base, latents: LatentCache, checks: Check
     return found
 
 
-def _with(network: Network, walks: Iterable[Walk | None]) -> Network:
+def _with(network: Network, walks: Iterable[Walk]) -> Network:
     """The network, of the same tensors, with a closing fit of these walks."""
-    made, plain = copy.copy(network), [walk.plain() for walk in walks if walk is not None]
+    made, plain = copy.copy(network), [walk.plain() for walk in walks]
     made.config = type(network.config).from_dict({**network.config.to_dict(), "closing": plain})
     return made
 

@@ -130,9 +130,10 @@ def _loop(
         run.micro_batch_found(accumulation.size)
         run.tell_of_overshoot(seconds)
     if not run.rows:
-        rows = validate_baselines(held_out(latents, checks, workers), base, checks, run.validating)
-        run.validated("before training", rows)
+        before = validate_baselines(held_out(latents, checks, workers), base, checks, run.validating)
+        run.validated("before training", before)
 
+    rows = []
     for stage in stages[run.position.stage :]:
         evaluations = objective.enter(
             stage, trainee.average, latents, run.folder, fresh=run.fresh, progress=run.preparing(stage)
@@ -156,4 +157,4 @@ def _loop(
         run.stage_done(stage, rows, objective)
         if run.rows:
             plot(run.losses, run.rows, run.folder / PLOT)
-    close(run, objective.closing, base, latents, checks)
+    close(run, objective.closing, base, latents, checks, rows)

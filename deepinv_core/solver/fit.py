@@ -83,10 +83,7 @@ def fit_walk(
         at = features(Point(z, latents, step, known), history, predict)
         fit = _StepFit(v, z, step, at, width, ridge)
         before = grid[i] - grid[i - 1] if i > 1 and history > 1 else 0.0
-        ahead = step.h / before if before else 0.0
-        count_ = len(at.tensors)
-        prior = [1 + ahead, -ahead, *[0.0] * count_][:count_] if predict is None else [*[0.0] * (count_ - 1), 1.0]
-        x = fit.guess(prior, guess[i])
+        x = fit.guess(_begin_from(len(at.tensors), step.h / before if before else 0.0, predict is not None), guess[i])
         seen = Seen(change if walk.damped else None, guess[i, : len(known)].tolist())
         for k in range(refine + 1):
             x = fit.result(x, seen, result[i, k])
@@ -96,6 +93,17 @@ def fit_walk(
             callback(Progress(i + 1, count, step.sigma_next, z, z - step.sigma_next * x))
     v.raise_if_not_finite()
     return walk
+
+
+def _begin_from(count: int, ahead: float, predicted: bool) -> list[float]:
+    """The coefficients of ``count`` features that a step's fit begins with.
+
+    ``ahead`` is the step's length over the last one's, 0 where the guess can't be extrapolated. A network's guess, the
+    last feature, stands alone.
+    """
+    if predicted:
+        return [*[0.0] * (count - 1), 1.0]
+    return [1 + ahead, -ahead, *[0.0] * count][:count]
 
 
 @dataclass
