@@ -210,7 +210,7 @@ class Run:
         if args.start:
             model.load_state_dict({name: value.float() for name, value in load_file(args.start).items()})
         log.info("%.2f M parameters", sum(p.numel() for p in model.parameters()) / 1e6)
-        self.trainee = Trainee(model, weight_decay=0.02, decay=0.9995)
+        self.trainee = Trainee(model, weight_decay=0.02, decay=1 - 1 / min(2000, 1 + args.steps // 10))
         self.done = self.trainee.resume(folder)
         self._error = error
         if args.teacher:

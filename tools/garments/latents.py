@@ -45,16 +45,13 @@ class Encoder:
     def __init__(self, file: Path, device: str) -> None:
         vae, self._gain = load_vae(file)
         self._vae = vae.to(device, memory_format=torch.channels_last)
-        self._device = device
-
-    def receive(self, pictures: Tensor) -> Tensor:
-        """Pictures of 0 to 255 on the device, in [0, 1]."""
-        return pictures.to(self._device).float() / 255
+        self.device = device
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """``[B, 3, H, W]`` in [0, 1] to latents ``[B, 16, H/8, W/8]`` (half) and colours ``[B]``."""
-        with torch.autocast(self._device, torch.bfloat16):
+        images = images.to(self.device)
+        with torch.autocast(self.device, torch.bfloat16):
             latents = encode(self._vae, images.contiguous(memory_format=torch.channels_last)).float()
         return (latents / self._gain).half().cpu(), colours(images).to("cpu", torch.int8)
 
@@ -82,7 +79,7 @@ def encode_crops(
     for (height, width), (pictures, rows) in crops.items():
         encoded = []
         for part in pictures.split(256):
-            images = encoder.receive(part)
+            images = part.to(encoder.device).float() / 255
             again = (torch.rand(len(part), generator=generator) < RECOLOURED).view(-1, 1, 1, 1).to(images.device)
             encoded.append(encoder(torch.where(again, recoloured(images, generator), images)))
         name = f"{height}x{width}"
@@ -93,7 +90,7 @@ def encode_crops(
 
 def encode_middles(photos: Photos, encoder: Encoder, name: str) -> dict[str, Tensor]:
     """The middle crop of every photograph."""
-    encoded = [encoder(encoder.receive(part)) for part in (255 * centre_crops(photos, SIDE, SIDE)).split(256)]
+    encoded = [encoder(part) for part in centre_crops(photos, SIDE, SIDE).split(256)]
     z, c = (torch.cat(part) for part in zip(*encoded, strict=True))
     return {f"{name}.latents": z, f"{name}.colours": c, f"{name}.garments": photos.garments.to(torch.int8)}
 

@@ -11,16 +11,15 @@ from typing import Any
 
 import torch
 
-from ...deepinv_core.demo import PHOTOS, photograph
+from ...deepinv_core.demo import photographs
 from ...deepinv_core.editing import EditOptions, edit, flow_edit
 from ...deepinv_core.errors import DeepInvError
 from ...deepinv_core.flow import Velocity
-from ...deepinv_core.images import load_photo
 from ...deepinv_core.inversion import Inversion, invert, reconstruct
 from ...deepinv_core.methods import METHODS, Options, make_method
 from ...deepinv_core.models.base_model import BaseModel
 from ...deepinv_core.models.embedded import load_embedded
-from ...deepinv_core.models.transformer import Conditioning, predict
+from ...deepinv_core.models.transformer import Conditioning
 from ...deepinv_core.schedule import resolution_grid, shifted_grid, uniform_grid
 from ...deepinv_core.solver import KINDS, Solver, bind, load_solver
 from ...tests.core.tiny_training import CORRECTOR, solver
@@ -67,24 +66,7 @@ def model(kind: str = "sd3", dtype: torch.dtype = torch.float32) -> BaseModel:
 @cache
 def latents(kind: str = "sd3", count: int = 3) -> torch.Tensor:
     """The shipped photographs' clean latents."""
-    photos = [load_photo(photograph(name), side=64)[0] for name in list(PHOTOS)[:count]]
-    return model(kind).encode(torch.cat(photos))
-
-
-class RowPrompts:
-    """An embedded model under a prompt for each row of the batch."""
-
-    sigma_min, cost = 1e-3, 1
-
-    def __init__(self, base: BaseModel, prompts: tuple[str, ...]) -> None:
-        self._transformer, found = base.transformer, [base.condition(prompt) for prompt in prompts]
-        self.context = torch.cat([one.context for one in found])
-        self.pooled = torch.cat([one.pooled for one in found])
-
-    @torch.no_grad()
-    def __call__(self, z: torch.Tensor, sigma: float) -> torch.Tensor:
-        """Each row under its own."""
-        return predict(self._transformer, z, torch.full((len(z),), sigma), self.context, self.pooled)
+    return model(kind).encode(photographs(64)[:count])
 
 
 @cache
@@ -97,7 +79,7 @@ def network(kind: str, role: str) -> Any:
     return load_solver(shipped).solver.requires_grad_(False)
 
 
-def bound(kind: str, role: str, prompt: Conditioning | RowPrompts) -> Solver | None:
+def bound(kind: str, role: str, prompt: Conditioning) -> Solver | None:
     """A network under its prompt; None for the methods without."""
     return bind(network(kind, role), prompt.context, prompt.pooled) if role else None
 
@@ -213,9 +195,10 @@ def batch_against_singles(kind: str, steps: int = 6) -> dict[str, float]:
     base, z, grid = model(kind), latents(kind), uniform_grid(steps)
     mask, stops = masks(len(z)), []
     worst: dict[str, float] = {}
-    sources = [RowPrompts(base, PROMPTS), *(RowPrompts(base, (prompt,)) for prompt in PROMPTS)]
-    others = ("skirt", "blue pants", "pink")
-    targets = [RowPrompts(base, others), *(RowPrompts(base, (prompt,)) for prompt in others)]
+    asked, others = (
+        [prompts, *((prompt,) for prompt in prompts)] for prompts in (PROMPTS, ("skirt", "blue pants", "pink"))
+    )
+    sources, targets = ([base.velocity(prompts) for prompts in each] for each in (asked, others))
     parts = [slice(None), *(slice(i, i + 1) for i in range(len(z)))]
 
     def compare(label: str, results: list[torch.Tensor]) -> None:
@@ -223,8 +206,8 @@ def batch_against_singles(kind: str, steps: int = 6) -> dict[str, float]:
 
     for label, case in {**CASES, **STOPPING}.items():
         walks = [
-            there_and_back(source, z[rows], grid, case, bound(kind, case[2], source))
-            for source, rows in zip(sources, parts, strict=True)
+            there_and_back(source, z[rows], grid, case, bound(kind, case[2], base.prompts(prompts)))
+            for source, prompts, rows in zip(sources, asked, parts, strict=True)
         ]
         compare(label, [up.noise for up, _, _ in walks])
         compare(label, [back for _, back, _ in walks])
