@@ -25,6 +25,9 @@ from .vae import SIDE
 PLACES = 3
 """The last layer is averaged to this many places a side."""
 
+ALEXNET_SIDE = 224
+"""Pictures are enlarged to what AlexNet was trained on: it knows things by their size."""
+
 
 class Classifier(nn.Module):
     """Images ``[B, 3, 128, 128]`` in [0, 1] to logits ``[B, 10]`` over :data:`.photos.GARMENTS`."""
@@ -40,7 +43,10 @@ class Classifier(nn.Module):
     def features(self, images: Tensor) -> Tensor:
         """What the head sees, ``[B, 2304]``, of about unit length a place."""
         mean, deviation = (images.new_tensor(c).view(3, 1, 1) for c in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
-        parts = [F.adaptive_avg_pool2d(self.body((x - mean) / deviation), PLACES) for x in images.split(128)]
+        parts = []
+        for part in images.split(64):
+            x = F.interpolate((part - mean) / deviation, ALEXNET_SIDE, mode="bilinear")
+            parts.append(F.adaptive_avg_pool2d(self.body(x), PLACES))
         return F.normalize(torch.cat(parts), dim=1).flatten(1)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -58,8 +64,8 @@ def load_classifier(path: Path) -> Classifier:
 
 @torch.no_grad()
 def named(classifier: Classifier, images: Tensor) -> Tensor:
-    """The garment each picture is taken for, an index into :data:`.photos.GARMENTS`, ``[B]``."""
-    return classifier(images).argmax(1)
+    """The garment each picture and its mirror image are taken for, an index into :data:`.photos.GARMENTS`, ``[B]``."""
+    return (classifier(images) + classifier(images.flip(3))).argmax(1)
 
 
 def main() -> None:

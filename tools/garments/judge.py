@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -56,10 +57,11 @@ OPPONENT: Final = (
 
 @torch.no_grad()
 def sample(model: BaseModel, prompt: str, count: int, *, seed: int) -> Tensor:
-    """``count`` pictures of a prompt at :data:`CFG`, ``[count, 3, 128, 128]``."""
+    """``count`` pictures of a prompt at :data:`CFG`, ``[count, 3, 128, 128]``, the model in bf16."""
     noise = torch.randn(count, 16, SIDE // 8, SIDE // 8, generator=torch.Generator().manual_seed(seed))
     velocity = model.velocity(prompt, cfg=CFG)
-    return model.decode(integrate(velocity, noise, uniform_grid(STEPS).flip(0), Euler()).z)
+    with torch.autocast("cpu", torch.bfloat16):
+        return model.decode(integrate(velocity, noise, uniform_grid(STEPS).flip(0), Euler()).z).float()
 
 
 def judge_samples(model: BaseModel, classifier: Classifier, count: int) -> tuple[dict[str, Any], Tensor]:
@@ -87,43 +89,56 @@ def _share(right: Tensor) -> float:
     return round(float(right.float().mean()), 4)
 
 
-@torch.no_grad()
-def nearest(pictures: Tensor, known: Tensor, model: BaseModel, network: Lpips) -> dict[str, Tensor]:
-    """Of each picture, its distance to the nearest of ``known``, mirrored too: in latents, and perceptually.
+@dataclass(frozen=True)
+class Known:
+    """The training photographs and their mirror images, ``[N, 3, 128, 128]``, and their latents ``[N, D]``."""
 
-    Returns:
-        ``latent [N]``: root mean square difference of latents. ``lpips [N]``: the smallest of the 24 nearest in
-        latents. ``which [N]``: the row in ``known``, mirrored ones after the others, that is nearest perceptually.
-    """
-    both = torch.cat([known, known.flip(-1)])
-    flat = torch.cat([model.encode(part).flatten(1) for part in both.split(100)])
-    latent, perceptual, which = [], [], []
-    for picture in pictures.split(1):
-        distances = torch.cdist(model.encode(picture).flatten(1), flat)[0]
-        close = distances.topk(24, largest=False).indices
-        seen = network(picture.expand(len(close), -1, -1, -1), both[close])
-        latent.append(distances.min() / flat.shape[1] ** 0.5)
-        perceptual.append(seen.min())
-        which.append(close[seen.argmin()])
-    return {"latent": torch.stack(latent), "lpips": torch.stack(perceptual), "which": torch.stack(which)}
+    pictures: Tensor
+    latents: Tensor
+
+    @classmethod
+    @torch.no_grad()
+    @torch.autocast("cpu", torch.bfloat16)
+    def of(cls, pictures: Tensor, model: BaseModel) -> Known:
+        """Encoded in bf16: distances are told to two places."""
+        both = torch.cat([pictures, pictures.flip(-1)])
+        return cls(both, torch.cat([model.encode(part).flatten(1).float() for part in both.split(100)]))
+
+    @torch.no_grad()
+    def nearest(self, pictures: Tensor, model: BaseModel, network: Lpips) -> dict[str, Tensor]:
+        """Of each picture, its distance to the nearest of these: in latents, and perceptually.
+
+        Returns:
+            ``latent [N]``: root mean square difference of latents. ``lpips [N]``: the smallest of the 24 nearest in
+            latents. ``which [N]``: the row that is nearest perceptually.
+        """
+        latent, perceptual, which = [], [], []
+        for picture in pictures.split(1):
+            distances = torch.cdist(model.encode(picture).flatten(1), self.latents)[0]
+            close = distances.topk(24, largest=False).indices
+            seen = network(picture.expand(len(close), -1, -1, -1), self.pictures[close])
+            latent.append(distances.min() / self.latents.shape[1] ** 0.5)
+            perceptual.append(seen.min())
+            which.append(close[seen.argmin()])
+        return {"latent": torch.stack(latent), "lpips": torch.stack(perceptual), "which": torch.stack(which)}
 
 
-def judge_memory(
-    samples: Tensor, held_out: Tensor, known: Tensor, model: BaseModel, network: Lpips
-) -> tuple[dict[str, Any], Image.Image]:
-    """Whether samples lie nearer to training photographs than held-out photographs do, and the ten closest pairs."""
-    both = torch.cat([known, known.flip(-1)])
-    figures: dict[str, Any] = {}
-    for title, pictures in (("held_out", held_out), ("samples", samples)):
-        found = nearest(pictures, known, model, network)
-        for distance in ("latent", "lpips"):
-            quantiles = found[distance].quantile(torch.tensor([0.0, 0.05, 0.5]))
-            figures[f"{title}_{distance}"] = dict(
-                zip(("least", "5 %", "median"), [round(q, 4) for q in quantiles.tolist()], strict=True)
-            )
-    closest = found["lpips"].argsort()[:PAIRS]
-    rows = [[samples[int(i)] for i in closest], [both[int(found["which"][i])] for i in closest]]
-    return figures, contact_sheet(rows, [f"{float(found['lpips'][i]):.2f}" for i in closest], cell=SIDE)
+def quantiles(found: dict[str, Tensor]) -> dict[str, dict[str, float]]:
+    """Of both distances that :meth:`Known.nearest` found."""
+    places = torch.tensor([0.0, 0.05, 0.5])
+    return {
+        name: dict(
+            zip(("least", "5 %", "median"), [round(q, 4) for q in found[name].quantile(places).tolist()], strict=True)
+        )
+        for name in ("latent", "lpips")
+    }
+
+
+def closest(samples: Tensor, found: dict[str, Tensor], known: Known) -> Image.Image:
+    """The ten samples nearest to a training photograph, each above it."""
+    chosen = found["lpips"].argsort()[:PAIRS]
+    rows = [[samples[int(i)] for i in chosen], [known.pictures[int(found["which"][i])] for i in chosen]]
+    return contact_sheet(rows, [f"{float(found['lpips'][i]):.2f}" for i in chosen], cell=SIDE)
 
 
 def measure_opponent(model: BaseModel, images: Tensor) -> dict[str, float]:
@@ -160,17 +175,15 @@ def parts(folder: Path) -> dict[str, str]:
         ["scikit-image's photographs", f"{vae['scikit_image_psnr']:.1f} mean ({each})"],
     ]
     seen = [["held-out photographs", f"{numbers['classifier_on_test_photos']:.1%}", ""]]
-    memory, opponent = [], []
+    memory = [_distances("held-out photographs", numbers["held_out_to_nearest_training_photograph"])]
+    opponent = []
     for kind in LAYOUTS:
         found = numbers[kind]
         by_word = found["garment_right_by_garment"] | found["colour_right_by_colour"]
         least = ", ".join(f"{word} {by_word[word]:.0%}" for word in sorted(by_word, key=by_word.__getitem__)[:4])
         shares = f"{found['garment_right']:.1%}", f"{found['colour_right']:.1%}; least: {least}"
         seen.append([f"{found['samples']:,} samples, {kind.upper()} layout", *shares])
-        for who in ("held_out", "samples"):
-            nearest = (found["nearest_training_photograph"][f"{who}_{distance}"] for distance in ("latent", "lpips"))
-            cells = [" / ".join(f"{value:.2f}" for value in one.values()) for one in nearest]
-            memory.append([f"{kind.upper()} layout: {who.replace('_', '-')}", *cells])
+        memory.append(_distances(f"samples, {kind.upper()} layout", found["nearest_training_photograph"]))
         opponent.append([f"{kind.upper()} layout", *(f"{value:.1f}" for value in found["latent_snr_db"].values())])
     names = [f"{method}{f' K = {k}' if k else ''}, {steps} steps" for _, method, k, steps in OPPONENT]
     tables = {
@@ -185,6 +198,10 @@ def parts(folder: Path) -> dict[str, str]:
     shown = "![{1} layout: ten samples nearest to a training photograph, each above it](embedded_model/nearest_{0}.jpg)"
     found["memory"] += "".join(f"\n\n{shown.format(kind, kind.upper())}" for kind in LAYOUTS)
     return found
+
+
+def _distances(who: str, found: dict[str, dict[str, float]]) -> list[str]:
+    return [who, *(" / ".join(f"{value:.2f}" for value in found[name].values()) for name in ("latent", "lpips"))]
 
 
 def _files(numbers: dict[str, Any]) -> list[list[str]]:
@@ -225,25 +242,29 @@ def measure(args: argparse.Namespace, output: Path) -> None:
     """Write ``measured.json`` and the pictures."""
     network = load_lpips(args.lpips)
     classifier = load_classifier(args.classifier)
-    known, _ = fitted(args.data, "train", SIDE)
+    pictures, _ = fitted(args.data, "train", SIDE)
     test, garments = fitted(args.data, "test", SIDE)
-    numbers: dict[str, Any] = {"classifier_on_test_photos": _share(named(classifier, test) == garments)}
+    model = load_embedded(LAYOUTS[0])
+    numbers: dict[str, Any] = {
+        "classifier_on_test_photos": _share(named(classifier, test) == garments),
+        "vae": judge_vae(model, test),
+    }
+    known = Known.of(pictures, model)
+    numbers["held_out_to_nearest_training_photograph"] = quantiles(known.nearest(test[:200], model, network))
     for kind in LAYOUTS:
         model = load_embedded(kind)
-        if kind == LAYOUTS[0]:
-            numbers["vae"] = judge_vae(model, test)
         log.info("%s", kind)
         figures, images = judge_samples(model, classifier, args.samples)
         grid = images.view(len(GARMENTS), len(COLOURS), args.samples, *images.shape[1:])[:, :, 0]
         rows = [list(grid[:, COLOURS.index(colour)]) for colour in SHOWN]
         contact_sheet(rows, GARMENTS, cell=SIDE).save(output / f"samples_{kind}.jpg", quality=88)
         some = images[torch.randperm(len(images), generator=torch.Generator().manual_seed(4))[:200]]
-        memory, pairs = judge_memory(some, test[:200], known, model, network)
-        pairs.save(output / f"nearest_{kind}.jpg", quality=88)
+        found = known.nearest(some, model, network)
+        closest(some, found, known).save(output / f"nearest_{kind}.jpg", quality=88)
         numbers[kind] = {
             "parameters": sum(p.numel() for p in model.transformer.parameters()),
             **figures,
-            "nearest_training_photograph": memory,
+            "nearest_training_photograph": quantiles(found),
             "latent_snr_db": measure_opponent(model, test[:64]),
         }
         log.info("%s", json.dumps(numbers[kind]))
