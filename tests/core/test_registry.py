@@ -55,6 +55,24 @@ def test_name_and_version_have_the_form_that_is_asked_for(settings: dict[str, An
     assert tool["PublisherId"] and tool["DisplayName"] and re.fullmatch(r">=\d+\.\d+\.\d+", tool["requires-comfyui"])
 
 
+def test_one_version_is_told_everywhere(settings: dict[str, Any]) -> None:
+    """What is installed says the same in test_shipped_tree.py."""
+    version = settings["project"]["version"]
+    for name, form in (("CITATION.cff", r"^version: (.+)$"), ("CHANGELOG.md", r"^## (.+)$")):
+        found = re.search(form, (ROOT / name).read_text(encoding="utf-8"), re.MULTILINE)
+        assert found and found[1] == version, name
+
+
+def test_addresses_for_the_registry_lead_into_the_repository(settings: dict[str, Any]) -> None:
+    """There is no public one yet: then no address; else the icon's is of the file here, in that repository."""
+    icon, urls = settings["tool"]["comfy"]["Icon"], settings["project"].get("urls", {})
+    drawn = (ROOT / "web" / "icon.svg").read_text(encoding="utf-8")
+    assert re.search(r'width="(\d+)" height="(\d+)"', drawn).groups() == ("400", "400"), "at most, says the registry"
+    owner = "/".join(urls.get("Repository", "").rstrip("/").split("/")[-2:])
+    assert bool(icon) == bool(owner) == bool(urls)
+    assert not icon or (icon.startswith("https://") and f"/{owner}/" in icon and icon.endswith("/web/icon.svg"))
+
+
 def test_the_pack_installs_only_packages_of_the_registry_of_python_and_never_torch(settings: dict[str, Any]) -> None:
     lines = [line for line in (ROOT / "requirements.txt").read_text().splitlines() if line and not line.startswith("#")]
     wanted = [Requirement(line) for line in lines]
