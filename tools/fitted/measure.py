@@ -1,11 +1,11 @@
 r"""Fitted solvers beside the training-free methods: writes ``docs/fitted/NAME.jsonl``, of which docs/fitted.md is made.
 
-    python -m comfyui_deepinv.tools.fitted.measure FOLDER encode --models sd3 flux
-    python -m comfyui_deepinv.tools.fitted.measure FOLDER measure --models sd3 --device cuda
-    python -m comfyui_deepinv.tools.fitted.measure FOLDER report
+    python -m comfyui_deepinv.tools.fitted.measure measure --models sd3 --device cuda
+    python -m comfyui_deepinv.tools.fitted.measure measure --models sd3 --steps 8 16 --cfg 4 --photos 8
+    python -m comfyui_deepinv.tools.fitted.measure report
 
-What ``encode`` makes of held-out photographs lies in FOLDER and is all that ``measure`` reads. Grids are chosen on the
-model's own samples, a fitted walk's and a training-free method's alike; the photographs only judge.
+Grids are chosen on the model's own samples, a fitted walk's and a training-free method's alike; the photographs only
+judge. Under guidance only the best grids are measured, into ``NAME_cfgCFG.jsonl``.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from ...deepinv_core.solver.fit_solver import LEVEL, Fit, FitBase, FitPlan, fit_
 from ...deepinv_core.solver.fit_state import FitState
 from ...deepinv_core.solver.fitted import FittedTable
 from .report import write
-from .subjects import Subject, encode, load
+from .subjects import GUIDED, Subject, load
 
 STEPS: Final = (4, 8, 16)
 REFINE: Final = (0, 1, 2)
@@ -72,21 +72,22 @@ class Measuring:
         spent = {"seconds": round(time.perf_counter() - began, 2), "sigmas": [round(s, 5) for s in grid.tolist()]}
         self.put({**numbers, **levels, **whiteness(noise), **spent})
 
-    def fitted(self, fit: Fit, steps: int, refine: int, which: str) -> Tensor:
-        """A row of a fit's walk; returns its grid."""
+    def fitted(self, fit: Fit, steps: int, refine: int, which: str = "best") -> None:
+        """A row of a fit's walk."""
         place = fit.plan.walks.index((steps, refine))
         walk, channels = fit.walks[place], self.subject.info.channels
         solver = bind(FittedTable.of([walk], channels), None, None)
         method = make_method("deepinv", Options(refine=refine), solver=solver)
         self.row("fitted", refine, walk.sigmas, method, solver.cost(steps, refine), which)
-        return walk.sigmas
 
-    def free(self, name: str, k: int | None, steps: int, grids: list[Tensor]) -> None:
-        """Rows of a training-free method: the uniform grid, and the best on the samples."""
-        method, nfe = make_method(name, Options(refine=k)), METHODS[name].cost(steps, k or 0)
-        self.row(name, k, grids[0], method, nfe, "uniform")
-        best = max(grids, key=lambda grid: float(self.level(self.samples, grid, method)[0].mean()))
-        self.row(name, k, best, method, nfe, "best")
+    def free(self, name: str, k: int | None, grids: list[Tensor], which: str = "best") -> None:
+        """A row of a training-free method on the grid that is best on the samples."""
+        method, nfe = make_method(name, Options(refine=k)), METHODS[name].cost(len(grids[0]) - 1, k or 0)
+
+        def level(grid: Tensor) -> float:
+            return float(self.level(self.samples, grid, method)[0].mean())
+
+        self.row(name, k, max(grids, key=level) if len(grids) > 1 else grids[0], method, nfe, which)
 
 
 def whiteness(noise: Tensor) -> dict[str, float]:
@@ -101,22 +102,26 @@ def whiteness(noise: Tensor) -> dict[str, float]:
     }
 
 
-def measure(subject: Subject, device: str, n: int, put: Callable[[dict[str, Any]], None]) -> None:
-    """Fit ``n`` steps on both kinds of grid and judge, then the methods beside."""
+def measure(subject: Subject, device: str, n: int, put: Callable[[dict[str, Any]], None], *, uniform: bool) -> None:
+    """Fit ``n`` steps on a grid of their own, and on the uniform one, and judge; then the methods beside."""
     base = FitBase(subject.velocity, uniform_grid, subject.info, device=device, rows=8)
-    photos = subject.latents.to(device)
+    photos = subject.latents
     plan, state = FitPlan(tuple((n, k) for k in REFINE), tuple(photos.shape[1:])), FitState()
-    uniform = fit_solver(base, replace(plan, rounds=0), state)
+    fits = {"best": fit_solver(base, plan, state)}
     assert state.samples is not None
-    own = fit_solver(base, plan, FitState())
+    if uniform:
+        fits["uniform"] = fit_solver(base, replace(plan, rounds=0), FitState())
     one = Measuring(subject, photos, state.samples.to(device), put)
-    grids = [uniform_grid(n), *(shifted_grid(n, shift) for shift in SHIFTS)]
-    for k in REFINE:
-        one.fitted(uniform, n, k, "uniform")
-        grids.append(one.fitted(own, n, k, "best"))
-    for name, k_ in FREE:
-        one.free(name, k_, n, grids)
-    for fit, which in ((uniform, "uniform"), (own, "best")):
+    grids = [
+        uniform_grid(n),
+        *(shifted_grid(n, shift) for shift in SHIFTS),
+        *(walk.sigmas for walk in fits["best"].walks),
+    ]
+    for which, fit in fits.items():
+        for k in REFINE:
+            one.fitted(fit, n, k, which)
+        for name, k_ in FREE:
+            one.free(name, k_, grids if which == "best" else grids[:1], which)
         for row in fit.rows:
             put({"fit": which, "evaluations": fit.evaluations, **row})
 
@@ -129,28 +134,24 @@ def _keep(path: Path, steps: int, rows: list[dict[str, Any]]) -> None:
         temporary.write_text("\n".join([*kept, *map(json.dumps, rows)]) + "\n", encoding="utf-8")
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     """Command line; see the module's docstring."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("do", choices=("encode", "measure", "report"))
+    parser.add_argument("do", choices=("measure", "report"))
     parser.add_argument("--models", nargs="+", choices=LAYOUTS, default=list(LAYOUTS))
     parser.add_argument("--photos", type=int, default=16)
     parser.add_argument("--steps", type=int, nargs="+", default=list(STEPS))
+    parser.add_argument("--cfg", type=float, default=1.0, help=f"with the prompt {GUIDED!r}, on photographs of it")
     parser.add_argument("--output", type=Path, default=Path(__file__).parents[2] / "docs" / "fitted")
     parser.add_argument("--device", default="cpu")
-    args = parser.parse_args()
-    for name in args.models if args.do != "report" else ():
-        path = args.folder / f"fitted_{name}.safetensors"
-        if args.do == "encode":
-            encode(name, args.photos, path)
-            continue
-        subject = load(name, path, args.device)
-        subject = replace(subject, latents=subject.latents[: args.photos])
+    args = parser.parse_args(arguments)
+    guided = args.cfg != 1
+    for name in args.models if args.do == "measure" else ():
+        subject = load(name, args.photos, args.device, prompt=GUIDED if guided else "", cfg=args.cfg)
         for n in args.steps:
             rows: list[dict[str, Any]] = []
-            measure(subject, args.device, n, rows.append)
-            _keep(args.output / f"{name}.jsonl", n, rows)
+            measure(subject, args.device, n, rows.append, uniform=not guided)
+            _keep(args.output / f"{name}{f'_cfg{args.cfg:g}' if guided else ''}.jsonl", n, rows)
             sys.stdout.write(f"{name}, {n} steps: {len(rows)} rows\n")
     if args.do == "report":
         write(args.output)

@@ -2,74 +2,132 @@
 
 from __future__ import annotations
 
-import json
 import math
-import re
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
+from ...benchmarks.store import Row, read_rows
+from ...benchmarks.tables import fill
+from ...benchmarks.tables import table as markdown
 from ...deepinv_core.atomic import replacing
+from ...deepinv_core.methods import METHODS
 from ...deepinv_core.models.embedded import LAYOUTS, solver_file
 from ...deepinv_core.solver import load_solver
 from ...deepinv_core.solver.fitted import FittedTable
 
 PAGE: Final = Path(__file__).parents[2] / "docs" / "fitted.md"
 
-ANDERSON: Final = ("anderson", "anderson_extrapolated")
+OWN: Final = "own fit"
+"""What carry.py calls a model's own."""
 
 
-def _rows(folder: Path) -> dict[str, list[dict[str, Any]]]:
-    """Rows of each model's file."""
-    files = sorted(folder.glob("*.jsonl"))
-    return {path.stem: [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] for path in files}
+def _best_other(judged: list[Row], own: Row) -> Row:
+    """The best of the methods without a solver that cost no more, of any number of steps."""
+    others = [r for r in judged if r["method"] in METHODS and r["nfe"] <= own["nfe"] and r["steps"] <= own["nfe"]]
+    return max(others, key=lambda row: row["latent_snr_db"])
 
 
-def _at_cost(rows: list[dict[str, Any]], steps: int, k: int, grid: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The fitted row, and the best of the others that cost no more, of any number of steps."""
+def _at_cost(rows: list[Row], steps: int, k: int, grid: str) -> tuple[Row, Row]:
+    """The fitted row, and the best beside it."""
     judged = [row for row in rows if row.get("grid") == grid]
     own = next(r for r in judged if r["method"] == "fitted" and (r["steps"], r["refine"]) == (steps, k))
-    others = [r for r in judged if r["method"] != "fitted" and r["nfe"] <= own["nfe"] and r["steps"] <= own["nfe"]]
-    return own, max(others, key=lambda row: row["latent_snr_db"])
+    return own, _best_other(judged, own)
 
 
-def _name(row: dict[str, Any]) -> str:
+def _name(row: Row) -> str:
     refine = f", K = {row['refine']}" if row["refine"] is not None else ""
     return f"{row['method']}{refine}, {row['steps']} steps"
 
 
-def table(rows: list[dict[str, Any]]) -> str:
+def _walks(rows: list[Row]) -> list[tuple[int, int]]:
+    """N and K of what was fitted, by K."""
+    found = {(row["refine"], row["steps"]) for row in rows if row.get("method") == "fitted"}
+    return [(n, k) for k, n in sorted(found)]
+
+
+def _shown(row: Row) -> str:
+    return f"{row['latent_snr_db']:.1f} ({row['noise_std']:.2f})"
+
+
+def table(rows: list[Row]) -> str:
     """A line for each N and K: dB and the noise's deviation, fitted and the best other at that cost, on both grids."""
-    judged = [row for row in rows if row.get("method") == "fitted"]
-    lines = [
-        "| N | NFE | fitted, best grid | best other at that cost, its best grid | fitted, uniform | other, uniform |",
-        "|---|---|---|---|---|---|",
-    ]
-    for k in sorted({row["refine"] for row in judged}):
-        for n in sorted({row["steps"] for row in judged}):
-            (own, other), (plain, rest) = (_at_cost(rows, n, k, grid) for grid in ("best", "uniform"))
-            shown = f"{own['latent_snr_db']:.1f} ({own['noise_std']:.2f})"
-            beside = f"{other['latent_snr_db']:.1f} ({other['noise_std']:.2f}), {_name(other)}"
+    lines = []
+    for n, k in _walks(rows):
+        (own, other), (plain, rest) = (_at_cost(rows, n, k, grid) for grid in ("best", "uniform"))
+        beside = f"{_shown(other)}, {_name(other)}"
+        uniform = f"{plain['latent_snr_db']:.1f}", f"{rest['latent_snr_db']:.1f}, {_name(rest)}"
+        lines.append([str(n), str(own["nfe"]), f"**{_shown(own)}**", beside, *uniform])
+    head = (
+        "N",
+        "NFE",
+        "fitted, best grid",
+        "best other at that cost, its best grid",
+        "fitted, uniform",
+        "other, uniform",
+    )
+    return "\n".join(markdown(head, lines))
+
+
+def guided(found: dict[tuple[str, str], list[Row]]) -> str:
+    """The same under guidance, of each layout and cfg, on the best grids alone."""
+    lines = []
+    for (layout, cfg), rows in found.items():
+        for n, k in _walks(rows):
+            own, other = _at_cost(rows, n, k, "best")
             lines.append(
-                f"| {n} | {own['nfe']} | **{shown}** | {beside} | {plain['latent_snr_db']:.1f} "
-                f"| {rest['latent_snr_db']:.1f}, {_name(rest)} |"
+                [layout, cfg, str(n), str(own["nfe"]), f"**{_shown(own)}**", f"{_shown(other)}, {_name(other)}"]
             )
-    return "\n".join(lines)
+    return "\n".join(markdown(("layout", "cfg", "N", "NFE", "fitted", "best other at that cost"), lines))
 
 
-def noise_table(rows: list[dict[str, Any]]) -> str:
+def included() -> str:
+    """The included models' own fits on held-out samples, a line for each N, each K beside the best without a solver."""
+    lines: dict[int, list[str]] = {}
+    for layout in LAYOUTS:
+        rows = (load_solver(solver_file(layout, "fitted") or "").training or {})["rows"]
+        for n in sorted({row["steps"] for row in rows}):
+            levels = [(row["latent_snr_db"], max(row["free"].values())) for row in rows if row["steps"] == n]
+            own, free = (" / ".join(f"{level:.1f}" for level in one) for one in zip(*levels, strict=True))
+            lines.setdefault(n, [str(n)]).extend((own, free))
+    head = [title for layout in LAYOUTS for title in (f"{layout}, K = 0 / 1 / 2", "best free")]
+    return "\n".join(markdown(("N", *head), [*lines.values()]))
+
+
+def carried(rows: list[Row]) -> str:
+    """A line for each solver and the model it was carried to; a solver's level is bold where it is above all others.
+
+    Every cell has it, in brackets the level of that model's own fit and the best without a solver at that cost.
+    """
+    own = {(row["on"], row["steps"], row["refine"]): row for row in rows if row["solver"] == OWN}
+    walks = sorted({(k, n) for _, n, k in own})
+    lines: dict[tuple[str, str], list[str]] = {}
+    for row in rows:
+        if row["solver"] not in (OWN, ""):
+            free = _best_other([one for one in rows if one["on"] == row["on"]], row)["latent_snr_db"]
+            fit = own[row["on"], row["steps"], row["refine"]]["latent_snr_db"]
+            level = f"{row['latent_snr_db']:.1f}"
+            level = f"**{level}**" if row["latent_snr_db"] > free else level
+            moved = "" if row.get("moved") is None else f"{row['moved']:.1%}"
+            line = lines.setdefault((row["on"], row["solver"]), [row["on"], row["solver"], moved, *[""] * len(walks)])
+            line[3 + walks.index((row["refine"], row["steps"]))] = f"{level} ({fit:.1f}, {free:.1f})"
+    head = [f"N = {n}, K = {k}" for k, n in walks]
+    return "\n".join(markdown(("model", "solver of", "moved by", *head), [lines[key] for key in sorted(lines)]))
+
+
+def noise_table(rows: list[Row]) -> str:
     """What the noise looks like at K = 0 beside the best methods of that cost, each on its best grid."""
-    lines = ["| N | method | deviation | neighbours | channels |", "|---|---|---|---|---|"]
+    lines = []
     names = ("fitted", "fireflow", "uni_inv_2", "anderson_extrapolated")
     judged = [row for row in rows if row.get("grid") == "best" and row["method"] in names]
     for n in sorted({row["steps"] for row in judged}):
         for name in names:
             row = min((r for r in judged if (r["method"], r["steps"]) == (name, n)), key=lambda r: r["refine"] or 0)
-            numbers = " | ".join(f"{row[f'noise_{key}']:.3f}" for key in ("std", "neighbour", "channels"))
-            lines.append(f"| {n} | {name} | {numbers} |")
-    return "\n".join(lines)
+            numbers = (f"{row[f'noise_{key}']:.3f}" for key in ("std", "neighbour", "channels"))
+            lines.append([str(n), name, *numbers])
+    return "\n".join(markdown(("N", "method", "deviation", "neighbours", "channels"), lines))
 
 
-def plot(found: dict[str, list[dict[str, Any]]], path: Path) -> None:
+def plot(found: dict[str, list[Row]], path: Path) -> None:
     """DB over evaluations, each method on its best grid, a panel a model."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -130,13 +188,17 @@ def _extrapolation(sigmas: list[float]) -> list[float]:
 
 
 def write(folder: Path, page: Path = PAGE) -> None:
-    """Draw the pictures and put the tables into the page, each between ``<!-- NAME -->`` and ``<!-- end -->``."""
-    found = _rows(folder)
-    plot(found, folder / "curves.png")
+    """Draw the pictures and put the tables into the page."""
+    files = {
+        path.stem: [row for row in read_rows(path) if "part" not in row] for path in sorted(folder.glob("*.jsonl"))
+    }
+    found: dict[str, list[Row]] = {name: files[name] for name in LAYOUTS if name in files}
+    parts = {"included": included()} | {name: table(rows) for name, rows in found.items()}
+    parts |= {f"{name} noise": noise_table(rows) for name, rows in found.items()}
+    if found:
+        plot(found, folder / "curves.png")
     plot_coefficients(folder / "coefficients.png")
-    text = page.read_text(encoding="utf-8")
-    for model, rows in found.items():
-        for name, made in ((model, table(rows)), (f"{model} noise", noise_table(rows))):
-            text = re.sub(rf"(<!-- {name} -->\n).*?(<!-- end -->)", rf"\g<1>{made}\n\g<2>", text, flags=re.DOTALL)
-    with replacing(page) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    layout_cfg = {(name.split("_")[0], name.split("_cfg")[1]): rows for name, rows in files.items() if "_cfg" in name}
+    parts |= {"guided": guided(layout_cfg)} if layout_cfg else {}
+    parts |= {"carried": carried(files["carry"])} if "carry" in files else {}
+    fill(page, parts)
