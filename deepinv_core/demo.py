@@ -17,7 +17,7 @@ from .methods import METHODS, Options, make_method
 from .metrics import psnr
 from .models.base_model import BaseModel
 from .models.embedded import PHOTOS_FOLDER, image_size, load_embedded
-from .runs import Run, bound_solver, choose_method, run
+from .runs import FITTED, Run, bound_solver, choose_method, run
 from .schedule import uniform_grid
 
 PHOTOS: Final = {
@@ -51,6 +51,8 @@ def run_demo(
 ) -> dict[str, Any]:
     """Run every method on the shipped photographs; write ``contact_sheet.png`` into ``output``, made if missing.
 
+    The fitted solver runs on its own grid, where it was fitted for so many steps; the others on the uniform one.
+
     ``progress`` gives the callback for a method by its id. The report has the model, the photos, a row a method as
     :func:`..runs.run` gives it, and each edit with what of the photo was kept, PSNR in dB against the VAE's best.
     """
@@ -61,11 +63,18 @@ def run_demo(
     best = choose_method(None, Options(), solver).id
     grid = uniform_grid(steps)
     model.velocity("")(model.encode(photos), 1.0)  # the first call is slow (memory, kernels): keep it out of the table
+    ways = {
+        name: (make_method(name, solver=solver), grid)
+        for name, entry in METHODS.items()
+        if solver is not None or not entry.uses_solver
+    }
+    fit = bound_solver(model, None, fitted=True) if model.fit_path else None
+    if fit is not None and (own := fit.grid(steps, 0)) is not None:
+        ways[FITTED] = make_method("deepinv", solver=fit), own
     runs = {}
-    for name in METHODS:
-        if solver is not None or not METHODS[name].uses_solver:
-            method, watched = make_method(name, solver=solver), _both_ways(progress(name))
-            runs[name] = run(model, photos, method, grid, keep_trajectory=name == best, progress=watched)
+    for name, (method, sigmas) in ways.items():
+        watched = _both_ways(progress(name))
+        runs[name] = run(model, photos, method, sigmas, keep_trajectory=name == best, progress=watched)
     targets = zip(*PHOTOS.values(), strict=True)
     colours, garments = (edited(model, runs[best].inversion, list(prompts)) for prompts in targets)
     kept = torch.stack([psnr(images, runs[best].ceiling) for images in (colours, garments)], 1)
@@ -79,7 +88,7 @@ def run_demo(
         },
         "best": best,
         "seconds_total": round(time.perf_counter() - began, 1),
-        "runs": [result.report for result in runs.values()],
+        "runs": [result.report | {"method": name} for name, result in runs.items()],
     }
 
 

@@ -44,6 +44,8 @@ def test_demo_needs_nothing_and_shows_what_it_promises(tmp_path: Path) -> None:
     assert runs["anderson"]["latent_snr_db"] > 40
     assert runs["euler"]["latent_snr_db"] < runs["anderson"]["latent_snr_db"] - 15
     assert (runs["euler"]["steps"], runs["anderson"]["nfe_inversion"]) == (16, 64)
+    assert runs["fitted"]["nfe_inversion"] == runs["fireflow"]["nfe_inversion"] == 17
+    assert runs["fitted"]["latent_snr_db"] > runs["fireflow"]["latent_snr_db"] + 3
     sheet = Image.open(tmp_path / "contact_sheet.png")
     assert sheet.width > sheet.height > 4 * 128
     assert report["seconds_total"] < 300

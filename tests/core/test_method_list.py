@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from itertools import takewhile
 from pathlib import Path
 
@@ -17,7 +18,9 @@ from comfyui_deepinv.deepinv_core.methods import (
     make_method,
     method_table,
 )
+from comfyui_deepinv.deepinv_core.runs import FITTED
 from comfyui_deepinv.deepinv_core.schedule import uniform_grid
+from comfyui_deepinv.tools.readme import ROWS, show
 
 from .lazy_method import LAZY
 from .problems import GaussianMixture
@@ -102,6 +105,7 @@ def tables() -> list[tuple[str, list[dict[str, str]]]]:
 def test_the_tables_in_the_readme_and_the_docs_are_the_list_s() -> None:
     head, *listed = method_table()
     expected = {row[0]: dict(zip(head, row, strict=True)) for row in listed}
+    expected[FITTED] = {"id": FITTED, "method": "Fitted (ours)", "cost in NFE": str(METHODS["deepinv"].cost)}
     found = tables()
     assert {name for name, _ in found} >= {"README.md", "methods.md"}
     for name, rows in found:
@@ -109,3 +113,18 @@ def test_the_tables_in_the_readme_and_the_docs_are_the_list_s() -> None:
             row["id"] = row["id"].split("`")[1]
             assert row.items() <= expected[row["id"]].items(), name
     assert [row["id"] for row in dict(found)["methods.md"]] == list(METHODS), "docs/methods.md has them all, in order"
+
+
+def test_the_readme_s_table_is_what_its_command_makes(tmp_path: Path) -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    page = tmp_path / "README.md"
+    page.write_text(text, encoding="utf-8")
+    [rows] = [found for name, found in tables() if name == "README.md"]
+    figures = re.findall(r"\| (\d+) \| (\d+\.\d) \|$", text, re.MULTILINE)
+    assert [row["id"].strip("`") for row in rows] == list(ROWS) and len(figures) == len(ROWS)
+    runs = [
+        {"method": name, "steps": 16, "nfe_inversion": int(nfe), "latent_snr_db": float(db)}
+        for name, (nfe, db) in zip(ROWS, figures, strict=True)
+    ]
+    show(page, {"runs": runs})
+    assert page.read_text(encoding="utf-8") == text
