@@ -12,7 +12,7 @@ const ORDER = [
   "Compare four ways to invert the same photo",
   "Invert in few steps with a trained solver",
   "Train a solver for your model",
-  "Fit a solver to your model in a minute",
+  "Fit a solver to your model without photos",
   "Invert with a trained solver",
   "Invert a photo once and edit it often",
 ];

@@ -293,7 +293,7 @@ TEMPLATES = [
     ),
     Template(
         "fit_a_solver",
-        "Fit a solver to your model in a minute",
+        "Fit a solver to your model without photos",
         {
             "photo": photo(),
             "model": included(),
