@@ -23,7 +23,7 @@ COMMANDS: Final = {
     "demo": "every method on the shipped photographs and model; no network, no arguments",
     "invert": "invert a photo, come back, and measure",
     "reconstruct": "sample an inversion.safetensors back, under a prompt if given",
-    "fit": "fit a solver to a base model, from samples of its own; seconds to minutes, no photos",
+    "fit": "fit a solver to a base model, from samples of its own, no photos; the time of some 140 pictures",
     "train": "train a solver for a base model on a folder of images",
     "convert": "make a solver file of a released checkpoint (nothing in it is run)",
     "inspect": "what a solver file or an inversion says of itself",
