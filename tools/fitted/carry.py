@@ -115,7 +115,7 @@ class Carry:
     def units(self, on: str) -> dict[Key, Measure]:
         """What is measured on a model: the solver's name, and how to get its rows."""
         bases = filter(plain, self.models) if plain(on) else [on.split()[0]]
-        own: dict[Key, Measure] = {(on, OWN): partial(self.fitted, on, on), (on, ""): partial(self.free, on)}
+        own: dict[Key, Measure] = {(on, ""): partial(self.free, on), (on, OWN): partial(self.fitted, on, on)}
         carried: dict[Key, Measure] = {(on, base): partial(self.fitted, on, base) for base in bases if base != on}
         for layout in LAYOUTS if plain(on) else (on.split()[0],):
             carried[on, NETWORK + layout] = partial(self.network, on, layout)

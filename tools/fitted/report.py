@@ -94,24 +94,20 @@ def included() -> str:
 
 
 def carried(rows: list[Row]) -> str:
-    """A line for each solver and the model it was carried to; a solver's level is bold where it is above all others.
-
-    Every cell has it, in brackets the level of that model's own fit and the best without a solver at that cost.
-    """
-    own = {(row["on"], row["steps"], row["refine"]): row for row in rows if row["solver"] == OWN}
-    walks = sorted({(k, n) for _, n, k in own})
+    """A line for each model and solver: dB, and in brackets the best without a solver at that cost; bold above it."""
+    walks = sorted({(row["refine"], row["steps"]) for row in rows if row["solver"]})
     lines: dict[tuple[str, str], list[str]] = {}
     for row in rows:
-        if row["solver"] not in (OWN, ""):
+        if row["solver"]:
             free = _best_other([one for one in rows if one["on"] == row["on"]], row)["latent_snr_db"]
-            fit = own[row["on"], row["steps"], row["refine"]]["latent_snr_db"]
             level = f"{row['latent_snr_db']:.1f}"
             level = f"**{level}**" if row["latent_snr_db"] > free else level
-            moved = "" if row.get("moved") is None else f"{row['moved']:.1%}"
+            moved = f"{row['moved']:.1%}" if row.get("moved") else ""
             line = lines.setdefault((row["on"], row["solver"]), [row["on"], row["solver"], moved, *[""] * len(walks)])
-            line[3 + walks.index((row["refine"], row["steps"]))] = f"{level} ({fit:.1f}, {free:.1f})"
+            line[3 + walks.index((row["refine"], row["steps"]))] = f"{level} ({free:.1f})"
     head = [f"N = {n}, K = {k}" for k, n in walks]
-    return "\n".join(markdown(("model", "solver of", "moved by", *head), [lines[key] for key in sorted(lines)]))
+    ordered = sorted(lines, key=lambda key: (key[0], key[1] != OWN, key[1]))
+    return "\n".join(markdown(("model", "solver of", "velocity moved", *head), [lines[key] for key in ordered]))
 
 
 def noise_table(rows: list[Row]) -> str:
