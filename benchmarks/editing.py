@@ -39,7 +39,7 @@ from ..tools.garments.photos import colours
 from . import frontier, plots
 from .photos import CLASSES, COLOURS, HELD_OUT, held_out
 from .store import Key, Measure, Row, Store
-from .tables import fill, folded, listed
+from .tables import Columns, fill, folded, listed
 
 STEPS: Final = 16
 CFG: Final = 4.0
@@ -116,16 +116,12 @@ class Edits:
             target = self.model.velocity(words, cfg=cfg)
             with torch.autocast("cpu", torch.bfloat16):
                 found[kind] = self.judged(kind, made(target))
-        means = {name: sum(one[name] for one in found.values()) / len(found) for name in ("background", "whole")}
-        shares = {kind: one["success"] for kind, one in found.items()}
-        return {
-            "nfe": found["garment"]["nfe"],
-            "success": round(sum(shares.values()) / len(shares), 3),
-            "garment": shares["garment"],
-            "colour": shares["colour"],
-            "background": round(means["background"], 2),
-            "whole": round(means["whole"], 2),
+        means = {
+            name: (found["garment"][name] + found["colour"][name]) / 2 for name in ("success", "background", "whole")
         }
+        shares = {kind: one["success"] for kind, one in found.items()}
+        kept = {name: round(means[name], 2) for name in ("background", "whole")}
+        return {"nfe": found["garment"]["nfe"], "success": round(means["success"], 3), **shares, **kept}
 
 
 def _words(garments: Tensor, seen: Tensor) -> list[str]:
@@ -185,18 +181,10 @@ def best_method(rows: list[Row]) -> str:
 def parts(kind: str, store: Store) -> dict[str, str]:
     """What the page shows of a model, by the name of its place."""
     assert store.about is not None
-    dials = {name: (name, "g") for name in KEY[1:]}
-    shares: dict[str, tuple[str, str]] = {
-        name: (name, ".0%") for name in ("success", "garment", "colour") if name in store.rows[0]
-    }
-    seen: dict[str, tuple[str, str]] = {**shares, "background": ("background", ".1f")}
-    every: dict[str, tuple[str, str]] = {
-        "method": ("method", ""),
-        **dials,
-        "nfe": ("NFE of the edit", ""),
-        **seen,
-        "whole": ("whole", ".1f"),
-    }
+    dials: Columns = {name: (name, "g") for name in KEY[1:]}
+    shares: Columns = {name: (name, ".0%") for name in ("success", "garment", "colour")}
+    seen = {**shares, "background": ("background", ".1f")}
+    every = {"method": ("method", ""), **dials, "nfe": ("NFE of the edit", ""), **seen, "whole": ("whole", ".1f")}
     return {
         f"{kind} command": f"`{store.about['command']}`",
         f"{kind} classifier": f"{store.about['settings']['classifier']:.0%}",

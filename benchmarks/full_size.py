@@ -160,13 +160,9 @@ def run(docs: Path) -> Store:
     store = Store(docs / "full_size" / "results.jsonl", fresh=True)
     store.begin("deepinv bench --full-size --output docs", {})
     rows = [{"part": "counted", **row} for base in BASES for row in counted(base)]
-    store.write([{key: _rounded(value) for key, value in row.items()} for row in rows])
+    store.write([{k: float(f"{v:.4g}") if isinstance(v, float) else v for k, v in row.items()} for row in rows])
     fill(docs / "full_size.md", parts(store))
     return store
-
-
-def _rounded(value: Any) -> Any:
-    return float(f"{value:.4g}") if isinstance(value, float) else value
 
 
 def parts(store: Store) -> dict[str, str]:

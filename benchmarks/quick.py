@@ -59,7 +59,7 @@ def checks(suite: Suite, images: Images) -> Iterator[Check]:
     """Measure a model and compare.
 
     Raises:
-        DeepInvError: an case spends other than what is known of it.
+        DeepInvError: a case spends other than what is known of it.
     """
     latent = suite.prepare(images).latent
     snr: dict[tuple[Case, int], float] = {}
@@ -68,7 +68,8 @@ def checks(suite: Suite, images: Images) -> Iterator[Check]:
         for steps in STEPS:
             trip = suite.trip(case, latent, steps)
             snr[case, steps] = float(latent_snr(trip.back.latent, latent).mean())
-            _check_cost(case, steps, trip.inversion.nfe)
+            if (nfe := trip.inversion.nfe) != (known := METHODS[case.method].cost(steps, case.refine or 0)):
+                raise DeepInvError(f"{case.label} spent {nfe} base evaluations on {steps} steps: {known} were expected")
 
     def ahead(better: Case, worse: Case, n: int, fewer: int | None = None) -> Check:
         first, second = (better, n), (worse, fewer or n)
@@ -82,12 +83,6 @@ def checks(suite: Suite, images: Images) -> Iterator[Check]:
     for steps in STEPS:
         rungs = ladder if steps > STEPS[0] else ladder[:3]  # one refine step may lose what two win, in two large steps
         yield from (ahead(better, worse, steps) for better, worse in zip(rungs[1:], rungs, strict=False))
-
-
-def _check_cost(case: Case, steps: int, nfe: int) -> None:
-    wanted = METHODS[case.method].cost(steps, case.refine or 0)
-    if nfe != wanted:
-        raise DeepInvError(f"{case.label} spent {nfe} base evaluations on {steps} steps: {wanted} were expected")
 
 
 def run_quick(kinds: Sequence[str], images: Images | None = None) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -11,9 +11,9 @@ from . import plots
 from .cases import CASES, FEW, Case
 from .plan import Plan, Settings, run
 from .plots import TITLES
-from .results import GOALS, Point, Results, best_within, front, load, points, trained, verdict
+from .results import GOALS, Results, best_within, front, load, points, trained, verdict
 from .store import Row
-from .tables import METRICS, WHITENESS, by_steps, costs, fill, folded, interval, metrics, table
+from .tables import METRICS, WHITENESS, by_steps, fill, folded, interval, metrics, table
 
 BUDGETS: Final = (4, 8, 16, 32, 64, 128)
 """Base evaluations there and back."""
@@ -21,7 +21,7 @@ BUDGETS: Final = (4, 8, 16, 32, 64, 128)
 USABLE: Final = 10.0
 """dB below which a round trip is of no use: more than a tenth of the latent's energy is wrong."""
 
-DETAILED: Final = (4, 8, 50)
+DETAILED: Final = 8
 """N whose every metric is shown."""
 
 LISTED: Final = 16
@@ -127,9 +127,13 @@ def _verdicts(results: Results) -> Iterator[str]:
         if case.group == "pure":
             cells = []
             for model, (everything, untrained) in fronts.items():
-                there = not case.solver or case.solver in results.about["solvers"][model]
                 found = everything if case.solver else untrained
-                cells.append(_verdict(case.label, found) if there else "no solver of this recipe")
+                if case.solver and case.solver not in results.about["solvers"][model]:
+                    cells.append("no solver of this recipe")
+                elif any(point.case == case.label for point in found):
+                    cells.append(verdict(case.label, found))
+                else:
+                    cells.append(f"below {USABLE:g} dB at every N")
             lines.append([f"`{case.label}`", METHODS[case.method].price, *cells])
     yield from [*table(["method", "cost up", *(TITLES[model] for model in results.models)], lines), ""]
     for model, (everything, _) in fronts.items():
@@ -141,30 +145,13 @@ def _verdicts(results: Results) -> Iterator[str]:
         yield from folded(f"{TITLES[model]}: the whole front", table(head, best))
 
 
-def _verdict(label: str, found: Sequence[Point]) -> str:
-    if not any(point.case == label for point in found):
-        return f"below {USABLE:g} dB at every N"
-    seen = verdict(label, found)
-    if seen.rival is None:
-        return f"**on the front** at N = {', '.join(map(str, seen.on_front))}"
-    near, rival = seen.nearest, seen.rival
-    return (
-        f"nearest at N = {near.steps}: {near.snr:.1f} dB for {near.cost:.1f}; `{rival.case}` at N = {rival.steps}: "
-        f"{rival.snr:.1f} for {rival.cost:.1f}"
-    )
-
-
 def _latent_snr(results: Results) -> Iterator[str]:
     for model in results.models:
         rows, photos = results.main(model), results.main(model, "photos")
         yield from (f"### {TITLES[model]}", "", *by_steps(rows), "")
-        yield from folded("Base evaluations there + back (in brackets: there, with the solver's FLOPs)", costs(rows))
-        for steps in results.among(DETAILED):
-            shown = metrics(_at(rows, steps), results.ceiling(model), METRICS)
-            yield from folded(f"Every metric at N = {steps}, the VAE's ceiling on top", shown)
-        yield from folded("The same on the demo's four photographs: latent SNR", by_steps(photos))
-        shown = metrics(_at(photos, 8), results.ceiling(model, "photos"), METRICS)
-        yield from folded("the demo's four photographs: every metric at N = 8", shown)
+        yield from folded("The same on the demo's four photographs", by_steps(photos))
+        shown = metrics(_at(rows, DETAILED), results.ceiling(model), METRICS)
+        yield from folded(f"Every metric at N = {DETAILED}, the VAE's ceiling on top", shown)
 
 
 def _at(rows: Iterable[Row], steps: int) -> list[Row]:
@@ -194,9 +181,8 @@ def _guidance(results: Results) -> list[str]:
 
 def _guided_snr(results: Results) -> Iterator[str]:
     for model in results.models:
-        yield from folded(
-            f"{TITLES[model]}: latent SNR at CFG {results.about['cfg']:g}", by_steps(results.guided(model))
-        )
+        title = f"{TITLES[model]}: latent SNR at CFG {results.about['cfg']:g}"
+        yield from folded(title, by_steps(results.guided(model)))
 
 
 def _whitest(results: Results) -> list[str]:

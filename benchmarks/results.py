@@ -119,23 +119,18 @@ def front(found: Iterable[Point]) -> list[Point]:
     return frontier.front(found, lambda point: point.cost, lambda point: point.snr)
 
 
-@dataclass(frozen=True)
-class Verdict:
-    """A method's N on the front, its own point nearest to it, and, where none is on it, what is better there."""
-
-    on_front: list[int]
-    nearest: Point
-    rival: Point | None
-
-
-def verdict(label: str, found: Sequence[Point]) -> Verdict:
-    """How a method stands among points."""
+def verdict(label: str, found: Sequence[Point]) -> str:
+    """How a method stands among points: its N on their front, or its point nearest to it and what is better there."""
     best = front(found)
     mine = [point for point in found if point.case == label]
+    if on_front := sorted(point.steps for point in mine if point in best):
+        return f"**on the front** at N = {', '.join(map(str, on_front))}"
     gaps = [(rival.snr - point.snr, point, rival) for point in mine if (rival := best_within(best, point.cost))]
-    _, nearest, rival = min(gaps, key=lambda gap: gap[0])
-    on_front = sorted(point.steps for point in mine if point in best)
-    return Verdict(on_front, nearest, None if on_front else rival)
+    _, near, rival = min(gaps, key=lambda gap: gap[0])
+    return (
+        f"nearest at N = {near.steps}: {near.snr:.1f} dB for {near.cost:.1f}; `{rival.case}` at N = {rival.steps}: "
+        f"{rival.snr:.1f} for {rival.cost:.1f}"
+    )
 
 
 GOALS: Final[tuple[tuple[str, str, str, dict[int, float]], ...]] = (

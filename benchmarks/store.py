@@ -67,12 +67,19 @@ class Store:
         """Say what the rows are of; kept as ``about`` from the first time on.
 
         Raises:
-            DeepInvError: the file's rows are of other settings.
+            DeepInvError: the file's rows are of other settings, the first that differs is named; or it doesn't say.
         """
+        now = json.loads(json.dumps(settings))
         if self.about is None:
-            settings = json.loads(json.dumps(settings))
-            self.about = {"part": "about", "command": command, "versions": versions(), "settings": settings}
-        require_same(self.about["settings"], settings, self.path, "choose another folder, or begin afresh")
+            if self.rows:
+                raise DeepInvError(f"{str(self.path)!r} doesn't say what it was measured with: choose another folder")
+            self.about = {"part": "about", "command": command, "versions": versions(), "settings": now}
+        before = self.about["settings"]
+        for name in {**before, **now}:
+            was, value = before.get(name), now.get(name)
+            if was != value:
+                told = f"{name} was {was!r:.200} and is {value!r:.200}; choose another folder, or begin afresh"
+                raise DeepInvError(f"{str(self.path)!r} holds results of other settings: {told}")
 
     def __contains__(self, key: Key) -> bool:
         return key in self._found
@@ -98,24 +105,19 @@ class Store:
         """
         if not self._begun:  # without what an interrupted write left
             self.write(self.rows)
-        add_rows(self.path, rows)
+        try:
+            with self.path.open("a", encoding="utf-8") as stream:
+                stream.write(_lines(rows))
+        except OSError as error:
+            raise DeepInvError(f"{str(self.path)!r} could not be written ({error}): free space on the disk") from error
         self.rows += rows
         self._index(rows)
 
     def write(self, rows: Sequence[Row]) -> None:
         """Write the file anew with these rows, ``about`` on top; raises as :func:`replacing`."""
         self.rows, self._begun = list(rows), True
-        write_rows(self.path, [*([self.about] if self.about else []), *self.rows])
-
-
-def require_same(before: Mapping[str, Any], now: Mapping[str, Any], where: Path, advice: str) -> None:
-    """Refuse to go on with results of other settings; the first that differs is named, with both values."""
-    now = json.loads(json.dumps(now))
-    for name in {**before, **now}:
-        was, value = before.get(name), now.get(name)
-        if was != value:
-            told = f"{name} was {was!r:.200} and is {value!r:.200}"
-            raise DeepInvError(f"{str(where)!r} holds results of other settings: {told}; {advice}")
+        with replacing(self.path) as temporary:
+            temporary.write_text(_lines([*([self.about] if self.about else []), *rows]), encoding="utf-8")
 
 
 def read_rows(path: Path) -> list[Row]:
@@ -134,21 +136,6 @@ def read_rows(path: Path) -> list[Row]:
     if other := [row for row in rows if not isinstance(row, dict)]:
         raise DeepInvError(f"{str(path)!r} holds {other[0]!r}, no result: remove it, or choose another folder")
     return rows
-
-
-def write_rows(path: Path, rows: Iterable[Row]) -> None:
-    """Write the lines whole or not at all; raises as :func:`replacing`."""
-    with replacing(path) as temporary:
-        temporary.write_text(_lines(rows), encoding="utf-8")
-
-
-def add_rows(path: Path, rows: Iterable[Row]) -> None:
-    """Add lines at once; raises as :meth:`Store.add`."""
-    try:
-        with path.open("a", encoding="utf-8") as stream:
-            stream.write(_lines(rows))
-    except OSError as error:
-        raise DeepInvError(f"{str(path)!r} could not be written ({error}): free space on the disk") from error
 
 
 def _lines(rows: Iterable[Row]) -> str:

@@ -14,24 +14,22 @@ from .cases import GROUPS
 from .quality import half_width
 from .store import Row
 
-METRICS: Final[dict[str, tuple[str, str]]] = {
+Columns = dict[str, tuple[str, str]]
+"""Heading and format, by the name of a field."""
+
+METRICS: Final[Columns] = {
     "latent_snr_db": ("latent SNR, dB", ".1f"),
-    "latent_mse": ("latent MSE", ".1e"),
     "psnr_to_vae": ("PSNR to the VAE's decode", ".1f"),
-    "ssim_to_vae": ("SSIM to it", ".3f"),
     "psnr": ("PSNR to the photo", ".2f"),
     "ssim": ("SSIM", ".3f"),
     "ms_ssim": ("MS-SSIM", ".3f"),
     "lpips": ("LPIPS", ".3f"),
-    "mse": ("pixel MSE", ".1e"),
     "residual": ("residual", ".1e"),
     "fid": ("FID", ".1f"),
 }
-"""Column heading and format, by metric."""
 
-WHITENESS: Final[dict[str, tuple[str, str]]] = {
+WHITENESS: Final[Columns] = {
     "noise_std": ("standard deviation", ".2f"),
-    "noise_kurtosis": ("excess kurtosis", ".2f"),
     "noise_neighbour": ("neighbour correlation", ".3f"),
 }
 
@@ -62,7 +60,7 @@ def table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> list[str]:
     return [f"| {' | '.join(cells)} |" for cells in rows]
 
 
-def listed(rows: Sequence[Row], columns: Mapping[str, tuple[str, str]]) -> list[str]:
+def listed(rows: Sequence[Row], columns: Columns) -> list[str]:
     """A line a row, a column a field that some row has, by its heading and format; empty where a row lacks it."""
     used = {key: column for key, column in columns.items() if any(key in row for row in rows)}
     lines = [
@@ -108,35 +106,29 @@ def cell(values: Sequence[float | None], factor: float = 1.0, digits: int = 2) -
     return f"{float(there.mean()) * factor:.{digits}f}{half}{some}"
 
 
-def by_steps(rows: Sequence[Row], metric: str = "latent_snr_db", form: str = ".1f") -> list[str]:
-    """Methods by N, grouped by what is kept; the best of a group at each N is bold, of the highest metric."""
+def by_steps(rows: Sequence[Row]) -> list[str]:
+    """Latent SNR of methods by N, grouped by what is kept; the best of a group at each N is bold."""
     best: dict[tuple[str, int], float] = {}
     for row in rows:
         if "failed" not in row:
             key = row["kept"], row["steps"]
-            best[key] = max(best.get(key, -1e9), row[metric][0])
+            best[key] = max(best.get(key, -1e9), row["latent_snr_db"][0])
+    steps = sorted({row["steps"] for row in rows})
 
     def shown(row: Row) -> str:
         if "failed" in row:
             return "NaN"
-        text = interval(row[metric], form)
-        return f"**{text}**" if row[metric][0] == best[row["kept"], row["steps"]] else text
+        text = interval(row["latent_snr_db"], ".1f")
+        return f"**{text}**" if row["latent_snr_db"][0] == best[row["kept"], row["steps"]] else text
 
-    return _over_steps(rows, shown)
+    def cells(mine: list[Row]) -> list[str]:
+        by_n = {row["steps"]: shown(row) for row in mine}
+        return [by_n.get(n, "") for n in steps]
 
-
-def costs(rows: Sequence[Row]) -> list[str]:
-    """Base evaluations up + back by N, and in brackets the way up with the solver's FLOPs."""
-
-    def shown(row: Row) -> str:
-        if "failed" in row:
-            return ""
-        return f"{row['nfe']} + {row['nfe_back']}" + (f" ({row['cost']:.1f})" if row["cost"] != row["nfe"] else "")
-
-    return _over_steps(rows, shown)
+    return _grouped(rows, ["", *(f"N = {n}" for n in steps)], cells)
 
 
-def metrics(rows: Sequence[Row], ceiling: Row | None, columns: Mapping[str, tuple[str, str]]) -> list[str]:
+def metrics(rows: Sequence[Row], ceiling: Row | None, columns: Columns) -> list[str]:
     """Methods by metric, at one N; the VAE's ceiling on top."""
     there = [name for name in columns if any(name in row for row in rows)]
     lines = _grouped(
@@ -171,16 +163,6 @@ def by_seeds(report: Row, what: str, extra: Sequence[str] = ()) -> str:
         means = [round(sum(row.get(one, 0) for row in rows) / len(rows)) for one in names]
         lines.append([name, *cells, *(f"{mean:,}" for mean in means)])
     return "\n".join(table([what, *(f"N = {n}" for n in steps), "base evaluations", *extra], lines))
-
-
-def _over_steps(rows: Sequence[Row], shown: Callable[[Row], str]) -> list[str]:
-    steps = sorted({row["steps"] for row in rows})
-
-    def cells(mine: list[Row]) -> list[str]:
-        by_n = {row["steps"]: shown(row) for row in mine}
-        return [by_n.get(n, "") for n in steps]
-
-    return _grouped(rows, ["", *(f"N = {n}" for n in steps)], cells)
 
 
 def _grouped(rows: Sequence[Row], head: Sequence[str], cells: Callable[[list[Row]], list[str]]) -> list[str]:

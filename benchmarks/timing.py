@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from ..deepinv_core.inversion import Inversion, invert
+from ..deepinv_core.inversion import invert
 from ..deepinv_core.schedule import uniform_grid
 from .cases import Case
 from .measure import Suite
@@ -92,17 +92,7 @@ def memory(suite: Suite, case: Case, latent: Tensor, steps: int) -> list[Row]:
     """Peak bytes of the inversion, and the bytes it leaves for the way back."""
     method, velocity = suite.method(case), suite.model.velocity("")
 
-    def inverted() -> Inversion:
-        return invert(velocity, latent, uniform_grid(steps), method, keep_trajectory=case.assisted)
-
-    row = _row("memory", suite, case, latent, steps)
     with PeakBytes() as held:
-        inversion = inverted()
-    row["peak_bytes"] = held.peak
-    if latent.is_cuda:
-        torch.cuda.reset_peak_memory_stats(latent.device)
-        inverted()
-        row["cuda_peak_bytes"] = torch.cuda.max_memory_allocated(latent.device)
-    kept = (inversion.noise, *inversion.carried.values())
-    row["kept_bytes"] = sum(one.numel() * one.element_size() for one in kept)
-    return [row]
+        inversion = invert(velocity, latent, uniform_grid(steps), method, keep_trajectory=case.assisted)
+    kept = sum(one.nbytes for one in (inversion.noise, *inversion.carried.values()))
+    return [_row("memory", suite, case, latent, steps) | {"peak_bytes": held.peak, "kept_bytes": kept}]

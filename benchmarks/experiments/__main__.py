@@ -75,22 +75,15 @@ def main(given: Sequence[str] | None = None) -> None:
     parser.add_argument("--data", type=Path, default=Path("garments256.zip"), help="the photographs")
     parser.add_argument("--weights", type=Path, help="of one more network, where docs/experiments.md says so")
     parser.add_argument("--latents", type=Path, help="file of encoded photographs, made if missing")
-    parser.add_argument("--evaluations", type=int, help="of one training")
-    parser.add_argument("--images", type=int, help="test photographs")
     parser.add_argument("--seeds", type=int, nargs="+")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--fresh", action="store_true", help="measure again what the file has")
     args = parser.parse_args(given)
-    torch.set_num_threads(args.threads)
+    torch.set_num_threads(1)
     if args.name:
         one = experiment(args.name)
         command = f"python -m comfyui_deepinv.benchmarks.experiments docs {args.name} --data {args.data.name}"
         command += f" --weights {args.weights}" if args.weights else ""
-        changed = {n: getattr(args, n) for n in ("evaluations", "images") if getattr(args, n) is not None}
-        command += "".join(f" --{name} {value}" for name, value in changed.items())
-        scale = replace(one.scale, **changed, seeds=tuple(args.seeds or one.scale.seeds))
-        setup = load_setup(args.data, args.latents, args.weights)
-        run(one, setup, scale, args.docs / "experiments", command=command, fresh=args.fresh)
+        scale = replace(one.scale, seeds=tuple(args.seeds or one.scale.seeds))
+        run(one, load_setup(args.data, args.latents, args.weights), scale, args.docs / "experiments", command=command)
     write_page(args.docs, [experiment(name) for name in ((args.name,) if args.name else NAMES)])
 
 

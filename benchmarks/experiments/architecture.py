@@ -17,8 +17,8 @@ from ..photos import IMAGE_SIZE
 from ..store import Row
 from ..tables import spread
 from ..tables import table as markdown
-from .common import CORRECTOR, FAST, PAPER, PREDICTOR, Setup, of_steps, round_trips, train
-from .experiment import Experiment, Report, Scale, as_json
+from .common import CORRECTOR, FAST, PAPER, PREDICTOR, Scale, Setup, of_steps, round_trips, train
+from .experiment import Experiment, Report, as_json
 from .single_stream import SingleStreamConfig
 
 STEPS: Final = (2, 4, 8, 16)
@@ -50,7 +50,7 @@ def flops() -> dict[str, int]:
 def measure(setup: Setup, scale: Scale, variant: str, seed: int) -> Row:
     """Train one network and send photographs there and back, K = 0 and 1."""
     recipe = FAST if variant == "predictor" else SELF_LABELS
-    network, costs = train(setup, recipe, scale.evaluations, seed, config=NETWORKS[variant])
+    network, costs = train(setup, recipe, scale, seed, config=NETWORKS[variant])
     cases = {str(k): Case("deepinv", k) for k in (0, 1)}
     rows = {k: round_trips(setup, STEPS, case, network, images=scale.images) for k, case in cases.items()}
     return {**costs, "round_trips": rows}

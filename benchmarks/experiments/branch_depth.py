@@ -10,8 +10,8 @@ from typing import Final
 from .. import plots, tables
 from ..cases import Case
 from ..store import Row
-from .common import PAPER, TRAINED, Setup, round_trips, train, untrained
-from .experiment import Experiment, Report, Scale, as_json
+from .common import PAPER, Scale, Setup, trained, untrained
+from .experiment import Experiment, Report, as_json
 
 STEPS: Final = (1, 5, 10, 25, 50)
 BASE: Final = replace(PAPER, rounds=0, last_sweeps=4, last_always=True)
@@ -25,8 +25,7 @@ RECIPES: Final = {
 
 def measure(setup: Setup, scale: Scale, variant: str, seed: int) -> Row:
     """Train and measure."""
-    network, costs = train(setup, RECIPES[variant], scale.evaluations, seed, config=scale.config)
-    return {**costs, "final": round_trips(setup, STEPS, TRAINED, network, images=scale.images)}
+    return trained(setup, RECIPES[variant], scale, seed, STEPS)
 
 
 def draw(report: Report, path: Path) -> None:

@@ -7,12 +7,13 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import torch
 from torch import Tensor
 
 from ...deepinv_core import checkpoint
+from ...deepinv_core.errors import DeepInvError
 from ...deepinv_core.inversion import latent_snr
 from ...deepinv_core.models.base_model import BaseModel
 from ...deepinv_core.models.embedded import load_embedded
@@ -30,7 +31,6 @@ from ...training.validation import Checks
 from ..cases import Case
 from ..measure import there_and_back
 from ..photos import CLASSES, IMAGE_SIZE
-from ..quality import half_width
 from ..store import Row
 
 TRAINED: Final = Case("deepinv", 0)
@@ -57,6 +57,16 @@ FAST: Final = FastRecipe(batch=32, warmup=100, average=0.99, checks=1, closing=0
 
 
 @dataclass(frozen=True)
+class Scale:
+    """How large an experiment is run: base evaluations of one training, test photographs, a training a seed."""
+
+    evaluations: int
+    images: int = 32
+    seeds: tuple[int, ...] = (0, 1, 2)
+    config: Config = CORRECTOR
+
+
+@dataclass(frozen=True)
 class Photos:
     """Latents ``[n, 16, 16, 16]`` in model space, float32, and their classes ``[n]``."""
 
@@ -66,17 +76,23 @@ class Photos:
 
 @dataclass(frozen=True)
 class Setup:
-    """The frozen base model, photographs of an archive to train on and others to measure with.
-
-    Attributes:
-        weights: of one more network, for the experiments that need one.
-    """
+    """The frozen base model, photographs of an archive to train on and others to measure with."""
 
     model: BaseModel
     train: Photos
     test: Photos
     archive: Path
     weights: Path | None = None
+
+    def more_weights(self, what: str) -> Path:
+        """The file of one more network, for the experiments that need one.
+
+        Raises:
+            DeepInvError: none was named.
+        """
+        if self.weights is None:
+            raise DeepInvError(f"the {what} is missing: name its file, --weights FILE")
+        return self.weights
 
     def conditioned(self, labels: Tensor | None = None, cfg: float = 1.0) -> Conditioned:
         """The base model under classes, a row a photograph, or under the empty prompt; and the prompt itself."""
@@ -103,58 +119,54 @@ def load_setup(archive: Path, latents: Path | None = None, weights: Path | None 
     if latents is not None and latents.exists():
         tensors = checkpoint.load(latents, kind=KIND)[0]
     else:
-        tensors = {name: value for split in SPLITS for name, value in _encoded(model, archive, split).items()}
+        tensors = {}
+        for split, most in SPLITS.items():
+            pixels, tensors[f"{split}.labels"] = fitted(archive, split, IMAGE_SIZE, most)
+            tensors[f"{split}.latents"] = torch.cat([model.encode(part) for part in pixels.split(64)])
         if latents is not None:
             checkpoint.save(latents, tensors, checkpoint.header(KIND))
     train, test = (Photos(*(tensors[f"{split}.{name}"] for name in ("latents", "labels"))) for split in SPLITS)
     return Setup(model, train, test, archive, weights)
 
 
-def _encoded(model: BaseModel, archive: Path, split: str) -> dict[str, Tensor]:
-    """Photographs of a split, in a fixed random order."""
-    pixels, labels = fitted(archive, split, IMAGE_SIZE, SPLITS[split])
-    latents = torch.cat([model.encode(part) for part in pixels.split(64)])
-    return {f"{split}.latents": latents, f"{split}.labels": labels}
-
-
 def train(
     setup: Setup,
     recipe: Recipe,
-    evaluations: int,
+    scale: Scale,
     seed: int,
     *,
-    config: Config = CORRECTOR,
+    config: Config | None = None,
     start: Network | None = None,
     classes: bool = False,
     watch: Callable[[Network, int], None] | None = None,
-    marks: Sequence[int] = (),
+    shares: Sequence[float] = (),
 ) -> tuple[Network, Row]:
     """Train a solver by a recipe; returns it with averaged weights, and what it cost.
 
     Args:
         setup: the base model and the photographs.
         recipe: its settings.
-        evaluations: of the base model, of one image each, to be spent.
+        scale: the base evaluations to be spent.
         seed: of the network's weights, the order of the photographs and the walks.
-        config: the network.
-        start: a network to go on from; it is changed. None for a new one of ``config``.
+        config: the network; None for the scale's.
+        start: a network to go on from; it is changed. None for a new one.
         classes: whether each photograph is under its own class; else all are under the empty prompt.
-        watch: called with the averaged network and the evaluations spent, at the first step past each of ``marks``.
-        marks: base evaluations, ascending.
+        watch: called with the averaged network and the evaluations spent, at the first step past each of ``shares``.
+        shares: of the evaluations, ascending.
     """
     torch.manual_seed(seed)
-    network, waiting, watching = start or config.build(), list(marks), 0.0
+    network, waiting, watching = start or (config or scale.config).build(), list(shares), 0.0
 
     def progress(event: Event) -> None:
         nonlocal watching
-        while watch is not None and waiting and event.evaluations >= waiting[0]:
+        while watch is not None and waiting and event.evaluations >= round(waiting[0] * scale.evaluations):
             began = time.monotonic()
             waiting.pop(0)
             watch(event.average, event.evaluations)
             watching += time.monotonic() - began
 
     base, photos = setup.base(classes), from_tensors([setup.train.latents], holdout=0)
-    budget, checks = Budget(evaluations=evaluations), Checks(steps=(), images=0)
+    budget, checks = Budget(evaluations=scale.evaluations), Checks(steps=(), images=0)
     with tempfile.TemporaryDirectory() as folder:
         began = time.monotonic()
         done = train_solver(
@@ -164,6 +176,12 @@ def train(
     costs |= {"evaluations": done.summary["base_evaluations"], "updates": done.summary["updates"]}
     seconds = round(time.monotonic() - began - watching, 1)
     return done.network, {**costs, "skipped": done.summary["skipped"], "training_seconds": seconds}
+
+
+def trained(setup: Setup, recipe: Recipe, scale: Scale, seed: int, steps: Sequence[int], **more: Any) -> Row:
+    """What :func:`train` cost, and round trips at K = 0 as ``final``."""
+    network, costs = train(setup, recipe, scale, seed, **more)
+    return {**costs, "final": round_trips(setup, steps, TRAINED, network, images=scale.images)}
 
 
 def solver_of(conditioned: Conditioned, network: Network | None) -> Solver | None:
@@ -177,13 +195,13 @@ def round_trips(
     """Invert the first test photographs and sample them back, under the empty prompt, nothing kept but the noise.
 
     Returns:
-        A row for each step count: ``steps``, ``nfe`` (of the inversion) and what :func:`quality` gives.
+        A row for each step count: ``steps``, ``nfe`` of the inversion, and :func:`mean_snr` as ``snr``.
     """
     conditioned, clean = setup.conditioned(), setup.test.latents[:images]
     method, rows = case.method_of(solver_of(conditioned, network)), []
     for count in steps:
         trip = there_and_back(conditioned.velocity, clean, setup.model.grid(count, clean), method)
-        rows.append({"steps": count, "nfe": trip.inversion.nfe, **quality(trip.back.latent, clean)})
+        rows.append({"steps": count, "nfe": trip.inversion.nfe, "snr": mean_snr(trip.back.latent, clean)})
     return rows
 
 
@@ -192,10 +210,9 @@ def untrained(setup: Setup, images: int, steps: Sequence[int], cases: Mapping[st
     return {name: round_trips(setup, steps, case, images=images) for name, case in cases.items()}
 
 
-def quality(latent: Tensor, clean: Tensor) -> dict[str, float]:
-    """Mean latent SNR in dB as ``snr``, and half of its 95 % confidence interval as ``ci95``."""
-    snr = latent_snr(latent, clean).double()
-    return {"snr": round(float(snr.mean()), 3), "ci95": round(half_width(snr), 3)}
+def mean_snr(latent: Tensor, clean: Tensor) -> float:
+    """Mean latent SNR in dB."""
+    return round(float(latent_snr(latent, clean).double().mean()), 3)
 
 
 def watched(setup: Setup, steps: Sequence[int], images: int) -> tuple[list[Row], Callable[[Network, int], None]]:

@@ -10,8 +10,8 @@ from typing import Final
 from .. import plots, tables
 from ..cases import Case
 from ..store import Row
-from .common import PAPER, TRAINED, Setup, round_trips, train, untrained, watched
-from .experiment import Experiment, Report, Scale, as_json
+from .common import PAPER, Scale, Setup, trained, untrained, watched
+from .experiment import Experiment, Report, as_json
 
 STEPS: Final = (1, 2, 5, 10, 25, 50)
 CURVE_STEPS: Final = (5, 50)
@@ -33,11 +33,8 @@ RECIPES: Final = {
 def measure(setup: Setup, scale: Scale, variant: str, seed: int) -> Row:
     """Train, with round trips on the way and at the end."""
     curve, watch = watched(setup, CURVE_STEPS, min(CURVE_IMAGES, scale.images))
-    marks = [scale.evaluations * k // POINTS for k in range(1, POINTS + 1)]
-    network, costs = train(
-        setup, RECIPES[variant], scale.evaluations, seed, config=scale.config, watch=watch, marks=marks
-    )
-    return {**costs, "curve": curve, "final": round_trips(setup, STEPS, TRAINED, network, images=scale.images)}
+    shares = [k / POINTS for k in range(1, POINTS + 1)]
+    return {**trained(setup, RECIPES[variant], scale, seed, STEPS, watch=watch, shares=shares), "curve": curve}
 
 
 def draw(report: Report, path: Path) -> None:

@@ -14,8 +14,8 @@ import torch
 from ...deepinv_core.solver import Network
 from .. import plots, tables
 from ..store import Row
-from .common import PAPER, Setup, train
-from .experiment import Experiment, Report, Scale
+from .common import PAPER, Scale, Setup, train
+from .experiment import Experiment, Report
 from .trajectory import exact_trajectory, step_errors
 
 STEPS: Final = (10, 50)
@@ -36,8 +36,7 @@ def measure(setup: Setup, scale: Scale, variant: str, seed: int) -> Row:
     def watch(network: Network, evaluations: int) -> None:
         moments.append({"evaluations": evaluations, "errors": errors(setup, scale, network)})
 
-    marks = [round(scale.evaluations * share) for share in SHARES[:-1]]
-    network, costs = train(setup, PAPER, scale.evaluations, seed, config=scale.config, watch=watch, marks=marks)
+    network, costs = train(setup, PAPER, scale, seed, watch=watch, shares=SHARES[:-1])
     watch(network, costs["evaluations"])
     return {**costs, "moments": moments}
 

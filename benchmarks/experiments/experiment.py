@@ -9,20 +9,8 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from ...deepinv_core.solver import Config
 from ..store import Key, Measure, Row, Store
-from .common import CORRECTOR, Setup
-
-
-@dataclass(frozen=True)
-class Scale:
-    """How large an experiment is run: base evaluations of one training, test photographs, a training a seed."""
-
-    evaluations: int
-    images: int = 32
-    seeds: tuple[int, ...] = (0, 1, 2)
-    config: Config = CORRECTOR
-
+from .common import Scale, Setup
 
 Report = dict[str, Any]
 """``command``, ``versions``, ``settings``, ``baseline``, ``extras``, and ``rows``, one a variant and seed."""
@@ -53,15 +41,13 @@ class Experiment:
     fixed: Mapping[str, Callable[[Setup, Scale], Any]] = field(default_factory=dict)
 
 
-def run(
-    experiment: Experiment, setup: Setup, scale: Scale, out: Path, *, command: str = "", fresh: bool = False
-) -> Report:
+def run(experiment: Experiment, setup: Setup, scale: Scale, out: Path, *, command: str = "") -> Report:
     """Measure what ``out/NAME.jsonl`` doesn't have yet, seed by seed, and draw.
 
     Raises:
         DeepInvError: the file is of other settings.
     """
-    store = Store(out / f"{experiment.name}.jsonl", ("variant", "seed"), seconds="seconds", fresh=fresh)
+    store = Store(out / f"{experiment.name}.jsonl", ("variant", "seed"), seconds="seconds")
     store.begin(command, {"scale": {**asdict(scale), "seeds": None}, **experiment.settings})
 
     def fixed(part: str) -> Row:

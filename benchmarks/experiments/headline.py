@@ -27,8 +27,8 @@ from ..photos import held_out
 from ..store import Row, read_rows
 from ..tables import by_variant, spread
 from ..tables import table as markdown
-from .common import CORRECTOR, FAST, PAPER, PREDICTOR, Setup, train, watched
-from .experiment import Experiment, Report, Scale
+from .common import CORRECTOR, FAST, PAPER, PREDICTOR, Scale, Setup, train, watched
+from .experiment import Experiment, Report
 
 STEPS: Final = (2, 4, 8, 16, 50)
 LAST: Final = 50
@@ -79,8 +79,8 @@ def measure(setup: Setup, scale: Scale, variant: str, seed: int) -> Row:
     curve, watch = watched(setup, CURVE_STEPS, min(CURVE_IMAGES, scale.images))
     torch.manual_seed(seed)
     watch(config.build().eval(), 0)
-    marks = [round(scale.evaluations * (k / POINTS) ** 2) for k in range(1, POINTS + 1)]
-    _, costs = train(setup, recipe, scale.evaluations, seed, config=config, watch=watch, marks=marks)
+    shares = [(k / POINTS) ** 2 for k in range(1, POINTS + 1)]
+    _, costs = train(setup, recipe, scale, seed, config=config, watch=watch, shares=shares)
     return {**costs, "curve": curve}
 
 

@@ -18,8 +18,8 @@ import torch
 from ...deepinv_core.solver import Network
 from .. import plots, tables
 from ..store import Row
-from .common import PAPER, TRAINED, Setup, round_trips, train
-from .experiment import Experiment, Report, Scale, as_json
+from .common import PAPER, TRAINED, Scale, Setup, round_trips, train, trained
+from .experiment import Experiment, Report, as_json
 
 STEPS: Final = (5, 10, 25, 50)
 WEIGHTS: Final = (1.0, 0.7, 0.3, 0.0)
@@ -39,15 +39,15 @@ RECIPES: Final = {
 
 @lru_cache(maxsize=1)
 def _round_0(setup: Setup, scale: Scale, seed: int) -> Network:
-    return train(setup, ROUND_0, scale.evaluations, seed, config=scale.config)[0]
+    return train(setup, ROUND_0, scale, seed)[0]
 
 
 def measure(setup: Setup, scale: Scale, variant: str, seed: int) -> Row:
     """Go on from round 0's solver, and measure; the variant without a cell is that solver itself."""
-    network, costs = copy.deepcopy(_round_0(setup, scale, seed)).requires_grad_(True), {"evaluations": 0}
+    network = copy.deepcopy(_round_0(setup, scale, seed)).requires_grad_(True)
     if variant != BEFORE:
-        network, costs = train(setup, RECIPES[variant], scale.evaluations, seed, start=network)
-    return {**costs, "final": round_trips(setup, STEPS, TRAINED, network, images=scale.images)}
+        return trained(setup, RECIPES[variant], scale, seed, STEPS, start=network)
+    return {"evaluations": 0, "final": round_trips(setup, STEPS, TRAINED, network, images=scale.images)}
 
 
 def draw(report: Report, path: Path) -> None:

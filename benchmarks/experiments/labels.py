@@ -21,8 +21,8 @@ from .. import plots, tables
 from ..cases import Case
 from ..measure import there_and_back
 from ..store import Row
-from .common import PAPER, TRAINED, Setup, round_trips, solver_of, train, untrained
-from .experiment import Experiment, Report, Scale, as_json
+from .common import PAPER, TRAINED, Scale, Setup, round_trips, solver_of, train, untrained
+from .experiment import Experiment, Report, as_json
 from .trajectory import exact_trajectory, step_errors
 
 STEPS: Final = (1, 5, 10, 25, 50)
@@ -41,7 +41,7 @@ RECIPES: Final = {
 
 def measure(setup: Setup, scale: Scale, variant: str, seed: int) -> Row:
     """Train and measure; the first seed's reconstructions are kept as pictures."""
-    network, costs = train(setup, RECIPES[variant], scale.evaluations, seed, config=scale.config)
+    network, costs = train(setup, RECIPES[variant], scale, seed)
     row = {**costs, "final": round_trips(setup, STEPS, TRAINED, network, images=scale.images)}
     row["errors"] = errors(setup, scale, network)
     return row if seed != scale.seeds[0] else {**row, "pictures": pictures(setup, network)}

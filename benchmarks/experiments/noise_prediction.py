@@ -5,23 +5,22 @@ It is given the weights that :mod:`...tools.garments.noise_model` makes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
 import torch
+from scipy.stats import spearmanr
 
-from ...deepinv_core.errors import DeepInvError
 from ...tools.garments.noise_model import load_noise_base
 from .. import plots
 from ..cases import Case
 from ..store import Row
 from ..tables import by_variant, spread
 from ..tables import table as markdown
-from .common import FAST, PREDICTOR, Setup, of_steps, round_trips, train
-from .experiment import Experiment, Report, Scale
+from .common import FAST, PREDICTOR, Scale, Setup, of_steps, round_trips, train
+from .experiment import Experiment, Report
 
 STEPS: Final = (2, 4, 8, 16, 50)
 RIVALS: Final = (Case("uni_inv", 1), Case("uni_inv_2", 1), Case("fireflow"))
@@ -34,17 +33,13 @@ VARIANTS: Final = {"flow": "velocity (rectified flow)", "noise": "noise predicti
 
 @cache
 def _on(setup: Setup, variant: str) -> Setup:
-    if variant == "flow":
-        return setup
-    if setup.weights is None:
-        raise DeepInvError("the noise-prediction model is missing: name its file, --weights model.safetensors")
-    return replace(setup, model=load_noise_base(setup.weights))
+    return setup if variant == "flow" else replace(setup, model=load_noise_base(setup.more_weights("noise model")))
 
 
 def measure(setup: Setup, scale: Scale, variant: str, seed: int) -> Row:
     """Train on one base, and send photographs there and back, K = 0 and 1."""
     mine = _on(setup, variant)
-    network, costs = train(mine, FAST, scale.evaluations, seed, config=PREDICTOR)
+    network, costs = train(mine, FAST, scale, seed, config=PREDICTOR)
     cases = {str(k): Case("deepinv", k) for k in (0, 1)}
     trips = {k: round_trips(mine, STEPS, case, network, images=scale.images) for k, case in cases.items()}
     return {**costs, "round_trips": trips}
@@ -56,13 +51,6 @@ def baseline(setup: Setup, scale: Scale) -> dict[str, dict[str, Any]]:
         variant: {e.label: round_trips(_on(setup, variant), STEPS, e, images=scale.images) for e in METHODS}
         for variant in VARIANTS
     }
-
-
-def rank_correlation(a: Sequence[float], b: Sequence[float]) -> float:
-    """Spearman's, ties in the order given: 1 for the same order, -1 for the opposite one."""
-    ranks = [torch.tensor(values).argsort(stable=True).argsort().double() for values in (a, b)]
-    count = len(a)
-    return round(1 - 6 * float((ranks[0] - ranks[1]).square().sum()) / (count * (count**2 - 1)), 2)
 
 
 def _solver(report: Report, variant: str, k: str, steps: int) -> list[float]:
@@ -78,7 +66,7 @@ def table(report: Report) -> str:
             found[f"our solver K={k}"] = [spread(_solver(report, variant, k, n)) for n in STEPS]
         lines += [*markdown([name, *columns], [[method, *cells] for method, cells in found.items()]), ""]
     pairs = [[[of_steps(rows, n) for rows in base.values()] for base in bases.values()] for n in STEPS]
-    gains = [["rank correlation of the methods", *(f"{rank_correlation(*pair):.2f}" for pair in pairs)]]
+    gains = [["rank correlation of the methods", *(f"{spearmanr(*pair).statistic:.2f}" for pair in pairs)]]
     for variant, name in VARIANTS.items():
         for rival in RIVALS:
             theirs = bases[variant][rival.label]

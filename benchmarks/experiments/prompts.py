@@ -11,18 +11,16 @@ from typing import Any, Final
 
 from torch import Tensor
 
-from ...deepinv_core.errors import DeepInvError
 from ...deepinv_core.solver import Network
 from ...tools.garments.classifier import Classifier, load_classifier, named
-from ...training.base_model import Conditioned
 from .. import plots
 from ..cases import Case
 from ..measure import there_and_back
 from ..store import Row
 from ..tables import by_variant, spread
 from ..tables import table as markdown
-from .common import FAST, PREDICTOR, TRAINED, Setup, quality, solver_of, train
-from .experiment import Experiment, Report, Scale
+from .common import FAST, PREDICTOR, TRAINED, Scale, Setup, mean_snr, solver_of, train
+from .experiment import Experiment, Report
 
 STEPS: Final = (4, 16)
 GUIDED: Final = 4.0
@@ -30,7 +28,6 @@ GUIDED: Final = 4.0
 
 VARIANTS: Final = ("empty", "true")
 WITHOUT: Final = (Case("euler"), Case("uni_inv", 1), Case("anderson_extrapolated", 3))
-
 
 TRIPS: Final = (
     (("empty", 1.0), ("empty", 1.0)),
@@ -49,19 +46,8 @@ LABELS: Final = [
 
 @cache
 def classifier(setup: Setup) -> Classifier:
-    """The classifier.
-
-    Raises:
-        DeepInvError: no file was named.
-    """
-    if setup.weights is None:
-        raise DeepInvError("the classifier is missing: name its file, --weights classifier.safetensors")
-    return load_classifier(setup.weights)
-
-
-def under(setup: Setup, prompt: str, labels: Tensor, cfg: float = 1.0) -> Conditioned:
-    """The base under ``empty`` or ``true``; guidance away from the empty prompt does nothing under itself."""
-    return setup.conditioned(labels, cfg) if prompt == "true" else setup.conditioned()
+    """The classifier; raises as :meth:`Setup.more_weights`."""
+    return load_classifier(setup.more_weights("classifier"))
 
 
 def trips(setup: Setup, case: Case, images: int, network: Network | None = None) -> list[Row]:
@@ -71,10 +57,10 @@ def trips(setup: Setup, case: Case, images: int, network: Network | None = None)
     for steps in STEPS:
         grid = setup.model.grid(steps, clean)
         for label, sides in zip(LABELS, TRIPS, strict=True):
-            up, back = (under(setup, prompt, labels, cfg) for prompt, cfg in sides)
+            up, back = (setup.conditioned(labels if prompt == "true" else None, cfg) for prompt, cfg in sides)
             method = case.method_of(solver_of(up, network))
             latent = there_and_back(up.velocity, clean, grid, method, down=back.velocity).back.latent
-            row = {"steps": steps, "trip": label, **quality(latent, clean)}
+            row = {"steps": steps, "trip": label, "snr": mean_snr(latent, clean)}
             rows.append({**row, "seen": seen(setup, latent, labels)})
     return rows
 
@@ -86,7 +72,7 @@ def seen(setup: Setup, latent: Tensor, labels: Tensor) -> float:
 
 def measure(setup: Setup, scale: Scale, variant: str, seed: int) -> Row:
     """Train under one prompt, and use the solver under both."""
-    network, costs = train(setup, FAST, scale.evaluations, seed, config=PREDICTOR, classes=variant == "true")
+    network, costs = train(setup, FAST, scale, seed, config=PREDICTOR, classes=variant == "true")
     return {**costs, "trips": trips(setup, TRAINED, scale.images, network)}
 
 

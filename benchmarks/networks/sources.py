@@ -17,46 +17,46 @@ from ...deepinv_core.errors import DeepInvError
 
 @dataclass(frozen=True)
 class Source:
-    """The option and the variable that may name a network, what stores it in the user's cache, its name there."""
+    """The option and the variable that may name a network, its name in the user's cache, and what stores it there."""
 
     title: str
     option: str
     environment: str
-    command: str
-    repository: str = ""
-    file: str = ""
+    stored: str
+    storing: str = ""
+
+    @property
+    def command(self) -> str:
+        """What stores it."""
+        return f'python -c "{self.storing}"' if self.storing else f"hf download {self.stored}"
 
     @property
     def cache(self) -> Path:
-        """Where it lies in the user's cache."""
-        if not self.repository:
-            return Path(torch.hub.get_dir()) / "checkpoints" / self.file
+        """Where it lies in the user's cache, torch hub's or Hugging Face's."""
+        if self.storing:
+            return Path(torch.hub.get_dir()) / "checkpoints" / self.stored
         from huggingface_hub.constants import HF_HUB_CACHE  # not needed to list the options
 
-        return Path(HF_HUB_CACHE) / f"models--{self.repository.replace('/', '--')}"
-
-
-def _hub(title: str, option: str, variable: str, repository: str) -> Source:
-    return Source(title, option, variable, f"hf download {repository}", repository=repository)
+        return Path(HF_HUB_CACHE) / f"models--{self.stored.replace('/', '--')}"
 
 
 SOURCES: Final = {
-    "clip": _hub("CLIP ViT-L/14", "--clip", "DEEPINV_CLIP", "openai/clip-vit-large-patch14"),
-    "dino": _hub("DINO ViT-B/8", "--dino", "DEEPINV_DINO", "facebook/dino-vitb8"),
+    "clip": Source("CLIP ViT-L/14", "--clip", "DEEPINV_CLIP", "openai/clip-vit-large-patch14"),
+    "dino": Source("DINO ViT-B/8", "--dino", "DEEPINV_DINO", "facebook/dino-vitb8"),
     "lpips_squeeze": Source(
         "LPIPS-SqueezeNet",
         "--lpips-squeeze",
         "DEEPINV_LPIPS_SQUEEZE",
-        "python -c \"import torchvision; torchvision.models.squeezenet1_1(weights='DEFAULT')\"",
-        file="squeezenet1_1-b8a52dc0.pth",
+        "squeezenet1_1-b8a52dc0.pth",
+        "import torchvision; torchvision.models.squeezenet1_1(weights='DEFAULT')",
     ),
     "inception": Source(
         "Inception v3 for FID",
         "--fid inception=FILE",
         "DEEPINV_INCEPTION",
-        'python -c "import torch_fidelity.feature_extractor_inceptionv3 as f; '
-        "f.FeatureExtractorInceptionV3('inception-v3-compat', ['2048'])\"",
-        file="weights-inception-2015-12-05-6726825d.pth",
+        "weights-inception-2015-12-05-6726825d.pth",
+        "import torch_fidelity.feature_extractor_inceptionv3 as f; "
+        "f.FeatureExtractorInceptionV3('inception-v3-compat', ['2048'])",
     ),
 }
 
@@ -74,7 +74,7 @@ def locate(name: str, path: str | Path | None = None) -> Path:
         if not found.exists():
             raise DeepInvError(f"{source.title}: {str(found)!r} does not exist; give the folder or file of its weights")
         return found
-    stored = _snapshot(source.repository) if source.repository else source.cache
+    stored = source.cache if source.storing else _snapshot(source.stored)
     if stored is None or not stored.exists():
         raise DeepInvError(
             f"no weights of {source.title}: {source.option} and {source.environment} name none, and "

@@ -101,7 +101,7 @@ def run(args: argparse.Namespace) -> None:
     store = common.opened_results(output, about)
 
     def measured(case: Case, photo: Tensor, path: Path) -> Row:
-        latent = common.encoded(model, photo)
+        latent = model.encode(photo)
         method = None if case.method == CEILING else case.method_of(base.solver, args.seed)
         back, row = round_trip(model, latent, base.steps, method)
         image = to_tensor(to_image(model.decode(back)[0]))  # as a saved image would be
@@ -113,7 +113,7 @@ def run(args: argparse.Namespace) -> None:
     common.measure_all("COCO", paths, lambda path: load_square(path, base.side), rows, store)
     lines = [line for line in store.rows if line["image"] in paths]
     (output / "summary.md").write_text(page(lines, list(rows), names, about, len(paths)), "utf-8")
-    sys.stdout.write(f"wrote {output}: summary.md, results.jsonl, settings.json\n")
+    sys.stdout.write(f"wrote {output}: summary.md, results.jsonl\n")
 
 
 def round_trip(model: BaseModel, latent: Tensor, steps: int, method: Method | None) -> tuple[Tensor, Row]:

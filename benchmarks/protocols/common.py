@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import json
 import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -16,7 +14,6 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ...deepinv_core.atomic import replacing
 from ...deepinv_core.errors import DeepInvError
 from ...deepinv_core.methods import BEST_TRAINING_FREE, describe, method_values
 from ...deepinv_core.models.base_model import BaseModel
@@ -24,7 +21,7 @@ from ...deepinv_core.models.by_name import load_model
 from ...deepinv_core.runs import bound_solver
 from ...deepinv_core.solver import Solver
 from ..cases import Case
-from ..store import Row, Store, require_same, versions
+from ..store import Row, Store
 from ..tables import cell, table
 
 CEILING: Final = "vae"
@@ -100,41 +97,22 @@ def opened_base(args: argparse.Namespace, prompts: Sequence[str], side: int) -> 
     side, steps = args.side or model.image_size or side, args.steps or 50
     about = {"model": model.name, "fingerprint": model.info.fingerprint, "side": side, "steps": steps}
     about["solver"] = str(args.solver or model.solver_path or "")
+    model.velocity("")(model.encode(torch.zeros(1, 3, side, side)), 1.0)  # the first time is slow: memory, kernels
     return Base(model, bound_solver(model, args.solver), side, steps, about)
 
 
-def encoded(model: BaseModel, photo: Tensor) -> Tensor:
-    """The photo's latent; before the first one the model is evaluated once, which is slow (memory, kernels)."""
-    latent = model.encode(photo)
-    _warmed(model, latent.shape)
-    return latent
-
-
-@cache
-def _warmed(model: BaseModel, shape: torch.Size) -> None:
-    model.velocity("")(torch.zeros(shape, device=model.device), 1.0)
-
-
 def opened_results(folder: Path, settings: Mapping[str, Any]) -> Store:
-    """``results.jsonl``, a line an image and row; what the numbers depend on is written to ``settings.json``.
+    """``results.jsonl``: what was run, then a line an image and row.
 
     Raises:
-        DeepInvError: the folder holds results of other settings, or can't be read or written.
+        DeepInvError: the folder holds results of other settings, or can't be read.
     """
-    about, store = folder / "settings.json", Store(folder / "results.jsonl", ("row", "image"))
-    if about.is_file():
-        try:
-            before = dict(json.loads(about.read_text(encoding="utf-8"))["settings"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise DeepInvError(f"{str(about)!r} is damaged ({error}): choose another --output") from error
-        require_same(before, settings, folder, "choose another --output, or the settings it was begun with")
+    store = Store(folder / "results.jsonl", ("row", "image"))
+    store.begin(shlex.join(["deepinv", *sys.argv[1:]]), settings)
     if broken := [row for row in store.rows if not {"row", "image"} <= row.keys()]:
         raise DeepInvError(
             f"{str(store.path)!r} is damaged: a line lacks row and image, {broken[0]}; choose another --output"
         )
-    record = {"settings": settings, "command": shlex.join(["deepinv", *sys.argv[1:]]), "versions": versions()}
-    with replacing(about) as temporary:
-        temporary.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     return store
 
 

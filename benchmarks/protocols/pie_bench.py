@@ -53,7 +53,7 @@ class Editor:
 
     def __call__(self, case: Case, photo: Tensor, item: Item) -> tuple[Tensor, Row]:
         """A photo ``[1, 3, 512, 512]`` in [0, 1], scaled to the model's side and back, edited; and what it cost."""
-        latent = common.encoded(self.base.model, _scaled(photo, self.base.side))
+        latent = self.base.model.encode(_scaled(photo, self.base.side))
         began = time.perf_counter()
         if case.method == CEILING:
             result, row = latent, {"kept": "", "nfe": 0, "seconds": 0.0}
@@ -137,7 +137,7 @@ def run(args: argparse.Namespace) -> None:
     common.measure_all("PIE-Bench", items, lambda item: load_image(image_file(args.pie_bench, item)), rows, store)
     table = page(store.rows, list(items.values()), list(rows), names, about)
     (output / "summary.md").write_text(table, encoding="utf-8")
-    sys.stdout.write(f"wrote {output}: summary.md, results.jsonl, settings.json, images/\n")
+    sys.stdout.write(f"wrote {output}: summary.md, results.jsonl, images/\n")
 
 
 def _made(editor: Editor, measure: PieMetrics, images: Path, case: Case, photo: Tensor, item: Item) -> Row:
@@ -178,7 +178,3 @@ def page(
             count = len({line["image"] for line in some})
             out += ["", f"## {number}: {title} ({count} images)", "", *common.summary(some, rows, columns, means)]
     return common.page("PIE-Bench", explained, len(items), about, out)
-
-
-def _mean_nfe(lines: list[Row]) -> str:
-    return "–" if lines[0]["nfe"] is None else f"{sum(line['nfe'] for line in lines) / len(lines):g}"

@@ -11,9 +11,9 @@ PSNR of two backgrounds that are identical is infinite; here it is 100 dB, as in
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import torch
 from torch import Tensor
@@ -55,14 +55,18 @@ class PieMetrics:
         """
         from torchmetrics.functional import image, mean_squared_error  # takes a second
 
-        self.names = tuple(names)
-        self._psnr, self._ssim = image.peak_signal_noise_ratio, image.structural_similarity_index_measure
-        self._mse, self._device = mean_squared_error, torch.device(device)
+        self.names, self._device = tuple(names), torch.device(device)
         needed = {name for name, users in NEEDS.items() if set(users) & set(names)}
         self.clip = load_clip(paths.get("clip")).to(device) if "clip" in needed else None
         self.dino = load_dino(paths.get("dino")).to(device) if "dino" in needed else None
         path = paths.get("lpips_squeeze")
         self.lpips = load_lpips_squeeze(path).to(device) if "lpips_squeeze" in needed else None
+        self._background: dict[str, Callable[[Tensor, Tensor], Any]] = {
+            "psnr_unedit_part": lambda a, b: image.peak_signal_noise_ratio(a, b, data_range=1.0).clamp_max(PSNR_CAP),
+            "ssim_unedit_part": lambda a, b: image.structural_similarity_index_measure(a, b, data_range=1.0),
+            "mse_unedit_part": mean_squared_error,
+            "lpips_unedit_part": lambda a, b: self.lpips and self.lpips(a, b),
+        }
 
     @torch.no_grad()
     def __call__(self, source: Tensor, edited: Tensor, item: Item) -> dict[str, float | None]:
@@ -75,8 +79,9 @@ class PieMetrics:
         return {name: self._value(name, source, edited, mask, item) for name in self.names}
 
     def _value(self, name: str, source: Tensor, edited: Tensor, mask: Tensor, item: Item) -> float | None:
-        if name.endswith("_unedit_part"):
-            return self._background(name, source * (1 - mask), edited * (1 - mask)) if bool((mask == 0).any()) else None
+        if measured := self._background.get(name):
+            there = bool((mask == 0).any())
+            return float(measured(edited * (1 - mask), source * (1 - mask))) if there else None
         if name == "structure_distance":
             assert self.dino is not None
             return self.dino.structure_distance(source, edited)
@@ -85,13 +90,3 @@ class PieMetrics:
             return self.clip.score(source, item.source)
         region = mask if name.endswith("_edit_part") else torch.ones_like(mask)
         return self.clip.score(edited * region, item.target)
-
-    def _background(self, name: str, source: Tensor, edited: Tensor) -> float:
-        if name.startswith("psnr"):
-            return min(float(self._psnr(edited, source, data_range=1.0)), PSNR_CAP)
-        if name.startswith("ssim"):
-            return float(self._ssim(edited, source, data_range=1.0))  # type: ignore[arg-type]
-        if name.startswith("mse"):
-            return float(self._mse(edited, source))
-        assert self.lpips is not None
-        return float(self.lpips(edited, source))

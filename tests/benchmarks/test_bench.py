@@ -18,7 +18,7 @@ from comfyui_deepinv.benchmarks import measure, plan, quick, report, results, ta
 from comfyui_deepinv.benchmarks.cases import CASES, FEW, GROUPS, Case, solver_files
 from comfyui_deepinv.benchmarks.photos import HELD_OUT, IMAGE_SIZE, Images, photographs
 from comfyui_deepinv.benchmarks.quality import half_width, ms_ssim, student, summary, whiteness
-from comfyui_deepinv.benchmarks.store import add_rows, read_rows, write_rows
+from comfyui_deepinv.benchmarks.store import Store, read_rows
 from comfyui_deepinv.cli import main as cli
 from comfyui_deepinv.deepinv_core.errors import DeepInvError
 from comfyui_deepinv.deepinv_core.inversion import latent_snr
@@ -250,9 +250,8 @@ def test_the_front_and_what_a_method_is_worth() -> None:
     assert [(p.case, p.steps) for p in results.front(found)] == [("a", 1), ("b", 1), ("a", 2), ("b", 2)]
     assert results.best_within(found, 5).snr == 5 and results.best_within(found, 1) is None
     poor = [*found, results.Point("c", 2, 4.5, 4.5, 0.1), results.Point("c", 4, 8, 6.0, 0.1)]
-    seen = results.verdict("c", poor)
-    assert not seen.on_front and seen.nearest.steps == 2 and (seen.rival.case, seen.rival.steps) == ("a", 2)
-    assert results.verdict("b", poor).on_front == [1, 2]
+    assert results.verdict("c", poor) == "nearest at N = 2: 4.5 dB for 4.5; `a` at N = 2: 5.0 for 4.0"
+    assert results.verdict("b", poor) == "**on the front** at N = 1, 2"
 
 
 def test_tables_group_by_what_is_kept_and_mark_the_best() -> None:
@@ -372,8 +371,9 @@ def test_the_quick_suite_s_images_differ() -> None:
 def test_a_line_that_was_cut_off_is_left_out(tmp_path: Path) -> None:
     file = tmp_path / "results.jsonl"
     assert read_rows(file) == []
-    write_rows(file, [{"unit": "a"}])
-    add_rows(file, [{"unit": "b"}, {"unit": "ü"}])
+    store = Store(file)
+    store.add([{"unit": "a"}])
+    store.add([{"unit": "b"}, {"unit": "ü"}])
     whole = file.read_bytes()
     file.write_bytes(whole[:-3])
     assert read_rows(file) == [{"unit": "a"}, {"unit": "b"}]

@@ -11,7 +11,7 @@ import torch
 
 from comfyui_deepinv.benchmarks import editing
 from comfyui_deepinv.benchmarks.photos import CLASSES, HELD_OUT
-from comfyui_deepinv.benchmarks.store import Store, read_rows, write_rows
+from comfyui_deepinv.benchmarks.store import Store, read_rows
 from comfyui_deepinv.deepinv_core.inversion import Reconstruction
 from comfyui_deepinv.deepinv_core.models.embedded import load_embedded
 
@@ -69,7 +69,7 @@ def test_rows_that_are_there_are_not_measured_again(tmp_path: Path, monkeypatch:
     ]
     assert read_rows(store.path) == rows and [row["nfe"] for row in rows] == [16, 32, 32]
     monkeypatch.setattr(edits, "edited", lambda *_: pytest.fail("measured again"))
-    write_rows(store.path, rows[:2])
+    store.write(rows[:2])
     assert editing.measure(edits, Store(store.path, editing.KEY)) == rows == read_rows(store.path)
 
 

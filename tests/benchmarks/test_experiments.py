@@ -27,9 +27,9 @@ from comfyui_deepinv.benchmarks.experiments import (
 from comfyui_deepinv.benchmarks.experiments import (
     experiment as experiments,
 )
-from comfyui_deepinv.benchmarks.experiments.common import CORRECTOR, KIND, Setup
-from comfyui_deepinv.benchmarks.experiments.experiment import Experiment, Scale
-from comfyui_deepinv.benchmarks.store import write_rows
+from comfyui_deepinv.benchmarks.experiments.common import CORRECTOR, KIND, Scale, Setup
+from comfyui_deepinv.benchmarks.experiments.experiment import Experiment
+from comfyui_deepinv.benchmarks.store import Store
 from comfyui_deepinv.benchmarks.tables import fill
 from comfyui_deepinv.deepinv_core import checkpoint
 from comfyui_deepinv.deepinv_core.errors import DeepInvError
@@ -189,19 +189,17 @@ def test_rows_that_are_there_are_not_measured_again(setup: Setup, tmp_path: Path
     assert len(report["rows"]) == 4
     with pytest.raises(DeepInvError, match="other settings"):
         experiments.run(experiment, setup, replace(scale, images=1), tmp_path)
-    experiments.run(experiment, setup, scale, tmp_path, fresh=True)
-    assert len(measured) == 9
 
 
-def test_marks_are_told_once_each_and_the_same_seed_gives_the_same_solver(setup: Setup) -> None:
+def test_shares_of_a_training_are_told_once_each_and_the_same_seed_gives_the_same_solver(setup: Setup) -> None:
     recipe, seen = small(curriculum.ONE_ROUND), []
 
     def weights(seed: int, **options: Any) -> tuple[float, ...]:
-        network, costs = common.train(setup, recipe, 100, seed, config=NETWORK, **options)
+        network, costs = common.train(setup, recipe, Scale(100, config=NETWORK), seed, **options)
         assert costs["evaluations"] >= 100
         return tuple(float(value.double().sum()) for value in network.state_dict().values())
 
-    first = weights(0, watch=lambda network, evaluations: seen.append(evaluations), marks=(20, 60))
+    first = weights(0, watch=lambda network, evaluations: seen.append(evaluations), shares=(0.2, 0.6))
     assert len(seen) == 2 and 20 <= seen[0] <= seen[1]
     assert first == weights(0) != weights(1)
 
@@ -209,7 +207,7 @@ def test_marks_are_told_once_each_and_the_same_seed_gives_the_same_solver(setup:
 def test_the_page_s_tables_are_replaced_between_their_markers(tmp_path: Path) -> None:
     rows = [{"variant": "a", "seed": 0, "seconds": 61.0}, {"variant": "a", "seed": 1, "seconds": 59.0}]
     about = {"part": "about", "command": "python -m one", "versions": {"torch": "2"}}
-    write_rows(tmp_path / "experiments" / "one.jsonl", [about, *rows])
+    Store(tmp_path / "experiments" / "one.jsonl").write([about, *rows])
     file = tmp_path / "experiments.md"
     file.write_text("before\n<!-- one -->\nold\n<!-- /one -->\nafter\n<!-- two -->\nkept\n<!-- /two -->\n")
     found = [

@@ -19,6 +19,7 @@ from comfyui_deepinv.benchmarks.protocols.pie_bench import page
 from comfyui_deepinv.benchmarks.protocols.pie_data import Item, decode_mask, load_image, plain, read_items
 from comfyui_deepinv.benchmarks.protocols.pie_metrics import METRICS, PieMetrics
 from comfyui_deepinv.benchmarks.quality import half_width
+from comfyui_deepinv.benchmarks.store import read_rows
 from comfyui_deepinv.benchmarks.tables import cell
 from comfyui_deepinv.cli import main as cli
 from comfyui_deepinv.deepinv_core.errors import DeepInvError
@@ -90,7 +91,7 @@ def deepinv(*arguments: object) -> int:
 
 
 def lines_of(output: Path) -> dict[tuple[str, str], dict]:
-    lines = [json.loads(line) for line in (output / "results.jsonl").read_text().splitlines()]
+    lines = read_rows(output / "results.jsonl")[1:]
     found = {(line["row"], line["image"]): line for line in lines}
     assert len(found) == len(lines), "no row twice"
     return found
@@ -289,14 +290,14 @@ def test_pie_bench_runs_stops_and_goes_on(bench: Path, tmp_path: Path, weights: 
 
     whole = (output / "results.jsonl").read_text()
     first = whole.splitlines(keepends=True)
-    (output / "results.jsonl").write_text("".join(first[:4]) + first[4][:30])  # stopped while writing
+    (output / "results.jsonl").write_text("".join(first[:5]) + first[5][:30])  # stopped while writing
     before = stored.stat().st_mtime_ns
     assert deepinv(*options) == 0
     again = (output / "results.jsonl").read_text()
-    assert again.splitlines()[:4] == whole.splitlines()[:4]
+    assert again.splitlines()[:5] == whole.splitlines()[:5]
     without_time = [{k: v for k, v in line.items() if k != "seconds"} for line in lines.values()]
     assert [{k: v for k, v in line.items() if k != "seconds"} for line in lines_of(output).values()] == without_time
-    assert stored.stat().st_mtime_ns > before, "the fifth line's image was made again"
+    assert stored.stat().st_mtime_ns > before, "the fifth row's image was made again"
     assert deepinv(*options) == 0
     assert (output / "results.jsonl").read_text() == again, "nothing was left to do"
 
@@ -342,9 +343,9 @@ def test_a_diffusers_folder_works_at_512(bench: Path, tmp_path: Path) -> None:
     options = ["--pie-bench", bench, "--model", folder, "--edit", "euler", "--source-prompt", "--strength", 0.5]
     options += ["--metrics", "psnr_unedit_part", "--limit", 1, "--steps", 2, "--output", tmp_path / "out"]
     assert deepinv(*options) == 0
-    settings = json.loads((tmp_path / "out" / "settings.json").read_text())
-    assert (settings["settings"]["model"], settings["settings"]["side"]) == ("sd3", 512)
-    assert settings["versions"]["torch"] == torch.__version__ and settings["command"].split()[0] == "deepinv"
+    about = read_rows(tmp_path / "out" / "results.jsonl")[0]
+    assert (about["settings"]["model"], about["settings"]["side"]) == ("sd3", 512)
+    assert about["versions"]["torch"] == torch.__version__ and about["command"].split()[0] == "deepinv"
     assert lines_of(tmp_path / "out")["euler", "000000000000"]["nfe"] == 2 + 2  # one of two steps back, under CFG
 
 
@@ -487,9 +488,11 @@ def test_damaged_results_are_refused(tmp_path: Path) -> None:
     assert ("a", "1") in opened_results(tmp_path, {"steps": 1})
     with pytest.raises(ValueError, match="JSON"):
         store.add([{"row": "a", "image": "2", "psnr": math.inf}])
-    (tmp_path / "results.jsonl").write_text('{"row": "a"}\n')
-    with pytest.raises(DeepInvError, match="damaged"):
-        opened_results(tmp_path, {"steps": 1})
-    (tmp_path / "settings.json").write_text("{")
-    with pytest.raises(DeepInvError, match="damaged"):
-        opened_results(tmp_path, {"steps": 1})
+    about = (tmp_path / "results.jsonl").read_text().splitlines()[0]
+    for text, message in (
+        (about + '\n{"row": "a"}\n', "damaged"),
+        ('{"row": "a", "image": "1"}\n', "doesn't say what"),
+    ):
+        (tmp_path / "results.jsonl").write_text(text)
+        with pytest.raises(DeepInvError, match=message):
+            opened_results(tmp_path, {"steps": 1})
