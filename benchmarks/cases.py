@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import Final, Literal
 
@@ -31,12 +30,8 @@ class Case:
     Attributes:
         method: id of :data:`METHODS`.
         refine: K, None for the method's default.
-        solver: recipe of the solver used, ``fast`` or ``paper``; "" without one.
+        solver: the solver used, ``fitted`` or one of the recipe ``fast`` or ``paper``; "" without one.
         assisted: whether the way back is that of DeepInv's released test code, which blends the trajectory in.
-
-    Example:
-        >>> Case("anderson", 2).label, Case("deepinv", 0, "fast").label
-        ('anderson K=2', 'fast K=0')
     """
 
     method: str
@@ -70,6 +65,7 @@ CASES: Final = (
     *(Case(name) for name in ("rf_solver", "fireflow")),
     *(Case(name, 1) for name in ("uni_inv", "uni_inv_2")),
     *(Case("anderson_extrapolated", k) for k in (2, 3)),
+    *(Case("deepinv", k, "fitted") for k in (0, 1, 2)),
     *(Case("deepinv", k, "paper") for k in (0, 1)),
     Case("deepinv_mixed", 0, "paper"),
     *(Case("deepinv", k, "fast") for k in (0, 1, 2)),
@@ -86,13 +82,13 @@ CASES: Final = (
 CONVERGED: Final = (Case("anderson_extrapolated", 15), Case("deepinv", 15, "fast"))
 """Iterated until nothing changes, from two guesses: what the others are on the way to, for the noise's health alone."""
 
-_FEW: Final = ("uni_inv K=1", "uni_inv_2 K=1", "fireflow", "anderson K=2", "fast K=0")
-FEW: Final = tuple(case for case in CASES if case.label in _FEW)
+FEW: Final = ("uni_inv K=1", "uni_inv_2 K=1", "fireflow", "anderson K=2", "fitted K=0", "fast K=0")
 """Those also measured off the images, sizes and prompts that solvers were trained for."""
 
 
 def solver_files(kind: str) -> dict[str, Path]:
-    """Solvers at hand for an embedded model, by recipe: the shipped ``fast`` one, ``paper`` where there is one."""
-    fast = solver_file(kind)
-    paper = Path(str(resources.files(__package__))) / "solvers" / f"paper_{kind}.safetensors"
-    return ({"fast": Path(fast)} if fast else {}) | ({"paper": paper} if paper.is_file() else {})
+    """Solvers at hand for an embedded model, by name: those beside this file, else those that are shipped."""
+    shipped = {"fitted": solver_file(kind, "fitted"), "paper": None, "fast": solver_file(kind)}
+    beside = {name: Path(__file__).parent / "solvers" / f"{name}_{kind}.safetensors" for name in shipped}
+    found = {name: beside[name] if beside[name].is_file() else path for name, path in shipped.items()}
+    return {name: Path(path) for name, path in found.items() if path}

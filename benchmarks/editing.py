@@ -2,14 +2,12 @@ r"""Measure edits of held-out photographs: how often what was asked for is seen,
 
     python -m comfyui_deepinv.benchmarks.editing sd3 docs --classifier runs/classifier/classifier.safetensors
 
-Each of 64 test photographs is inverted under the empty prompt and sampled back twice, 16 steps: as the next garment in
-its own colour, and as itself in another colour; the way back is in bf16. ``garment`` and ``colour``: share in which a
-classifier, trained on photographs, names that garment, and the middle has that colour; ``success``: their mean.
-``background``: PSNR of the outer frame, an eighth of the side wide, against the VAE's decode of the photo;
-``whole``: of all pixels.
+Each photograph is inverted under the empty prompt and sampled back in bf16, as the next garment in its own colour, and
+as itself in another colour. ``success``: share in which a classifier sees that garment, and the middle has that colour.
+``background``: PSNR of the outer frame against the VAE's decode of the photo; ``whole``: of all pixels.
 
-Rows go to ``DOCS/editing/KIND.jsonl``, the figure beside it, the tables into ``DOCS/editing.md``; one of them is of
-DeepInv Edit's presets. Stopped, the command goes on from the rows that are there.
+Rows go to ``DOCS/editing/KIND.jsonl``, the figure beside it, the tables into ``DOCS/editing.md``. Stopped, the command
+goes on from the rows that are there.
 """
 
 from __future__ import annotations
@@ -39,7 +37,7 @@ from ..tools.garments.photos import colours
 from . import frontier, plots
 from .photos import CLASSES, COLOURS, HELD_OUT, held_out
 from .store import Key, Measure, Row, Store
-from .tables import Columns, fill, folded, listed
+from .tables import fill, folded, listed
 
 STEPS: Final = 16
 CFG: Final = 4.0
@@ -58,6 +56,7 @@ class Edits:
 
     Attributes:
         source: what each is, its garment and its colour as the picture shows it.
+        classified: share of the photographs, as the VAE gives them back, whose own garment is seen.
         targets: what each is to become, by the kind of edit.
     """
 
@@ -67,16 +66,10 @@ class Edits:
         self.latent = model.encode(images.pixels)
         self._photo = model.decode(self.latent)
         garments = torch.tensor([CLASSES.index(name) for name in images.classes])
-        seen = colours(self._photo)
+        seen, self.classified = colours(self._photo), _share(named(classifier, self._photo) == garments)
         self._garments, self._colours = (garments + 1) % len(CLASSES), (seen + SHIFT) % len(COLOURS)
         self.source = _words(garments, seen)
         self.targets = {"garment": _words(self._garments, seen), "colour": _words(garments, self._colours)}
-
-    @property
-    def classified(self) -> float:
-        """Share of the photographs, as the VAE gives them back, whose own garment is seen."""
-        own = torch.tensor([CLASSES.index(one.split()[-1]) for one in self.source])
-        return _share(named(self._classifier, self._photo) == own)
 
     def judged(self, kind: str, edited: Reconstruction) -> dict[str, float]:
         """One kind of edit of all photographs: ``success``, what was kept, and the evaluations spent."""
@@ -181,8 +174,8 @@ def best_method(rows: list[Row]) -> str:
 def parts(kind: str, store: Store) -> dict[str, str]:
     """What the page shows of a model, by the name of its place."""
     assert store.about is not None
-    dials: Columns = {name: (name, "g") for name in KEY[1:]}
-    shares: Columns = {name: (name, ".0%") for name in ("success", "garment", "colour")}
+    dials = {name: (name, "g") for name in KEY[1:]}
+    shares = {name: (name, ".0%") for name in ("success", "garment", "colour")}
     seen = {**shares, "background": ("background", ".1f")}
     every = {"method": ("method", ""), **dials, "nfe": ("NFE of the edit", ""), **seen, "whole": ("whole", ".1f")}
     return {

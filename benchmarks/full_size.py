@@ -92,7 +92,7 @@ def solver_name(recipe: str, preset: str, cfg: bool = False) -> str:
 
 
 def counted(base: FullSize) -> list[Row]:
-    """A row for the base alone, the released recipe, and each solver: FLOPs and bytes of an inversion step."""
+    """FLOPs and bytes of steps and training steps of one image: the base alone, the released recipe, each solver."""
     flops, weights = base.flops(), parameters(base.transformer())
     rows: list[Row] = [{"what": "base alone", "tflop_step": flops / TERA, "step_in_evaluations": 1.0}]
     rows[0]["weights_gb"] = weights * HALF / GIGA
@@ -105,21 +105,18 @@ def counted(base: FullSize) -> list[Row]:
         row = {"what": solver_name(recipe, preset, cfg), "solver_parameters": size, "tflop_solver": solver / TERA}
         row |= {"tflop_step": step / TERA, "step_in_evaluations": step / flops}
         row["weights_gb"] = (weights + size) * HALF / GIGA
-        rows.append(row if cfg else row | training_counts(recipe, flops, solver, weights, size))
+        if not cfg:
+            evaluations, updates, steps = training_step(recipe)
+            trained = (evaluations * flops + updates * BACKWARD * solver) / TERA
+            memory = (weights * HALF + size * SINGLE * TRAINED_COPIES) / GIGA
+            row |= {"tflop_training_step": trained, "tflop_image": steps * trained, "training_gb": memory}
+        rows.append(row)
     return [{"base": base.name, **row} for row in rows]
 
 
 def parameters(module: nn.Module) -> int:
     """Number of weights."""
     return sum(parameter.numel() for parameter in module.parameters())
-
-
-def training_counts(recipe: str, flops: int, solver: int, weights: int, size: int) -> dict[str, float]:
-    """FLOPs of a training step of one image, of an image carried through its steps, and the bytes of all weights."""
-    evaluations, updates, steps = training_step(recipe)
-    step = evaluations * flops + updates * BACKWARD * solver
-    memory = weights * HALF + size * SINGLE * TRAINED_COPIES
-    return {"tflop_training_step": step / TERA, "tflop_image": steps * step / TERA, "training_gb": memory / GIGA}
 
 
 def training_step(recipe: str) -> tuple[float, int, float]:
@@ -161,26 +158,16 @@ def run(docs: Path) -> Store:
     store.begin("deepinv bench --full-size --output docs", {})
     rows = [{"part": "counted", **row} for base in BASES for row in counted(base)]
     store.write([{k: float(f"{v:.4g}") if isinstance(v, float) else v for k, v in row.items()} for row in rows])
-    fill(docs / "full_size.md", parts(store))
+    steps = {name: f"{training_step(name.split()[0])[2]:.1f}" for name in ("paper steps", "fast steps")}
+    fill(docs / "full_size.md", {"torch": torch.__version__, **steps, "counted": "\n".join(_tables(store.rows))})
     return store
 
 
-def parts(store: Store) -> dict[str, str]:
-    """What the page shows, by the name of its place."""
-    assert store.about is not None
-    return {
-        "torch": store.about["versions"]["torch"],
-        "paper's steps": f"{training_step('paper')[2]:.1f}",
-        "fast steps": f"{training_step('fast')[2]:.1f}",
-        "counted": "\n".join(_tables(store.rows, COUNTED)),
-    }
-
-
-def _tables(rows: Sequence[Row], columns: Mapping[str, str]) -> list[str]:
+def _tables(rows: Sequence[Row]) -> list[str]:
     lines = []
     for base in dict.fromkeys(row["base"] for row in rows):
         mine = [{key: _short(value) for key, value in row.items()} for row in rows if row["base"] == base]
-        lines += [f"### {base}", "", *listed(mine, {key: (title, "") for key, title in columns.items()}), ""]
+        lines += [f"### {base}", "", *listed(mine, {key: (title, "") for key, title in COUNTED.items()}), ""]
     return lines[:-1]
 
 

@@ -6,9 +6,9 @@ import hashlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 import torch
 from torch import Tensor, nn
@@ -16,19 +16,24 @@ from torch import Tensor, nn
 from ..deepinv_core.editing import EditOptions, edit
 from ..deepinv_core.errors import DeepInvError
 from ..deepinv_core.flow import Velocity
+from ..deepinv_core.integrator import integrate
 from ..deepinv_core.inversion import Inversion, Reconstruction, invert, latent_snr, reconstruct, with_residual
 from ..deepinv_core.lpips import Lpips, load_lpips, lpips_available
-from ..deepinv_core.methods import Method
+from ..deepinv_core.methods import METHODS, Method
 from ..deepinv_core.methods.explicit import Euler
+from ..deepinv_core.methods.fireflow import ReusedMidpoint
+from ..deepinv_core.metrics import PSNR_CAP, psnr
 from ..deepinv_core.models.base_model import BaseModel
 from ..deepinv_core.models.embedded import describe_part, load_embedded, load_prompts, weights_path
-from ..deepinv_core.schedule import uniform_grid
-from ..deepinv_core.solver import Config, LoadedSolver, bind, load_solver
+from ..deepinv_core.schedule import shifted_grid, uniform_grid
+from ..deepinv_core.solver import Config, LoadedSolver, Solver, bind, load_solver
 from ..deepinv_core.solver.cost import solver_flops, transformer_flops
-from .cases import CONVERGED, Case, solver_files
+from ..deepinv_core.solver.fit_solver import DRAW_STEPS
+from ..deepinv_core.solver.fitted import FittedConfig
+from .cases import CASES, Case, solver_files
 from .networks.fid import fid
 from .photos import IMAGE_SIZE, Images
-from .quality import against_photo, losses, summary, whiteness
+from .quality import against_photo, summary, whiteness
 from .store import Row
 
 ASSISTED: Final = EditOptions(anchor=0.5, anchor_share=0.5)
@@ -36,6 +41,14 @@ ASSISTED: Final = EditOptions(anchor=0.5, anchor_share=0.5)
 
 RESIDUAL_IMAGES: Final = 8
 """Of the first set: measuring a residual costs N evaluations more."""
+
+SAMPLES: Final = 8
+SHIFTS: Final = (0.4, 0.7)
+GRIDS: Final = 1 + len(SHIFTS) + 3
+"""That are tried at most: the uniform one, shifted ones and those of fitted walks."""
+
+Grid = Literal["own", "best"]
+"""The grid that a method walks on by itself, or the best that is found for it."""
 
 
 @dataclass(frozen=True)
@@ -88,11 +101,9 @@ class Prepared:
 
 @dataclass(frozen=True)
 class Suite:
-    """An embedded model, ``sd3`` or ``flux``, its solvers by recipe, and what the metrics need where it is at hand.
+    """An embedded model, ``sd3`` or ``flux``, its solvers by name, and what the metrics need where it is at hand.
 
-    Attributes:
-        weights: digest of all weights that are measured.
-        fid: backbone of FID.
+    ``weights`` is the digest of all weights that are measured, ``fid`` the backbone of FID.
     """
 
     kind: str
@@ -107,36 +118,72 @@ class Suite:
         latent = self.model.encode(images.pixels)
         return Prepared(images, latent, self.model.decode(latent))
 
-    def has(self, case: Case) -> bool:
-        """Whether what the case needs is at hand."""
-        return not case.solver or case.solver in self.solvers
+    @cached_property
+    def samples(self) -> Tensor:
+        """Latents of the model's own, drawn under the empty prompt as a fit draws them; ``[8, C, h, w]``."""
+        side, generator = IMAGE_SIZE // 8, torch.Generator().manual_seed(0)
+        noise = torch.randn((SAMPLES, self.model.info.channels, side, side), generator=generator)
+        return integrate(self.model.velocity(""), noise, uniform_grid(DRAW_STEPS).flip(0), ReusedMidpoint()).z
 
-    def method(self, case: Case, classes: Sequence[str] = ()) -> Method:
-        """The case's method, its solver under these prompts."""
+    def has(self, case: Case, steps: int | None = None) -> bool:
+        """Whether what the case needs is at hand; a fitted solver has only the N and K that it was fitted for."""
+        if not case.solver or case.solver not in self.solvers:
+            return not case.solver
+        config = self.solvers[case.solver].config
+        fits = config.walks if isinstance(config, FittedConfig) else [(steps, case.refine)]
+        return any(k == case.refine and steps in (None, n) for n, k in fits)
+
+    def work(self, case: Case, steps: int, cfg: float = 1.0) -> float:
+        """Base evaluations there and back, the solver's FLOPs included."""
+        entry = METHODS[case.method]
+        k = entry.refine if case.refine is None else case.refine
+        return (entry.cost(steps, k or 0) + entry.cost_back(steps)) * (1 if cfg == 1 else 2) + steps * self.share(
+            case.solver
+        )
+
+    def solver(self, case: Case, classes: Sequence[str] = ()) -> Solver | None:
+        """The case's solver under these prompts."""
         if not case.solver:
-            return case.method_of()
+            return None
         prompt = self.model.prompts(classes or ("",))
-        return case.method_of(bind(self.solvers[case.solver].solver, prompt.context, prompt.pooled))
+        return bind(self.solvers[case.solver].solver, prompt.context, prompt.pooled)
+
+    def grid(self, case: Case, steps: int) -> Tensor:
+        """What the case walks on by itself: a fitted solver's own grid, else the uniform one."""
+        solver = self.solver(case)
+        own = None if solver is None else solver.grid(steps, case.refine or 0)
+        return uniform_grid(steps) if own is None else own
+
+    def best_grid(self, case: Case, steps: int) -> Tensor:
+        """Of the grids that are tried the one on which the model's own samples come back best."""
+        fitted = [one for one in CASES if one.solver == "fitted" and self.has(one, steps)]
+        tried = [uniform_grid(steps), *(shifted_grid(steps, shift) for shift in SHIFTS)]
+        tried += [self.grid(one, steps) for one in fitted]
+
+        def level(grid: Tensor) -> float:
+            return float(latent_snr(self.trip(case, self.samples, grid).back.latent, self.samples).mean())
+
+        return max(tried, key=level)
 
     def trip(
         self,
         case: Case,
         latent: Tensor,
-        steps: int,
+        steps: int | Tensor,
         *,
         classes: Sequence[str] = (),
         cfg: float = 1.0,
         residual: int = 0,
         clock: Callable[[], float] = time.perf_counter,
     ) -> RoundTrip:
-        """Invert ``[B, C, h, w]`` on the uniform grid and come back under the same prompts, one a row.
+        """Invert ``[B, C, h, w]`` in N steps or on a grid ``[N + 1]``, and come back under the same prompts, one a row.
 
         The residual is measured of the first ``residual`` latents, where the way back is Euler's.
         """
-        velocity, method = self.model.velocity(classes or "", cfg=cfg), self.method(case, classes)
+        velocity, method = self.model.velocity(classes or "", cfg=cfg), case.method_of(self.solver(case, classes))
         hold = ASSISTED if case.assisted else None
         measured = residual > 0 and hold is None and isinstance(method.back, Euler)
-        sigmas = uniform_grid(steps)
+        sigmas = self.grid(case, steps) if isinstance(steps, int) else steps
         trip = there_and_back(velocity, latent, sigmas, method, hold=hold, keep_trajectory=measured, clock=clock)
         if not measured:
             return trip
@@ -147,7 +194,7 @@ class Suite:
 
     def share(self, solver: str, height: int = IMAGE_SIZE // 8, width: int = IMAGE_SIZE // 8) -> float:
         """FLOPs of one evaluation of a solver over those of the base, at a latent size; 0 without a solver."""
-        return _share(self.solvers[solver].config, self.kind, height, width) if solver else 0.0
+        return _share(self.solvers[solver].config, self.kind, height, width) if solver not in ("", "fitted") else 0.0
 
 
 @cache
@@ -167,7 +214,14 @@ def open_suite(kind: str, *, lpips: Path | None = None, backbone: nn.Module | No
 
 
 def round_trips(
-    suite: Suite, case: Case, sets: Sequence[Prepared], steps: int, *, prompt: str = "empty", cfg: float = 1.0
+    suite: Suite,
+    case: Case,
+    sets: Sequence[Prepared],
+    steps: int,
+    *,
+    prompt: str = "empty",
+    cfg: float = 1.0,
+    grid: Grid = "own",
 ) -> list[Row]:
     """A row for each set of images, all of one size, in one walk.
 
@@ -178,9 +232,11 @@ def round_trips(
     classes = [name for one in sets for name in one.images.classes] if prompt == "class" else []
     height, width = (8 * side for side in latent.shape[-2:])
     common: Row = {"part": "round_trip", "model": suite.kind, "entry": case.label, "kept": case.group}
-    common |= {"steps": steps, "prompt": prompt, "cfg": cfg, "size": f"{width}x{height}"}
+    common |= {"steps": steps, "prompt": prompt, "cfg": cfg, "size": f"{width}x{height}", "grid": grid}
+    residual = RESIDUAL_IMAGES if cfg == 1 else 0
     try:
-        trip = suite.trip(case, latent, steps, classes=classes, cfg=cfg, residual=RESIDUAL_IMAGES if cfg == 1 else 0)
+        sigmas = suite.grid(case, steps) if grid == "own" else suite.best_grid(case, steps)
+        trip = suite.trip(case, latent, sigmas, classes=classes, cfg=cfg, residual=residual)
     except DeepInvError as error:  # a method that left the model's range
         return [{**common, "images": one.images.name, "count": len(one.latent), "failed": str(error)} for one in sets]
     common |= {"nfe": trip.inversion.nfe, "nfe_back": trip.back.nfe}
@@ -190,7 +246,8 @@ def round_trips(
         part = slice(start, start + len(one.latent))
         start = part.stop
         images = suite.model.decode(trip.back.latent[part])
-        values = losses(trip.back.latent[part], one.latent, images, one.ceiling)
+        values = {"latent_snr_db": latent_snr(trip.back.latent[part], one.latent)}
+        values["psnr_to_vae"] = psnr(images, one.ceiling).clamp_max(PSNR_CAP)
         values |= against_photo(images, one.images.pixels, suite.lpips) | whiteness(trip.inversion.noise[part])
         if trip.residual is not None and part.start == 0:
             values["residual"] = trip.residual[:, : part.stop].mean(0)
@@ -202,23 +259,8 @@ def round_trips(
 
 def ceiling(suite: Suite, sets: Sequence[Prepared]) -> list[Row]:
     """What the VAE alone makes of the photos: the ceiling of every method."""
-    rows = []
-    for one in sets:
-        row = {"part": "ceiling", "model": suite.kind, "images": one.images.name, "count": len(one.latent)}
-        rows.append({**row, **summary(against_photo(one.ceiling, one.images.pixels, suite.lpips))})
-    return rows
-
-
-SWAPPED: Final = "red dress"
-"""What every photograph is sampled back as."""
-
-
-def swapped(suite: Suite, case: Case, one: Prepared, steps: int) -> list[Row]:
-    """Back under other words: how near the edit is to that from the converged inversion."""
-    up, down, sigmas = suite.model.velocity(""), suite.model.velocity(SWAPPED), uniform_grid(steps)
-    mine, converged = (
-        there_and_back(up, one.latent, sigmas, suite.method(which), down=down).back.latent
-        for which in (case, CONVERGED[0])
-    )
-    row = {"part": "swapped", "model": suite.kind, "entry": case.label, "steps": steps, "count": len(one.latent)}
-    return [{**row, "target": SWAPPED, **summary({"agreement_db": latent_snr(mine, converged)})}]
+    return [
+        {"part": "ceiling", "model": suite.kind, "images": one.images.name, "count": len(one.latent)}
+        | summary(against_photo(one.ceiling, one.images.pixels, suite.lpips))
+        for one in sets
+    ]

@@ -6,24 +6,30 @@ import logging
 import os
 import platform
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
-from itertools import product
 from pathlib import Path
 
 import torch
 from torch import nn
 
 from .cases import CASES, CONVERGED, FEW, Case
-from .measure import Prepared, Suite, ceiling, open_suite, round_trips, swapped
-from .photos import SHAPES, held_out, photographs
-from .store import Key, Measure, Row, Store, versions
+from .measure import GRIDS, Grid, Prepared, Suite, ceiling, open_suite, round_trips
+from .photos import SHAPES, Images, held_out, photographs
+from .store import Measure, Row, Store, versions
 from .timing import memory, timings
 
 log = logging.getLogger(__name__)
 
-Unit = tuple[str, Measure]
-"""A piece of work; its name says all that its rows depend on."""
+
+@dataclass(frozen=True)
+class Unit:
+    """A piece of work; its name says all that its rows depend on, ``work`` is base evaluations of one image."""
+
+    name: str
+    suite: Suite
+    work: float
+    measure: Measure
 
 
 @dataclass(frozen=True)
@@ -35,6 +41,7 @@ class Settings:
         steps: N of the main tables.
         new_steps: step counts between; the fast recipe never sees 40 and the paper's none of them.
         off_steps: N of what else lies off the solvers' training.
+        grid_steps: N at which pure methods are also on their best grid.
         timed_steps: N of timings; memory is measured at the last.
         lpips: weights file, None for the user's caches.
         fid: name of the backbone and the backbone, None to leave FID out.
@@ -50,6 +57,7 @@ class Settings:
     steps: tuple[int, ...] = (1, 2, 4, 8, 16, 25, 50)
     new_steps: tuple[int, ...] = (3, 6, 12, 40)
     off_steps: tuple[int, ...] = (4, 8, 16)
+    grid_steps: tuple[int, ...] = (4, 8, 16, 25)
     timed_steps: tuple[int, ...] = (4, 16)
     lpips: Path | None = None
     fid: tuple[str, nn.Module] | None = None
@@ -64,10 +72,11 @@ class Cell:
     sets: tuple[str, ...] = ("test",)
     prompt: str = "empty"
     cfg: float = 1.0
+    grid: Grid = "own"
 
 
 class Plan:
-    """The units of a run, in order; models and images are loaded when first needed."""
+    """The units of a run, in order."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
@@ -77,105 +86,96 @@ class Plan:
 
     def units(self) -> Iterator[Unit]:
         """What every table needs first, for both models, then the rest."""
+        fid = f" fid {self.settings.fid[0]}" if self.settings.fid else ""
         for part in (self._main, self._cost, self._guided, self._off):
             for kind in self.settings.kinds:
                 suite = self.suite(kind)
-                cases = [case for case in self.settings.cases if suite.has(case)]
-                extra = (" lpips" if suite.lpips else "") + (
-                    f" fid {self.settings.fid[0]}" if self.settings.fid else ""
-                )
-                for name, measured in part(suite, cases):
-                    yield f"{suite.kind} {suite.weights} {name}{extra}", measured
+                for unit in part(suite, [case for case in self.settings.cases if suite.has(case)]):
+                    name = f"{kind} {suite.weights} {unit.name}{' lpips' if suite.lpips else ''}{fid}"
+                    yield replace(unit, name=name)
 
     def _main(self, suite: Suite, cases: Sequence[Case]) -> Iterator[Unit]:
-        sets = ("test", "photos")
-        yield f"ceiling {self.settings.images}", lambda: ceiling(suite, self._sets(suite, sets))
-        yield from self._trips(suite, [Cell(case, n, sets) for n in self.settings.steps for case in cases])
+        s, sets = self.settings, ("test", "photos", "samples")
+        yield Unit(f"ceiling {s.images}", suite, 0, partial(ceiling, suite, self._sets(suite, sets)))
+        cells = [Cell(case, n, sets) for n in s.steps for case in cases]
+        free = [case for case in cases if case.group == "pure" and case.solver != "fitted"]
+        yield from self._trips(suite, [*cells, *(Cell(case, n, grid="best") for n in s.grid_steps for case in free)])
 
     def _cost(self, suite: Suite, cases: Sequence[Case]) -> Iterator[Unit]:
-        repeats, steps = self.settings.repeats, self.settings.timed_steps
-
-        def timed(n: int) -> list[Row]:
-            return timings(suite, cases, self.prepared(suite.kind, "test").latent[:1], n, repeats)
-
-        def held(e: Case) -> list[Row]:
-            return memory(suite, e, self.prepared(suite.kind, "test").latent[:1], steps[-1])
-
-        for n in steps:
-            yield f"timing {repeats} N={n}", partial(timed, n)
-        for e in cases:
-            yield f"memory {e.label} N={steps[-1]}", partial(held, e)
+        repeats, one = self.settings.repeats, self.prepared(suite.kind, "test").latent[:1]
+        for n in self.settings.timed_steps:
+            timed = [case for case in cases if suite.has(case, n)]
+            work = (repeats + 1) * sum(suite.work(case, n) for case in timed)
+            yield Unit(f"timing {repeats} N={n}", suite, work, partial(timings, suite, timed, one, n, repeats))
+        for case in timed:
+            yield Unit(f"memory {case.label} N={n}", suite, suite.work(case, n), partial(memory, suite, case, one, n))
 
     def _guided(self, suite: Suite, cases: Sequence[Case]) -> Iterator[Unit]:
         cells = [Cell(e, n, ("guided",), "class", self.settings.cfg) for n in self.settings.steps for e in cases]
         yield from self._trips(suite, cells)
 
     def _off(self, suite: Suite, cases: Sequence[Case]) -> Iterator[Unit]:
-        def to_other(e: Case, n: int) -> list[Row]:
-            return swapped(suite, e, self.prepared(suite.kind, "test"), n)
-
-        few, some = [case for case in cases if case in FEW], self.settings.off_steps
+        few, some = [case for case in cases if case.label in FEW], self.settings.off_steps
         sizes = [(f"photos {height} {width}",) for height, width in SHAPES[1:]]
         cells = [Cell(e, n) for n in self.settings.new_steps for e in few]
         cells += [Cell(e, n, size) for n in some for e in few for size in sizes]
-        cells += [Cell(e, n, prompt="class") for n in some for e in few]
         yield from self._trips(suite, [*cells, *(Cell(e, n) for n in some for e in CONVERGED)])
-        for n, e in product(some, few):
-            if e.method != "fireflow":  # its way back is another than the converged inversion's
-                name = f"swapped {e.label} N={n} {self.settings.images}"
-                yield name, partial(to_other, e, n)
 
     def _trips(self, suite: Suite, cells: Sequence[Cell]) -> Iterator[Unit]:
-        def measured(cell: Cell) -> list[Row]:
-            sets = self._sets(suite, cell.sets)
-            return round_trips(suite, cell.case, sets, cell.steps, prompt=cell.prompt, cfg=cell.cfg)
-
         for cell in cells:
-            count = self.settings.cfg_images if "guided" in cell.sets else self.settings.images
-            name = f"{'+'.join(cell.sets)} {count} {cell.case.label} N={cell.steps} {cell.prompt} cfg={cell.cfg:g}"
-            yield name, partial(measured, cell)
+            if suite.has(cell.case, cell.steps):
+                sets = self._sets(suite, cell.sets)
+                name = f"{'+'.join(cell.sets)} {len(sets[0].latent)} {cell.case.label} N={cell.steps}"
+                name += f" {cell.prompt} cfg={cell.cfg:g}" + (" best grid" if cell.grid == "best" else "")
+                searched = len(suite.samples) * GRIDS if cell.grid == "best" else 0
+                count = sum(len(one.latent) for one in sets) + searched
+                measure = partial(round_trips, suite, cell.case, sets, cell.steps)
+                measure = partial(measure, prompt=cell.prompt, cfg=cell.cfg, grid=cell.grid)
+                yield Unit(name, suite, count * suite.work(cell.case, cell.steps, cell.cfg), measure)
 
     def _sets(self, suite: Suite, names: Sequence[str]) -> list[Prepared]:
         return [self.prepared(suite.kind, name) for name in names]
 
     def _prepared(self, kind: str, name: str) -> Prepared:
+        s, suite = self.settings, self.suite(kind)
+        if name == "samples":
+            return suite.prepare(Images(name, suite.model.decode(suite.samples)))
         if name in ("test", "guided"):
-            count = self.settings.images if name == "test" else self.settings.cfg_images
-            return self.suite(kind).prepare(held_out(self.settings.archive, count))
-        return self.suite(kind).prepare(photographs(*(int(side) for side in name.split()[1:])))
+            return suite.prepare(held_out(s.archive, s.images if name == "test" else s.cfg_images))
+        return suite.prepare(photographs(*(int(side) for side in name.split()[1:])))
 
 
 def run(plan: Plan, path: Path, command: str) -> list[Row]:
-    """Measure what ``path`` lacks, a line a row; at the end it holds this plan's rows, in its order, below ``about``.
-
-    Raises:
-        DeepInvError: the file can't be read or written.
-    """
-    store = Store(path, ("unit",), seconds="took")
-    units: dict[Key, Measure] = {(name,): measure for name, measure in plan.units()}
-    log.info("%d of %d units to measure", sum(key not in store for key in units), len(units))
-    rows = store.measure(units)
-    store.about = {**about(plan, command), "seconds": round(sum(row["took"] for row in rows))}
+    """Measure what ``path`` lacks, a line a row; at the end it holds the plan's rows, in its order, below ``about``."""
+    store = Store(path, ("unit",))
+    units = list(plan.units())
+    todo = [unit for unit in units if (unit.name,) not in store]
+    log.info("%d of %d units to measure, in about %.0f minutes", len(todo), len(units), estimate(todo) / 60)
+    rows = store.measure({(unit.name,): unit.measure for unit in units})
+    store.about = {**about(plan, command), "seconds": round(sum(row["seconds"] for row in rows))}
     store.write(rows)
     return [store.about, *rows]
+
+
+def estimate(units: Sequence[Unit]) -> float:
+    """Seconds that units take on this machine, from a short walk on each model; metrics are left out."""
+    each = {}
+    for kind, suite in {unit.suite.kind: unit.suite for unit in units}.items():
+        seconds = min(sum(suite.trip(Case("euler"), suite.samples, 1).seconds) for _ in range(2))
+        each[kind] = seconds / (2 * len(suite.samples))
+    return sum(unit.work * each[unit.suite.kind] for unit in units)
 
 
 def about(plan: Plan, command: str) -> Row:
     """Who measured what with which: the first line of results.jsonl."""
     settings = plan.settings
-    suites = {kind: plan.suite(kind) for kind in settings.kinds}
-    solvers = {
-        kind: {
-            name: {
-                "parameters": sum(p.numel() for p in loaded.solver.parameters()),
-                "share": round(suite.share(name), 4),
-                **(loaded.training or {}),
-            }
-            for name, loaded in suite.solvers.items()
-        }
-        for kind, suite in suites.items()
-    }
-    chosen = ("images", "cfg", "cfg_images", "steps", "new_steps", "off_steps", "timed_steps")
+    solvers: dict[str, Row] = {}
+    for kind, suite in ((kind, plan.suite(kind)) for kind in settings.kinds):
+        solvers[kind] = {}
+        for name, loaded in suite.solvers.items():
+            size = sum(tensor.numel() for tensor in loaded.solver.state_dict().values())
+            solvers[kind][name] = {"parameters": size, "share": round(suite.share(name), 4), **(loaded.training or {})}
+    chosen = ("images", "cfg", "cfg_images", "steps", "new_steps", "off_steps", "grid_steps", "timed_steps")
     return {
         "part": "about",
         "command": command,

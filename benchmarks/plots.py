@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..deepinv_core.atomic import replacing
 from ..deepinv_core.images import contact_sheet, save_png
-from .cases import Case
+from .cases import CASES
 from .measure import Suite
 from .photos import photographs
 from .results import Results, front, points, trained
@@ -28,6 +28,9 @@ SHOWN: Final = {
     "fireflow": "tab:blue",
     "rf_solver": "tab:purple",
     "anderson_extrapolated K=3": "tab:green",
+    "fitted K=0": "black",
+    "fitted K=1": "dimgrey",
+    "fitted K=2": "darkgrey",
     "paper K=0": "tab:pink",
     "fast K=0": "tab:red",
     "fast K=1": "orangered",
@@ -164,8 +167,7 @@ def whiteness(results: Results, path: Path) -> None:
     save(made, path, dpi=110)
 
 
-_FREE: Final = (Case("euler"), Case("easyinv"), Case("uni_inv", 1), Case("fireflow"))
-PICTURED: Final = (*_FREE, Case("anderson_extrapolated", 2), *(Case("deepinv", k, "fast") for k in (0, 1)))
+PICTURED: Final = ("euler", "easyinv", "uni_inv K=1", "fireflow", "anderson_extrapolated K=2", "fitted K=0", "fast K=0")
 """A column of reconstructions each."""
 
 
@@ -173,7 +175,7 @@ def reconstructions(suite: Suite, path: Path, steps: int = 4) -> None:
     """The included photographs and what comes back of them, a column a method."""
     ready = suite.prepare(photographs())
     columns, titles = [ready.images.pixels, ready.ceiling], ["photo", "the VAE's best"]
-    for case in filter(suite.has, PICTURED):
+    for case in (case for case in CASES if case.label in PICTURED and suite.has(case, steps)):
         trip = suite.trip(case, ready.latent, steps)
         columns.append(suite.model.decode(trip.back.latent))
         titles.append(f"{case.label}: {trip.inversion.nfe} NFE")

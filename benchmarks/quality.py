@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Final
 
 import torch
-from scipy.special import stdtrit
 from torch import Tensor
 
-from ..deepinv_core.inversion import latent_snr
 from ..deepinv_core.lpips import SMALLEST_SIDE, Lpips
 from ..deepinv_core.metrics import PSNR_CAP, perceptual, psnr, ssim
 
@@ -22,7 +19,7 @@ PerImage = dict[str, Tensor]
 
 
 def against_photo(
-    images: Tensor, photos: Tensor, network: Lpips | None, names: Sequence[str] = ("psnr", "ssim", "ms_ssim", "mse")
+    images: Tensor, photos: Tensor, network: Lpips | None, names: Sequence[str] = ("psnr", "ssim", "ms_ssim")
 ) -> PerImage:
     """Images against the photos, both ``[B, 3, H, W]`` in [0, 1]; LPIPS too where there is its network."""
     measures: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
@@ -47,43 +44,31 @@ def ms_ssim(a: Tensor, b: Tensor) -> Tensor:
     return image.multiscale_structural_similarity_index_measure(*both, data_range=1.0, betas=betas, reduction="none")
 
 
-def losses(back: Tensor, latent: Tensor, images: Tensor, ceiling: Tensor) -> PerImage:
-    """What the inversion alone lost: in the latent, and in pixels against the VAE's decode of the latent."""
-    return {
-        "latent_snr_db": latent_snr(back, latent),
-        "latent_mse": (back.double() - latent.double()).square().flatten(1).mean(1),
-        "psnr_to_vae": psnr(images, ceiling).clamp_max(PSNR_CAP),
-        "ssim_to_vae": ssim(images, ceiling),
-    }
-
-
 def whiteness(noise: Tensor) -> PerImage:
     """How far a noise ``[B, C, H, W]`` is from white Gaussian noise, which has 1, 0 and 0.
 
-    ``noise_std``, ``noise_kurtosis`` (excess), and ``noise_neighbour``, the correlation of horizontal and vertical
-    neighbours.
+    ``noise_std``; ``noise_neighbour``, the correlation of horizontal and vertical neighbours; ``noise_channels``, the
+    root mean square of the channels' correlations with each other.
     """
     x = noise.double()
-    centred = (x - x.mean(dim=(1, 2, 3), keepdim=True)).flatten(1)
-    variance = centred.square().mean(1)
     pairs = ((x[..., 1:], x[..., :-1]), (x[..., 1:, :], x[..., :-1, :]))
     together = torch.stack([(a * b).flatten(1).sum(1) for a, b in pairs]).sum(0)
     alone = torch.stack([((a.square() + b.square()) / 2).flatten(1).sum(1) for a, b in pairs]).sum(0)
     return {
-        "noise_std": variance.sqrt(),
-        "noise_kurtosis": centred.pow(4).mean(1) / variance.square() - 3,
+        "noise_std": x.flatten(1).std(1, correction=0),
         "noise_neighbour": together / alone,
+        "noise_channels": torch.stack([_between(one.flatten(1)) for one in x]),
     }
 
 
-def summary(values: PerImage) -> dict[str, list[float]]:
-    """Mean over images and half the width of its 95 % confidence interval, by metric; rounded to 5 digits.
+def _between(rows: Tensor) -> Tensor:
+    """Root mean square of the correlations of rows ``[C, P]`` with each other; 0 of one row."""
+    apart = torch.corrcoef(rows).reshape(len(rows), len(rows)).fill_diagonal_(0)
+    return (apart.square().sum() / max(1, apart.numel() - len(rows))).sqrt()
 
-    Example:
-        >>> import torch
-        >>> summary({"x": torch.tensor([1.0, 2.0, 3.0, 4.0])})
-        {'x': [2.5, 2.0543]}
-    """
+
+def summary(values: PerImage) -> dict[str, list[float]]:
+    """Mean over images and half the width of its 95 % confidence interval, by metric; rounded to 5 digits."""
     return {
         name: [float(f"{value:.5g}") for value in (float(one.double().mean()), half_width(one.double()))]
         for name, one in values.items()
@@ -91,13 +76,7 @@ def summary(values: PerImage) -> dict[str, list[float]]:
 
 
 def half_width(values: Tensor) -> float:
-    """Half of Student's 95 % confidence interval of the mean of ``[B]`` values; 0 for one value."""
-    count = len(values)
-    if count < 2:
-        return 0.0
-    return student(count - 1) * float(values.std()) / math.sqrt(count)
-
-
-def student(freedom: int) -> float:
-    """The 97.5 % quantile of Student's t."""
-    return float(stdtrit(freedom, 0.975))
+    """Half of the 95 % interval of the mean of ``[B]`` values, by bootstrap with a fixed seed; 0 for one value."""
+    drawn = torch.randint(len(values), (4000, len(values)), generator=torch.Generator().manual_seed(0))
+    low, high = values[drawn].mean(1).quantile(values.new_tensor([0.025, 0.975]))
+    return float(high - low) / 2

@@ -56,11 +56,7 @@ def quick_images() -> Images:
 
 
 def checks(suite: Suite, images: Images) -> Iterator[Check]:
-    """Measure a model and compare.
-
-    Raises:
-        DeepInvError: a case spends other than what is known of it.
-    """
+    """Measure a model and compare; a case that spends other than what is known of it is an error."""
     latent = suite.prepare(images).latent
     snr: dict[tuple[Case, int], float] = {}
     climbers, ladder = ([case for case in cases if suite.has(case)] for cases in (CLIMBERS, (EULER, UNI_INV, *FAST)))

@@ -11,7 +11,7 @@ from . import plots
 from .cases import CASES, FEW, Case
 from .plan import Plan, Settings, run
 from .plots import TITLES
-from .results import GOALS, Results, best_within, front, load, points, trained, verdict
+from .results import GOALS, REFERENCES, Results, best_within, front, points, trained, verdict
 from .store import Row
 from .tables import METRICS, WHITENESS, by_steps, fill, folded, interval, metrics, table
 
@@ -37,15 +37,11 @@ def measure(settings: Settings, folder: Path, command: str) -> None:
 
 
 def write_page(folder: Path) -> None:
-    """Fill ``benchmark.md`` and ``methods.md`` in the folder, and draw into ``benchmark/``, which holds results.jsonl.
-
-    Raises:
-        DeepInvError: no finished run there; a file can't be written.
-    """
+    """Fill ``benchmark.md`` and ``methods.md`` in the folder, and draw into ``benchmark/``, where results.jsonl is."""
     inside = folder / "benchmark"
-    results = load(inside / "results.jsonl")
-    main, guided = ({model: rows(model) for model in results.models} for rows in (results.main, results.guided))
-    plots.pareto(main, inside / "pareto.png", "Quality against cost: CFG 1, empty prompt, held-out test images, pure")
+    results = Results(inside / "results.jsonl")
+    best, guided = ({model: rows(model) for model in results.models} for rows in (results.best, results.guided))
+    plots.pareto(best, inside / "pareto.png", "Quality against cost: CFG 1, empty prompt, held-out test images, pure")
     title = f"Quality against cost: CFG {results.about['cfg']:g}, the true class as prompt, pure"
     plots.pareto(guided, inside / "pareto_cfg.png", title)
     plots.whiteness(results, inside / "noise.png")
@@ -74,14 +70,13 @@ def parts(results: Results) -> dict[str, str]:
         "steps": [", ".join(map(str, results.steps))],
         "images": [str(about["images"])],
         "command": ["```sh", about["command"], "```"],
-        "budgets": _budgets(results),
+        "budgets": _budgets({model: results.best(model) for model in results.models}),
         "leapfrog": [_least(results, "leapfrog")],
         "direct alignment": [_least(results, "direct_alignment")],
         "verdicts": _verdicts(results),
         "latent SNR": _latent_snr(results),
-        "guidance": _guidance(results),
+        "guided budgets": _budgets({model: results.guided(model) for model in results.models}),
         "guided SNR": _guided_snr(results),
-        "whitest": _whitest(results),
         "whiteness": _whiteness(results),
         "time and memory": _time_and_memory(results),
         "off training": _off_training(results),
@@ -97,11 +92,11 @@ def _measured(results: Results) -> list[Case]:
     return [case for case in CASES if case.label in labels]
 
 
-def _budgets(results: Results) -> list[str]:
-    """The best pure method for what can be spent, with a solver and without."""
+def _budgets(rows: Mapping[str, Iterable[Row]]) -> list[str]:
+    """The best pure method for what can be spent, with a solver and without, by model."""
     head, lines = ["base evaluations there and back"], [[f"at most {budget}"] for budget in BUDGETS]
-    for model in results.models:
-        found = points(results.main(model))
+    for model, mine in rows.items():
+        found = points(mine)
         free = [point for point in found if not trained(point.case)]
         for some, kind in ((found, "with the included solver"), (free, "without a solver")):
             head.append(f"{TITLES[model]}, {kind}")
@@ -147,9 +142,11 @@ def _verdicts(results: Results) -> Iterator[str]:
 
 def _latent_snr(results: Results) -> Iterator[str]:
     for model in results.models:
-        rows, photos = results.main(model), results.main(model, "photos")
+        rows = results.main(model)
         yield from (f"### {TITLES[model]}", "", *by_steps(rows), "")
-        yield from folded("The same on the demo's four photographs", by_steps(photos))
+        for images, title in (("photos", "the demo's four photographs"), ("samples", "the model's own samples")):
+            if other := results.main(model, images):
+                yield from folded(f"The same on {title}", by_steps(other))
         shown = metrics(_at(rows, DETAILED), results.ceiling(model), METRICS)
         yield from folded(f"Every metric at N = {DETAILED}, the VAE's ceiling on top", shown)
 
@@ -162,50 +159,17 @@ def _snr(rows: Iterable[Row], steps: int) -> dict[str, list[float]]:
     return {row["entry"]: row["latent_snr_db"] for row in _at(rows, steps) if "failed" not in row}
 
 
-def _guidance(results: Results) -> list[str]:
-    """The best under guidance, in brackets without; and what is left of the solvers' lead, trained at CFG 1."""
-    steps, lines = results.among((4, 8, 16, 50)), []
-    for model in results.models:
-        both = results.guided(model), results.trips(model)
-        best = [[max(points(_at(rows, n)), key=lambda point: point.snr) for rows in both] for n in steps]
-        cells = [f"`{at_cfg.case}` {at_cfg.snr:.1f} (`{at_1.case}` {at_1.snr:.1f})" for at_cfg, at_1 in best]
-        lines.append([f"{TITLES[model]}: the best pure method, dB", *cells])
-        for solver, other in (("fast K=0", "uni_inv K=1"), ("paper K=0", "euler")):
-            found = [[_snr(rows, n) for rows in both] for n in steps]
-            if all(label in snr for pair in found for snr in pair for label in (solver, other)):
-                leads = [[snr[solver][0] - snr[other][0] for snr in pair] for pair in found]
-                cells = [f"{at_cfg:+.1f} ({at_1:+.1f})" for at_cfg, at_1 in leads]
-                lines.append([f"{TITLES[model]}: `{solver}` over `{other}`, dB", *cells])
-    return table(["", *(f"N = {n}" for n in steps)], lines)
-
-
 def _guided_snr(results: Results) -> Iterator[str]:
     for model in results.models:
         title = f"{TITLES[model]}: latent SNR at CFG {results.about['cfg']:g}"
         yield from folded(title, by_steps(results.guided(model)))
 
 
-def _whitest(results: Results) -> list[str]:
-    """The best round trip's noise beside the whitest, by the distance of its deviation and correlation from 1 and 0."""
-    lines = []
-    for model in results.models:
-        rows = [row for row in results.trips(model) if row["kept"] == "pure" and "failed" not in row]
-        rows = _at(rows, min(results.steps, key=lambda n: abs(n - 4)))
-        best = max(rows, key=lambda row: row["latent_snr_db"][0])
-        whitest = min(rows, key=lambda row: abs(row["noise_std"][0] - 1) + abs(row["noise_neighbour"][0]))
-        for what, row in (("the best round trip", best), ("the whitest noise", whitest)):
-            figures = [
-                f"{row[name][0]:.{digits}f}"
-                for name, digits in (("latent_snr_db", 1), ("noise_std", 2), ("noise_neighbour", 2))
-            ]
-            lines.append([f"{TITLES[model]}, N = {row['steps']}: {what}", f"`{row['entry']}`", *figures])
-    return table(["", "method", "latent SNR, dB", "standard deviation", "neighbour correlation"], lines)
-
-
 def _whiteness(results: Results) -> Iterator[str]:
     columns = {"latent_snr_db": METRICS["latent_snr_db"], **WHITENESS}
     for model in results.models:
-        free = [*results.trips(model), *results.converged(model)]
+        converged = [row for label in REFERENCES for row in results.where("round_trip", model=model, entry=label)]
+        free = [*results.trips(model), *converged]
         for steps in results.among((4, 16)):
             for cfg, rows in ((1, free), (results.about["cfg"], results.guided(model))):
                 title = f"{TITLES[model]}, CFG {cfg:g}: the noise at N = {steps}"
@@ -235,17 +199,10 @@ def _off_training(results: Results) -> Iterator[str]:
         yield from folded(f"{TITLES[model]}: other sizes and shapes", _side_by_side(columns))
         columns = {f"N = {n}": _snr(results.trips(model), n) for n in results.about["new_steps"]}
         yield from folded(f"{TITLES[model]}: other step counts", _side_by_side(columns))
-        columns = {f"N = {n}": _snr(results.trips(model, prompt="class"), n) for n in off}
-        for n in off:
-            swapped = results.where("swapped", model=model, steps=n)
-            columns[f"to {swapped[0]['target']}, N = {n}"] = {row["entry"]: row["agreement_db"] for row in swapped}
-        title = "under the true class, CFG 1; and sampled back under another: nearness of the edit to"
-        title = f"{TITLES[model]}: {title} that from a converged inversion (Anderson K = 15)"
-        yield from folded(title, _side_by_side(columns))
 
 
 def _side_by_side(columns: Mapping[str, dict[str, list[float]]]) -> list[str]:
-    labels = [case.label for case in FEW if any(case.label in cells for cells in columns.values())]
+    labels = [label for label in FEW if any(label in cells for cells in columns.values())]
     lines = [[f"`{label}`", *(interval(cells.get(label), ".1f") for cells in columns.values())] for label in labels]
     return table(["", *columns], lines)
 
@@ -257,8 +214,9 @@ def _goals(results: Results) -> list[str]:
         for steps, wanted in margins.items():
             cells = []
             for model in results.models:
-                snr = _snr(results.main(model), steps)
-                seen = round(snr[better][0] - snr[worse][0], 2) if better in snr and worse in snr else None
+                snr = {label: level for label, (level, _) in _snr(results.best(model), steps).items()}
+                rivals = [snr[label] for label in worse if label in snr]
+                seen = snr[better] - max(rivals) if better in snr and rivals else None
                 cells.append("–" if seen is None else f"{seen:+.1f} {'yes' if seen >= wanted else '**no**'}")
             lines.append([claim, str(steps), f"{wanted:+.0f}", *cells])
     return table(["claim", "N", "wanted", *(TITLES[model] for model in results.models)], lines)

@@ -41,19 +41,13 @@ class Store:
         rows: all other lines, in the file's order.
     """
 
-    def __init__(self, path: Path, key: Sequence[str] = (), *, seconds: str = "", fresh: bool = False) -> None:
-        """Read what is there, or begin afresh. The file is made with the first row.
-
-        Args:
-            path: the file.
-            key: names of the fields by which rows are found.
-            seconds: name of the field that gets what a row took to measure; "" for none.
-            fresh: whether to pass over what is there.
+    def __init__(self, path: Path, key: Sequence[str] = (), *, fresh: bool = False) -> None:
+        """Read what is there, or begin ``fresh``; ``key`` names the fields by which rows are found.
 
         Raises:
             DeepInvError: the file can't be read, or a line is no JSON object.
         """
-        self.path, self._key, self._seconds, self._begun = path, tuple(key), seconds, False
+        self.path, self._key, self._begun = path, tuple(key), False
         self.rows = [] if fresh else read_rows(path)
         self.about = self.rows.pop(0) if self.rows and self.rows[0].get("part") == "about" else None
         self._found: dict[Key, list[Row]] = {}
@@ -74,7 +68,7 @@ class Store:
             if self.rows:
                 raise DeepInvError(f"{str(self.path)!r} doesn't say what it was measured with: choose another folder")
             self.about = {"part": "about", "command": command, "versions": versions(), "settings": now}
-        before = self.about["settings"]
+        before = self.about.get("settings", {})
         for name in {**before, **now}:
             was, value = before.get(name), now.get(name)
             if was != value:
@@ -85,7 +79,7 @@ class Store:
         return key in self._found
 
     def measure(self, units: Mapping[Key, Measure]) -> list[Row]:
-        """The rows of these keys, in order; those that are not there are measured, and appended at once."""
+        """The rows of these keys, in order; those not there are measured, and appended with the seconds it took."""
         for key, measure in units.items():
             if key not in self._found:
                 began = time.perf_counter()
@@ -93,8 +87,8 @@ class Store:
                 rows = [found] if isinstance(found, dict) else found
                 took = time.perf_counter() - began
                 log.info("%.1f s: %s", took, " ".join(map(str, key)))
-                more = {self._seconds: round(took / len(rows), 3)} if self._seconds else {}
-                self.add([{**dict(zip(self._key, key, strict=True)), **row, **more} for row in rows])
+                named = dict(zip(self._key, key, strict=True))
+                self.add([{**named, **row, "seconds": round(took / len(rows), 3)} for row in rows])
         return [row for key in units for row in self._found[key]]
 
     def add(self, rows: Sequence[Row]) -> None:

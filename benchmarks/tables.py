@@ -14,7 +14,7 @@ from .cases import GROUPS
 from .quality import half_width
 from .store import Row
 
-Columns = dict[str, tuple[str, str]]
+Columns = Mapping[str, tuple[str, str]]
 """Heading and format, by the name of a field."""
 
 METRICS: Final[Columns] = {
@@ -31,6 +31,7 @@ METRICS: Final[Columns] = {
 WHITENESS: Final[Columns] = {
     "noise_std": ("standard deviation", ".2f"),
     "noise_neighbour": ("neighbour correlation", ".3f"),
+    "noise_channels": ("channel correlation", ".3f"),
 }
 
 
@@ -92,12 +93,7 @@ def spread(values: Sequence[float], digits: int = 1) -> str:
 
 
 def cell(values: Sequence[float | None], factor: float = 1.0, digits: int = 2) -> str:
-    """``mean ± half the 95 % interval`` over the values that there are; with their number where some are missing.
-
-    Example:
-        >>> cell([2.0, None], factor=10)
-        '20.00 (1)'
-    """
+    """``mean ± half the 95 % interval`` over the values that there are; with their number where some are missing."""
     there = torch.tensor([value for value in values if value is not None], dtype=torch.float64)
     if not len(there):
         return "–"

@@ -13,7 +13,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from ..deepinv_core.inversion import invert
-from ..deepinv_core.schedule import uniform_grid
 from .cases import Case
 from .measure import Suite
 from .store import Row
@@ -52,14 +51,6 @@ class PeakBytes(TorchDispatchMode):
 
     Weights, which were there before, don't count; nor does what an operation needs only while it runs. It is the same
     on every device and every run, where a process' memory is the allocator's.
-
-    Example:
-        >>> import torch
-        >>> with PeakBytes() as held:
-        ...     x = torch.zeros(1000)
-        ...     x = x + 1
-        >>> held.peak
-        8000
     """
 
     def __init__(self) -> None:
@@ -90,9 +81,8 @@ class PeakBytes(TorchDispatchMode):
 
 def memory(suite: Suite, case: Case, latent: Tensor, steps: int) -> list[Row]:
     """Peak bytes of the inversion, and the bytes it leaves for the way back."""
-    method, velocity = suite.method(case), suite.model.velocity("")
-
+    method, velocity = case.method_of(suite.solver(case)), suite.model.velocity("")
     with PeakBytes() as held:
-        inversion = invert(velocity, latent, uniform_grid(steps), method, keep_trajectory=case.assisted)
+        inversion = invert(velocity, latent, suite.grid(case, steps), method, keep_trajectory=case.assisted)
     kept = sum(one.nbytes for one in (inversion.noise, *inversion.carried.values()))
     return [_row("memory", suite, case, latent, steps) | {"peak_bytes": held.peak, "kept_bytes": kept}]

@@ -11,12 +11,10 @@ import torch
 from ...deepinv_core.solver import Config
 from ...deepinv_core.solver.cost import solver_flops, transformer_flops
 from ...tools.garments.flow_model import SD3_CONFIG
-from .. import plots
+from .. import plots, tables
 from ..cases import Case
 from ..photos import IMAGE_SIZE
 from ..store import Row
-from ..tables import spread
-from ..tables import table as markdown
 from .common import CORRECTOR, FAST, PAPER, PREDICTOR, Scale, Setup, of_steps, round_trips, train
 from .experiment import Experiment, Report, as_json
 from .single_stream import SingleStreamConfig
@@ -58,11 +56,9 @@ def measure(setup: Setup, scale: Scale, variant: str, seed: int) -> Row:
 
 def baseline(setup: Setup, scale: Scale) -> list[Row]:
     """The methods without a network."""
-    rows = []
-    for case in (*FREE, *DEARER):
-        row = {"method": case.method, "refine": case.refine, "more": case in DEARER}
-        rows.append({**row, "round_trips": round_trips(setup, STEPS, case, images=scale.images)})
-    return rows
+    trips = {case: round_trips(setup, STEPS, case, images=scale.images) for case in (*FREE, *DEARER)}
+    about = {case: {"method": case.method, "refine": case.refine, "more": case in DEARER} for case in trips}
+    return [{**about[case], "round_trips": rows} for case, rows in trips.items()]
 
 
 def _runs(report: Report, variant: str, k: str) -> tuple[list[list[Row]], float]:
@@ -82,9 +78,9 @@ def table(report: Report) -> str:
         for k in ("0", "1"):
             runs, share = _runs(report, variant, k)
             cost = of_steps(runs[0], COST_STEPS, "nfe") + COST_STEPS * share
-            cells = [spread([of_steps(run, n) for run in runs]) for n in STEPS]
+            cells = [tables.spread([of_steps(run, n) for run in runs]) for n in STEPS]
             lines.append([f"{name} K={k}", f"{cost:.1f}", *cells])
-    return "\n".join(markdown(["", f"cost at N = {COST_STEPS}", *(f"N = {n}" for n in STEPS)], lines))
+    return "\n".join(tables.table(["", f"cost at N = {COST_STEPS}", *(f"N = {n}" for n in STEPS)], lines))
 
 
 def draw(report: Report, path: Path) -> None:

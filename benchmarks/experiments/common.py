@@ -85,11 +85,7 @@ class Setup:
     weights: Path | None = None
 
     def more_weights(self, what: str) -> Path:
-        """The file of one more network, for the experiments that need one.
-
-        Raises:
-            DeepInvError: none was named.
-        """
+        """The file of one more network, for the experiments that need one; an error where none was named."""
         if self.weights is None:
             raise DeepInvError(f"the {what} is missing: name its file, --weights FILE")
         return self.weights
@@ -110,11 +106,7 @@ class Setup:
 
 
 def load_setup(archive: Path, latents: Path | None = None, weights: Path | None = None) -> Setup:
-    """The embedded SD3 model, and the same photographs for every experiment; ``latents`` keeps them encoded.
-
-    Raises:
-        DeepInvError: a file that can't be read or written.
-    """
+    """The embedded SD3 model, and the same photographs for every experiment; ``latents`` keeps them encoded."""
     model = load_embedded("sd3")
     if latents is not None and latents.exists():
         tensors = checkpoint.load(latents, kind=KIND)[0]

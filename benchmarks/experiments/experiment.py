@@ -42,12 +42,8 @@ class Experiment:
 
 
 def run(experiment: Experiment, setup: Setup, scale: Scale, out: Path, *, command: str = "") -> Report:
-    """Measure what ``out/NAME.jsonl`` doesn't have yet, seed by seed, and draw.
-
-    Raises:
-        DeepInvError: the file is of other settings.
-    """
-    store = Store(out / f"{experiment.name}.jsonl", ("variant", "seed"), seconds="seconds")
+    """Measure what ``out/NAME.jsonl`` doesn't have yet, seed by seed, and draw; errors as :class:`Store`'s."""
+    store = Store(out / f"{experiment.name}.jsonl", ("variant", "seed"))
     store.begin(command, {"scale": {**asdict(scale), "seeds": None}, **experiment.settings})
 
     def fixed(part: str) -> Row:

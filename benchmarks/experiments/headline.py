@@ -1,8 +1,4 @@
-"""Experiment 9: the paper's headline in our setting: SSIM against EasyInv, time against ReNoise, what training costs.
-
-All on the embedded SD3 model, the shipped solvers with the noise alone and with the trajectory blended in on the way
-back, as the released test code does; training costs are of short trainings of networks of equal cost.
-"""
+"""Experiment 9: the paper's headline in our setting: SSIM against EasyInv, time against ReNoise, cost of training."""
 
 from __future__ import annotations
 
@@ -20,13 +16,11 @@ from ...deepinv_core.inversion import latent_snr
 from ...deepinv_core.metrics import ssim
 from ...deepinv_core.solver import Config
 from ...training.recipes import Recipe
-from .. import plots
+from .. import plots, tables
 from ..cases import Case
 from ..measure import open_suite
 from ..photos import held_out
-from ..store import Row, read_rows
-from ..tables import by_variant, spread
-from ..tables import table as markdown
+from ..store import Row
 from .common import CORRECTOR, FAST, PAPER, PREDICTOR, Scale, Setup, train, watched
 from .experiment import Experiment, Report
 
@@ -46,8 +40,6 @@ CURVE_STEPS: Final = (4, 8, 16)
 CURVE_IMAGES: Final = 16
 POINTS: Final = 10
 REPEATS: Final = 2
-LONG_RUNS: Final = Path(__file__).absolute().parents[2] / "docs" / "solvers"
-"""Reports of the trainings of the shipped solvers, where the documentation is at hand."""
 
 
 def baseline(setup: Setup, scale: Scale) -> dict[str, Any]:
@@ -70,7 +62,7 @@ def baseline(setup: Setup, scale: Scale) -> dict[str, Any]:
     rows = [measured(case, steps) for case in CASES if suite.has(case) for steps in STEPS]
     rows += [measured(case, LAST) for case in ASSISTED if suite.has(case)]
     ssim_of_the_vae = round(float(ssim(ceiling, photos).mean()), 4)
-    return {"rows": rows, "ssim_of_the_vae": ssim_of_the_vae, "long_runs": long_runs(LONG_RUNS)}
+    return {"rows": rows, "ssim_of_the_vae": ssim_of_the_vae}
 
 
 def measure(setup: Setup, scale: Scale, variant: str, seed: int) -> Row:
@@ -82,18 +74,6 @@ def measure(setup: Setup, scale: Scale, variant: str, seed: int) -> Row:
     shares = [(k / POINTS) ** 2 for k in range(1, POINTS + 1)]
     _, costs = train(setup, recipe, scale, seed, config=config, watch=watch, shares=shares)
     return {**costs, "curve": curve}
-
-
-def long_runs(folder: Path) -> dict[str, list[Row]]:
-    """Curves of the shipped solvers' trainings at K = 0, from their reports; empty where there is no report."""
-    return {
-        name: [
-            {"evaluations": line["evaluations"], "steps": check["steps"], "snr": check["latent_snr_db"]}
-            for line in read_rows(folder / file)
-            if (check := line.get("validation")) and check["method"] == "deepinv" and check["refine"] == 0
-        ]
-        for name, file in (("paper", "paper_sd3.jsonl"), ("fast", "sd3.jsonl"))
-    }
 
 
 def at_quality(rows: Sequence[Row], level: float, cost: str) -> float | None:
@@ -146,7 +126,7 @@ def _ssim_table(report: Report) -> list[str]:
     ceiling = report["baseline"]["ssim_of_the_vae"]
     lines.append(["*the VAE alone*", *(shown(ceiling, found["easyinv", n]) for n in STEPS), ""])
     head = ["SSIM to the photo", *(f"N = {n}" for n in STEPS), f"latent SNR, NFE, time at N = {LAST}"]
-    return markdown(head, lines)
+    return tables.table(head, lines)
 
 
 def _renoise_table(report: Report) -> list[str]:
@@ -163,34 +143,28 @@ def _renoise_table(report: Report) -> list[str]:
             faster = f"{sign}{row['nfe'] / cost:.1f} × fewer, {sign}{row['seconds'] / seconds:.1f} × faster"
             cells.append("not reached" if sign and first["snr"] <= row["snr"] else faster)
         lines.append([name, *cells])
-    return markdown(
+    return tables.table(
         ["ReNoise at", *(f"N = {row['steps']}: {row['snr']:.1f} dB, {row['nfe']} NFE" for row in slow)], lines
     )
 
 
 def _training_table(report: Report) -> list[str]:
-    curves = {name: [row["curve"] for row in rows] for name, rows in by_variant(report).items()}
-    long, lines = report["baseline"]["long_runs"], []
+    curves = {name: [row["curve"] for row in rows] for name, rows in tables.by_variant(report).items()}
+    lines = []
     for steps in CURVE_STEPS:
         for owner in RECIPES:
             ends = [[p["snr"] for p in curve if p["steps"] == steps][-1] for curve in curves[owner]]
             level = sum(ends) / len(ends)
             needs = [_needs([evaluations_to(curve, steps, level) for curve in curves[name]]) for name in RECIPES]
             lines.append([str(steps), f"{level:.1f} dB, where {owner} ends", *needs])
-        best = max((point["snr"] for point in long["paper"] if point["steps"] == steps), default=None)
-        if best is not None:
-            cells = [_needs([evaluations_to(long[name], steps, best)], long[name]) for name in RECIPES]
-            lines.append([str(steps), f"{best:.1f} dB, the paper's best in the long runs", *cells])
-    return markdown(["N", "latent SNR to reach", *(f"evaluations, {name}" for name in RECIPES)], lines)
+    return tables.table(["N", "latent SNR to reach", *(f"evaluations, {name}" for name in RECIPES)], lines)
 
 
-def _needs(found: Sequence[float | None], curve: Sequence[Row] = ()) -> str:
+def _needs(found: Sequence[float | None]) -> str:
     reached = [value for value in found if value is not None]
     if not reached:
         return "never"
-    if curve and reached[0] == curve[0]["evaluations"]:
-        return f"at most {reached[0]:,.0f}, its first check"
-    return spread(reached, 0) + ("" if len(reached) == len(found) else f", {len(reached)} of {len(found)} seeds")
+    return tables.spread(reached, 0) + ("" if len(reached) == len(found) else f", {len(reached)} of {len(found)} seeds")
 
 
 def draw(report: Report, path: Path) -> None:
@@ -205,7 +179,7 @@ def draw(report: Report, path: Path) -> None:
     left.set(ylabel="SSIM to the photo", title="colours as in the middle")
     left.legend(fontsize="x-small", ncol=2)
     middle.set(xscale="log", xlabel="seconds of one core to invert", ylabel="latent SNR, dB", title="N = 2 to 50")
-    for number, (name, rows) in enumerate(by_variant(report).items()):
+    for number, (name, rows) in enumerate(tables.by_variant(report).items()):
         for steps in CURVE_STEPS:
             plots.curve(right, [row["curve"] for row in rows], steps, f"C{number}", f"{name}, N = {steps}")
     for line, dashes in zip(right.get_lines(), (":", "--", "-") * len(RECIPES), strict=False):

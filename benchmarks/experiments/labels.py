@@ -86,23 +86,15 @@ def draw(report: Report, path: Path) -> None:
         panel.set(yscale="log", xlabel="step, from the image", ylabel="squared error of the noise")
         panel.set_title(f"N = {ERROR_STEPS}, {what}")
     panels[0].legend(fontsize="small")
-    _draw_pictures(
-        panels[3],
-        {"VAE": report["extras"]["ceiling"], "Euler": report["extras"]["pictures"]}
-        | {name: rows[0]["pictures"] for name, rows in variants.items()},
-    )
-    plots.save(made, path)
-
-
-def _draw_pictures(panel: Any, columns: dict[str, str]) -> None:
+    columns = {"VAE": report["extras"]["ceiling"], "Euler": report["extras"]["pictures"]}
+    columns |= {name: rows[0]["pictures"] for name, rows in variants.items()}
     decoded = [np.asarray(Image.open(io.BytesIO(base64.b64decode(text)))) for text in columns.values()]
-    side = decoded[0].shape[1]
-    panel.imshow(np.concatenate(decoded, 1), interpolation="nearest")
-    ticks = [side * (k + 0.5) for k in range(len(columns))]
-    panel.set_xticks(ticks, [textwrap.fill(name, 12) for name in columns], fontsize=7)
-    panel.set_yticks([])
-    panel.grid(False)
-    panel.set_title(f"round trips, N = {PICTURE_STEPS}")
+    panels[3].imshow(np.concatenate(decoded, 1), interpolation="nearest")
+    ticks = [decoded[0].shape[1] * (k + 0.5) for k in range(len(columns))]
+    panels[3].set_xticks(ticks, [textwrap.fill(name, 12) for name in columns], fontsize=7)
+    panels[3].set(yticks=[], title=f"round trips, N = {PICTURE_STEPS}")
+    panels[3].grid(False)
+    plots.save(made, path)
 
 
 SETTINGS: Final = {"recipes": as_json(RECIPES), "error_steps": ERROR_STEPS}

@@ -14,11 +14,9 @@ import torch
 from scipy.stats import spearmanr
 
 from ...tools.garments.noise_model import load_noise_base
-from .. import plots
+from .. import plots, tables
 from ..cases import Case
 from ..store import Row
-from ..tables import by_variant, spread
-from ..tables import table as markdown
 from .common import FAST, PREDICTOR, Scale, Setup, of_steps, round_trips, train
 from .experiment import Experiment, Report
 
@@ -54,7 +52,7 @@ def baseline(setup: Setup, scale: Scale) -> dict[str, dict[str, Any]]:
 
 
 def _solver(report: Report, variant: str, k: str, steps: int) -> list[float]:
-    return [of_steps(row["round_trips"][k], steps) for row in by_variant(report)[variant]]
+    return [of_steps(row["round_trips"][k], steps) for row in tables.by_variant(report)[variant]]
 
 
 def table(report: Report) -> str:
@@ -63,16 +61,16 @@ def table(report: Report) -> str:
     for variant, name in VARIANTS.items():
         found = {f"*{method}*": [f"{of_steps(rows, n):.1f}" for n in STEPS] for method, rows in bases[variant].items()}
         for k in ("0", "1"):
-            found[f"our solver K={k}"] = [spread(_solver(report, variant, k, n)) for n in STEPS]
-        lines += [*markdown([name, *columns], [[method, *cells] for method, cells in found.items()]), ""]
+            found[f"our solver K={k}"] = [tables.spread(_solver(report, variant, k, n)) for n in STEPS]
+        lines += [*tables.table([name, *columns], [[method, *cells] for method, cells in found.items()]), ""]
     pairs = [[[of_steps(rows, n) for rows in base.values()] for base in bases.values()] for n in STEPS]
     gains = [["rank correlation of the methods", *(f"{spearmanr(*pair).statistic:.2f}" for pair in pairs)]]
     for variant, name in VARIANTS.items():
         for rival in RIVALS:
             theirs = bases[variant][rival.label]
             over = [[snr - of_steps(theirs, n) for snr in _solver(report, variant, "0", n)] for n in STEPS]
-            gains.append([f"{name}: solver K=0 over {rival.label}", *map(spread, over)])
-    return "\n".join([*lines, *markdown(["", *columns], gains)])
+            gains.append([f"{name}: solver K=0 over {rival.label}", *map(tables.spread, over)])
+    return "\n".join([*lines, *tables.table(["", *columns], gains)])
 
 
 def draw(report: Report, path: Path) -> None:

@@ -13,12 +13,10 @@ from torch import Tensor
 
 from ...deepinv_core.solver import Network
 from ...tools.garments.classifier import Classifier, load_classifier, named
-from .. import plots
+from .. import plots, tables
 from ..cases import Case
 from ..measure import there_and_back
 from ..store import Row
-from ..tables import by_variant, spread
-from ..tables import table as markdown
 from .common import FAST, PREDICTOR, TRAINED, Scale, Setup, mean_snr, solver_of, train
 from .experiment import Experiment, Report
 
@@ -86,7 +84,7 @@ def baseline(setup: Setup, scale: Scale) -> dict[str, Any]:
 def _lines(report: Report, steps: int) -> dict[str, list[list[Row]]]:
     """By method or training prompt: the rows of each trip at a step count, one a seed."""
     runs = {f"*{row['method']}*": [row] for row in report["baseline"]["methods"]}
-    runs |= {f"solver trained under {name}": rows for name, rows in by_variant(report).items()}
+    runs |= {f"solver trained under {name}": rows for name, rows in tables.by_variant(report).items()}
     wanted = [(steps, label) for label in LABELS]
     return {
         name: [[one for row in rows for one in row["trips"] if (one["steps"], one["trip"]) == key] for key in wanted]
@@ -102,11 +100,12 @@ def table(report: Report) -> str:
     """Latent SNR in dB, and in percent how often the class is seen, of each trip."""
     lines = []
     for steps in STEPS:
-        cells = [
-            [name, *(f"{spread([row['snr'] for row in rows])}; {100 * _mean(rows, 'seen'):.0f} %" for rows in by_trip)]
-            for name, by_trip in _lines(report, steps).items()
-        ]
-        lines += [*markdown([f"N = {steps}", *LABELS], cells), ""]
+        cells = []
+        for name, by_trip in _lines(report, steps).items():
+            snr, shares = ([[row[key] for row in rows] for rows in by_trip] for key in ("snr", "seen"))
+            both = zip(snr, shares, strict=True)
+            cells.append([name, *(f"{tables.spread(db)}; {100 * sum(share) / len(share):.0f} %" for db, share in both)])
+        lines += [*tables.table([f"N = {steps}", *LABELS], cells), ""]
     return "\n".join(lines[:-1])
 
 

@@ -21,11 +21,7 @@ from ...deepinv_core.solver.grids import token_positions, unpatchify
 
 @dataclass(frozen=True)
 class SingleStreamConfig(CorrectorConfig):
-    """A corrector's inputs and width; of the sizes of its branches none is read.
-
-    Attributes:
-        layers: blocks.
-    """
+    """A corrector's inputs and width, and ``layers`` blocks; of the sizes of its branches none is read."""
 
     layers: int = 1
 

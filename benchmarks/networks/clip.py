@@ -21,11 +21,7 @@ _STD: Final = torch.tensor((0.26862954, 0.26130258, 0.27577711)).view(3, 1, 1)
 
 
 class Clip(nn.Module):
-    """A CLIP network with its tokenizer.
-
-    Attributes:
-        num_features: width of the space shared by images and text.
-    """
+    """A CLIP network with its tokenizer; ``num_features`` is the width of the space shared by images and text."""
 
     def __init__(self, model: Any, tokenizer: Any) -> None:
         super().__init__()
@@ -39,13 +35,13 @@ class Clip(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Images ``[B, 3, H, W]`` in [0, 1], rounded to bytes, to features ``[B, D]``."""
         pixels = torch.stack([self.prepared(to_image(image)) for image in images])
-        return _tensor(self.model.get_image_features(pixel_values=pixels.to(self._device)))
+        return _tensor(self.model.get_image_features(pixel_values=pixels.to(self.model.device)))
 
     @torch.no_grad()
     def score(self, image: Tensor, text: str) -> float:
         """An image ``[1, 3, H, W]`` in [0, 1] against a text, which is cut after 77 tokens; 0 to 100."""
-        tokens = self._tokenizer([text], return_tensors="pt", padding=True)
-        ids, attended = (tokens[name][:, : self._length].to(self._device) for name in ("input_ids", "attention_mask"))
+        tokens = self._tokenizer([text], return_tensors="pt", padding=True).to(self.model.device)
+        ids, attended = (tokens[name][:, : self._length] for name in ("input_ids", "attention_mask"))
         words = _tensor(self.model.get_text_features(input_ids=ids, attention_mask=attended))
         return max(100 * float(torch.cosine_similarity(self(image), words)), 0.0)
 
@@ -58,10 +54,6 @@ class Clip(nn.Module):
         cut = scaled.crop((left, top, left + self._side, top + self._side))
         return (to_tensor(cut)[0] - _MEAN) / _STD
 
-    @property
-    def _device(self) -> torch.device:
-        return next(self.model.parameters()).device
-
 
 def _tensor(features: Any) -> Tensor:
     """Unwrap it: transformers 5 returns an object where a tensor was."""
@@ -69,11 +61,7 @@ def _tensor(features: Any) -> Tensor:
 
 
 def load_clip(path: str | Path | None = None) -> Clip:
-    """CLIP from a transformers folder, float32.
-
-    Raises:
-        DeepInvError: absent, unreadable, or incomplete.
-    """
+    """CLIP from a transformers folder, float32; errors as :func:`locate` and :func:`pretrained`."""
     from transformers import CLIPModel, CLIPTokenizer  # takes seconds
 
     folder = locate("clip", path)

@@ -26,18 +26,10 @@ _STD: Final = (0.229, 0.224, 0.225)
 
 
 class Dino(nn.Module):
-    """DINO ViT-B/8 as a backbone: class-token features, and the structure distance of its keys.
-
-    Attributes:
-        num_features: width of a feature.
-    """
+    """DINO ViT-B/8 as a backbone: class-token features, ``num_features`` wide, and structure distance by its keys."""
 
     def __init__(self, vit: Any) -> None:
-        """Take transformers' ``ViTModel``.
-
-        Raises:
-            DeepInvError: not 12 layers on patches of 8 of a 224 x 224 image.
-        """
+        """Take transformers' ``ViTModel``; only one of 12 layers on patches of 8 of a 224 x 224 image."""
         super().__init__()
         config = vit.config
         seen = (config.num_hidden_layers, config.patch_size, config.image_size)
@@ -54,7 +46,7 @@ class Dino(nn.Module):
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
         """Images ``[B, 3, H, W]`` in [0, 1] to the last class token ``[B, D]``, scaled with antialiasing."""
-        pixels = F.interpolate(images.to(self._like), (SIDE, SIDE), mode="bilinear", antialias=True)
+        pixels = F.interpolate(images.to(self.vit.device), (SIDE, SIDE), mode="bilinear", antialias=True)
         return self.vit(pixel_values=_normalised(pixels)).last_hidden_state[:, 0]
 
     @torch.no_grad()
@@ -71,7 +63,7 @@ class Dino(nn.Module):
     @torch.no_grad()
     def self_similarity(self, pixels: Tensor) -> Tensor:
         """Pixels ``[B, 3, H, W]`` in [0, 255] to the cosine of the last layer's keys ``[B, T, T]``."""
-        scaled = F.interpolate(pixels.to(self._like), (SIDE, SIDE), mode="bilinear", align_corners=False)
+        scaled = F.interpolate(pixels.to(self.vit.device), (SIDE, SIDE), mode="bilinear", align_corners=False)
         keys: list[Tensor] = []
         hook = self._key.register_forward_hook(lambda module, inputs, output: keys.append(output))
         try:
@@ -81,10 +73,6 @@ class Dino(nn.Module):
         length = keys[0].norm(dim=-1, keepdim=True)
         return keys[0] @ keys[0].mT / (length @ length.mT).clamp_min(1e-8)
 
-    @property
-    def _like(self) -> Tensor:
-        return next(self.vit.parameters())
-
 
 def _normalised(images: Tensor) -> Tensor:
     mean, std = (images.new_tensor(one).view(3, 1, 1) for one in (_MEAN, _STD))
@@ -92,11 +80,7 @@ def _normalised(images: Tensor) -> Tensor:
 
 
 def load_dino(path: str | Path | None = None) -> Dino:
-    """DINO ViT-B/8 from a transformers folder, float32.
-
-    Raises:
-        DeepInvError: absent, unreadable, incomplete, or another geometry.
-    """
+    """DINO ViT-B/8 from a transformers folder, float32; errors as :func:`locate`, :func:`pretrained` and the class."""
     from transformers import ViTModel  # takes seconds
 
     return Dino(pretrained(ViTModel, locate("dino", path), "dino", add_pooling_layer=False))

@@ -41,11 +41,7 @@ class Inception(nn.Module):
 
 
 def load_backbone(name: str, path: str | Path | None = None) -> nn.Module:
-    """One of :data:`BACKBONES`: images ``[B, 3, H, W]`` in [0, 1] to features ``[B, D]``; ``num_features`` is D.
-
-    Raises:
-        DeepInvError: another name; absent or unusable weights.
-    """
+    """One of :data:`BACKBONES`: images ``[B, 3, H, W]`` in [0, 1] to features ``[B, D]``; ``num_features`` is D."""
     if name not in BACKBONES:
         raise DeepInvError(f"there is no FID backbone {name!r}: choose {', '.join(BACKBONES)}")
     if name == "inception":
@@ -54,11 +50,7 @@ def load_backbone(name: str, path: str | Path | None = None) -> nn.Module:
 
 
 def fid(backbone: nn.Module, real: Tensor, fake: Tensor, *, batch: int = 32) -> float:
-    """Fréchet distance between the features of two sets of images ``[B, 3, H, W]`` in [0, 1], ``batch`` at a time.
-
-    Raises:
-        DeepInvError: fewer than two images.
-    """
+    """Fréchet distance between the features of two sets of images ``[B, 3, H, W]`` in [0, 1], two or more each."""
     if min(len(real), len(fake)) < 2:
         raise DeepInvError(f"FID of {len(real)} and {len(fake)} images: at least two each are needed, better thousands")
     from torchmetrics.image.fid import FrechetInceptionDistance  # takes a second

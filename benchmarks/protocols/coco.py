@@ -52,12 +52,7 @@ SUFFIXES: Final = (".jpg", ".jpeg", ".png")
 
 
 def nearly_square(width: int, height: int) -> bool:
-    """Whether a photo belongs to the protocol.
-
-    Example:
-        >>> nearly_square(640, 577), nearly_square(640, 576)
-        (True, False)
-    """
+    """Whether a photo belongs to the protocol."""
     return height > 0.9 * width and width > 0.9 * height
 
 
@@ -98,7 +93,6 @@ def run(args: argparse.Namespace) -> None:
     model, network, output = base.model, network and network.to(base.model.device), args.output or Path("coco")
     lpips = str(args.lpips or "cache") if network else ""
     about = base.about | {"seed": args.seed, "metrics": names, "lpips": lpips}
-    store = common.opened_results(output, about)
 
     def measured(case: Case, photo: Tensor, path: Path) -> Row:
         latent = model.encode(photo)
@@ -110,8 +104,7 @@ def run(args: argparse.Namespace) -> None:
 
     asked = asked or [Case("euler"), Case("easyinv"), base.default]
     rows = {case.label: partial(measured, case) for case in (Case(CEILING), *asked)}
-    common.measure_all("COCO", paths, lambda path: load_square(path, base.side), rows, store)
-    lines = [line for line in store.rows if line["image"] in paths]
+    lines = common.measure_all(output, about, paths, lambda path: load_square(path, base.side), rows)
     (output / "summary.md").write_text(page(lines, list(rows), names, about, len(paths)), "utf-8")
     sys.stdout.write(f"wrote {output}: summary.md, results.jsonl\n")
 
@@ -130,10 +123,13 @@ def round_trip(model: BaseModel, latent: Tensor, steps: int, method: Method | No
 
 def page(lines: Sequence[Row], rows: Sequence[str], names: Sequence[str], about: dict[str, Any], count: int) -> str:
     """The summary as Markdown."""
-    columns = {"NFE": lambda some: f"{some[0]['nfe_inversion']}+{some[0]['nfe_reconstruction']}"}
     means = COSTS | {name: METRICS[name] for name in names}
     explained = (
         "Mean ± half the 95 % confidence interval over images. NFE: inversion + way back. `vae` encodes and decodes "
         "only: the ceiling. Only methods of one `kept` compare."
     )
-    return common.page("COCO reconstruction", explained, count, about, common.summary(lines, rows, columns, means))
+
+    def nfe(some: list[Row]) -> str:
+        return f"{some[0]['nfe_inversion']}+{some[0]['nfe_reconstruction']}"
+
+    return common.page("COCO reconstruction", explained, count, about, common.summary(lines, rows, nfe, means))

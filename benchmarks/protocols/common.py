@@ -15,7 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ...deepinv_core.errors import DeepInvError
-from ...deepinv_core.methods import BEST_TRAINING_FREE, describe, method_values
+from ...deepinv_core.methods import BEST_TRAINING_FREE, method_values
 from ...deepinv_core.models.base_model import BaseModel
 from ...deepinv_core.models.by_name import load_model
 from ...deepinv_core.runs import bound_solver
@@ -37,10 +37,6 @@ def choices(text: str, *, flowedit: bool = False) -> list[Case]:
 
     Raises:
         DeepInvError: an unknown method, a K that it does not take.
-
-    Example:
-        >>> [case.label for case in choices("easyinv,anderson:2")]
-        ['easyinv', 'anderson K=2']
     """
     found = []
     for word in dict.fromkeys(part.strip() for part in text.split(",") if part.strip()):
@@ -48,7 +44,6 @@ def choices(text: str, *, flowedit: bool = False) -> list[Case]:
         if flowedit and word == FLOWEDIT:
             found.append(Case(FLOWEDIT))
             continue
-        describe(name)
         if k and not k.isdecimal():
             raise DeepInvError(f"{word!r}: K is {k!r}, a whole number is needed, as in anderson:2")
         method_values(name, {"refine": int(k) if k else None})
@@ -77,6 +72,7 @@ class Base:
         side: that the model works at, in pixels.
         steps: of every method.
         about: all of this, for the settings of the results.
+        default: what is measured where nobody chose.
     """
 
     model: BaseModel
@@ -84,11 +80,7 @@ class Base:
     side: int
     steps: int
     about: Row
-
-    @property
-    def default(self) -> Case:
-        """What is measured where nobody chose."""
-        return Case(BEST_TRAINING_FREE if self.solver is None else "deepinv")
+    default: Case
 
 
 def opened_base(args: argparse.Namespace, prompts: Sequence[str], side: int) -> Base:
@@ -98,57 +90,46 @@ def opened_base(args: argparse.Namespace, prompts: Sequence[str], side: int) -> 
     about = {"model": model.name, "fingerprint": model.info.fingerprint, "side": side, "steps": steps}
     about["solver"] = str(args.solver or model.solver_path or "")
     model.velocity("")(model.encode(torch.zeros(1, 3, side, side)), 1.0)  # the first time is slow: memory, kernels
-    return Base(model, bound_solver(model, args.solver), side, steps, about)
-
-
-def opened_results(folder: Path, settings: Mapping[str, Any]) -> Store:
-    """``results.jsonl``: what was run, then a line an image and row.
-
-    Raises:
-        DeepInvError: the folder holds results of other settings, or can't be read.
-    """
-    store = Store(folder / "results.jsonl", ("row", "image"))
-    store.begin(shlex.join(["deepinv", *sys.argv[1:]]), settings)
-    if broken := [row for row in store.rows if not {"row", "image"} <= row.keys()]:
-        raise DeepInvError(
-            f"{str(store.path)!r} is damaged: a line lacks row and image, {broken[0]}; choose another --output"
-        )
-    return store
+    solver = bound_solver(model, args.solver)
+    return Base(model, solver, side, steps, about, Case(BEST_TRAINING_FREE if solver is None else "deepinv"))
 
 
 def measure_all(
-    title: str,
+    output: Path,
+    settings: Mapping[str, Any],
     items: Mapping[str, T],
     load: Callable[[T], Tensor],
     rows: Mapping[str, Callable[[Tensor, T], Row]],
-    store: Store,
-) -> None:
-    """Measure what the store lacks, image by image: ``rows`` makes the values of an item's photo, by label."""
-    for name, item in tqdm(items.items(), desc=title, file=sys.stderr):
+) -> list[Row]:
+    """The items' rows; what ``results.jsonl`` lacks of them is measured, image by image; errors as :class:`Store`'s.
+
+    ``settings`` are all that its numbers depend on; ``load`` gives an item's photo, of which ``rows`` make the values,
+    by label.
+    """
+    store = Store(output / "results.jsonl", ("row", "image"))
+    store.begin(shlex.join(["deepinv", *sys.argv[1:]]), settings)
+    for name, item in tqdm(items.items(), desc=output.name, file=sys.stderr):
         todo = [label for label in rows if (label, name) not in store]
         photo = load(item) if todo else None
         for label in todo:
             assert photo is not None
             store.add([{"row": label, "image": name, **rows[label](photo, item)}])
+    return [row for row in store.rows if row.get("image") in items]
 
 
 def summary(
-    lines: Sequence[Row],
-    rows: Sequence[str],
-    columns: Mapping[str, Callable[[list[Row]], str]],
-    means: Mapping[str, tuple[Any, ...]],
+    lines: Sequence[Row], rows: Sequence[str], nfe: Callable[[list[Row]], str], means: Mapping[str, tuple[Any, ...]]
 ) -> list[str]:
-    """A line a row that was measured: its label, what it kept, each column of its results, then the means of fields.
+    """A line a row that was measured: its label, what it kept and evaluated, then the means of fields.
 
     ``means`` has a field's heading, and where they are not :func:`cell`'s own its factor and digits.
     """
     cells = []
     for label in rows:
         if some := [line for line in lines if line["row"] == label]:
-            shown = [column(some) for column in columns.values()]
-            shown += [cell([line[name] for line in some], *scale) for name, (_, *scale) in means.items()]
-            cells.append([label, some[0]["kept"] or "–", *shown])
-    return table(["method", "kept", *columns, *(title for title, *_ in means.values())], cells)
+            shown = [cell([line[name] for line in some], *scale) for name, (_, *scale) in means.items()]
+            cells.append([label, some[0]["kept"] or "–", nfe(some), *shown])
+    return table(["method", "kept", "NFE", *(title for title, *_ in means.values())], cells)
 
 
 def page(title: str, explained: str, count: int, settings: Mapping[str, Any], lines: Sequence[str]) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -30,23 +30,14 @@ from .common import CEILING, FLOWEDIT
 from .pie_data import CATEGORIES, SIDE, Item, decode_mask, image_file, load_image, read_items
 from .pie_metrics import METRICS, NEEDS, PieMetrics
 
-SETTINGS: Final = (
-    "cfg",
-    "strength",
-    "anchor",
-    "edit_mask",
-    "source_prompt",
-    "source_cfg",
-    "target_cfg",
-    "skip",
-    "seed",
-)
+OF_METHODS: Final = ("cfg", "strength", "anchor", "edit_mask", "source_prompt")
+OF_FLOWEDIT: Final = ("source_cfg", "target_cfg", "skip", "seed")
 """Options by which edits are made."""
 
 
 @dataclass(frozen=True)
 class Editor:
-    """Makes one edit on a base model, by the command line's options of :data:`SETTINGS`."""
+    """Makes one edit on a base model, by the command line's options."""
 
     base: common.Base
     options: argparse.Namespace
@@ -125,7 +116,7 @@ def run(args: argparse.Namespace) -> None:
     if asked is not None or not folders:
         prompts = [prompt for item in items.values() for prompt in (item.source, item.target)]
         base = common.opened_base(args, prompts, SIDE)
-        about = base.about | {name: getattr(args, name) for name in SETTINGS}
+        about = base.about | {name: getattr(args, name) for name in (*OF_METHODS, *OF_FLOWEDIT)}
         edit = partial(_made, Editor(base, args), measure, output / "images")
         asked = [base.default, Case(FLOWEDIT)] if asked is None else asked
         rows = {case.label: partial(edit, case) for case in (Case(CEILING), *asked)}
@@ -133,10 +124,9 @@ def run(args: argparse.Namespace) -> None:
         raise DeepInvError(f"--edited names {sorted(folders)}, which must differ from the rows that are made")
     rows |= {name: partial(_given, folder, measure) for name, folder in folders.items()}
     networks = {name: str(getattr(args, name) or "cache") for name, users in NEEDS.items() if set(users) & set(names)}
-    store = common.opened_results(output, {**about, "metrics": names, "backbones": networks})
-    common.measure_all("PIE-Bench", items, lambda item: load_image(image_file(args.pie_bench, item)), rows, store)
-    table = page(store.rows, list(items.values()), list(rows), names, about)
-    (output / "summary.md").write_text(table, encoding="utf-8")
+    settings = {**about, "metrics": names, "backbones": networks}
+    lines = common.measure_all(output, settings, items, lambda one: load_image(image_file(args.pie_bench, one)), rows)
+    (output / "summary.md").write_text(page(lines, list(rows), names, about, len(items)), "utf-8")
     sys.stdout.write(f"wrote {output}: summary.md, results.jsonl, images/\n")
 
 
@@ -157,24 +147,20 @@ def _given(folder: Path, measure: PieMetrics, photo: Tensor, item: Item) -> Row:
     return row | measure(photo, load_image(found[0]), item)
 
 
-def page(
-    lines: Sequence[Row], items: Sequence[Item], rows: Sequence[str], names: Sequence[str], about: Mapping[str, Any]
-) -> str:
+def page(lines: Sequence[Row], rows: Sequence[str], names: Sequence[str], about: dict[str, Any], count: int) -> str:
     """The summary as Markdown: all images, then each category."""
-    columns = {
-        "NFE": lambda some: "–" if some[0]["nfe"] is None else f"{sum(one['nfe'] for one in some) / len(some):g}"
-    }
     means = {"seconds": ("seconds",), **{name: METRICS[name] for name in names}}
-    keys = {item.key for item in items}
-    there = [line for line in lines if line["image"] in keys]
+
+    def nfe(some: list[Row]) -> str:
+        return "–" if some[0]["nfe"] is None else f"{sum(one['nfe'] for one in some) / len(some):g}"
+
     explained = (
         "Mean ± half the 95 % confidence interval over the images where a metric is defined (their number in brackets "
         "if not all). Background metrics: the frame times 1 − mask. `vae` encodes and decodes only: the ceiling."
     )
-    out = common.summary(there, rows, columns, means)
+    out = common.summary(lines, rows, nfe, means)
     for number, title in CATEGORIES.items():
-        some = [line for line in there if line["category"] == number]
-        if some:
-            count = len({line["image"] for line in some})
-            out += ["", f"## {number}: {title} ({count} images)", "", *common.summary(some, rows, columns, means)]
-    return common.page("PIE-Bench", explained, len(items), about, out)
+        if some := [line for line in lines if line["category"] == number]:
+            images = len({line["image"] for line in some})
+            out += ["", f"## {number}: {title} ({images} images)", "", *common.summary(some, rows, nfe, means)]
+    return common.page("PIE-Bench", explained, count, about, out)

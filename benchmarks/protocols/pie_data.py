@@ -60,12 +60,7 @@ def decode_mask(pairs: Sequence[int], *, side: int = SIDE, border: bool = True) 
 
 
 def plain(prompt: str) -> str:
-    """A prompt without the brackets that mark what differs.
-
-    Example:
-        >>> plain("a [rusty] bicycle")
-        'a rusty bicycle'
-    """
+    """A prompt without the brackets that mark what differs."""
     return prompt.replace("[", "").replace("]", "")
 
 

@@ -48,11 +48,7 @@ class PieMetrics:
     """The chosen metrics with their backbones loaded."""
 
     def __init__(self, names: Sequence[str], paths: dict[str, Path | None], device: torch.device | str = "cpu") -> None:
-        """Load what the metrics of these names need, from ``paths`` or else from the user's caches.
-
-        Raises:
-            DeepInvError: a network of :data:`NEEDS` is absent.
-        """
+        """Load what the metrics of these names need, from ``paths`` or else from the user's caches, or refuse."""
         from torchmetrics.functional import image, mean_squared_error  # takes a second
 
         self.names, self._device = tuple(names), torch.device(device)

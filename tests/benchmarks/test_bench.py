@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -17,7 +18,7 @@ from torch import Tensor
 from comfyui_deepinv.benchmarks import measure, plan, quick, report, results, tables, timing
 from comfyui_deepinv.benchmarks.cases import CASES, FEW, GROUPS, Case, solver_files
 from comfyui_deepinv.benchmarks.photos import HELD_OUT, IMAGE_SIZE, Images, photographs
-from comfyui_deepinv.benchmarks.quality import half_width, ms_ssim, student, summary, whiteness
+from comfyui_deepinv.benchmarks.quality import half_width, ms_ssim, summary, whiteness
 from comfyui_deepinv.benchmarks.store import Store, read_rows
 from comfyui_deepinv.cli import main as cli
 from comfyui_deepinv.deepinv_core.errors import DeepInvError
@@ -29,8 +30,8 @@ ROOT = Path(__file__).absolute().parents[2]
 SOME = tuple(
     case
     for case in CASES
-    if case.label in ("euler", "fireflow", "uni_inv K=1", "paper K=0", "fast K=0", "rf_inversion", "leapfrog")
-    or case.label in ("euler, assisted", "direct_alignment")
+    if case.label in ("euler", "fireflow", "uni_inv K=1", "paper K=0", "fitted K=0", "fast K=0", "rf_inversion")
+    or case.label in ("leapfrog", "euler, assisted", "direct_alignment")
 )
 """At least one of each group, with and without a solver."""
 
@@ -46,7 +47,7 @@ def ready(suite: measure.Suite) -> measure.Prepared:
 
 
 def small() -> plan.Settings:
-    few = {"steps": (1, 4), "new_steps": (3,), "off_steps": (2,), "timed_steps": (1,), "repeats": 1}
+    few = {"steps": (1, 4), "new_steps": (3,), "off_steps": (2,), "grid_steps": (4,), "timed_steps": (1,), "repeats": 1}
     return plan.Settings(HELD_OUT, ("sd3",), SOME, images=2, cfg_images=2, **few)
 
 
@@ -63,17 +64,42 @@ def test_every_method_is_compared_and_each_line_has_a_name_of_its_own() -> None:
     assert len({case.label for case in CASES}) == len(CASES)
     assert {case.group for case in CASES} == set(GROUPS)
     assert {(e.solver, e.refine) for e in CASES if e.method == "deepinv" and not e.assisted} == {
-        *(("fast", k) for k in (0, 1, 2)),
+        *((solver, k) for k in (0, 1, 2) for solver in ("fitted", "fast")),
         *(("paper", k) for k in (0, 1)),
     }
-    assert len(FEW) == 5
+    assert len(FEW) == 6 and set(FEW) < {case.label for case in CASES}
 
 
 def test_the_recipes_solvers_fit_their_model(suite: measure.Suite) -> None:
-    assert set(solver_files("sd3")) <= {"fast", "paper"} and set(solver_files("flux")) <= {"fast"}
+    assert set(solver_files("sd3")) <= {"fitted", "fast", "paper"} and set(solver_files("flux")) <= {"fitted", "fast"}
     for name, loaded in suite.solvers.items():
-        assert loaded.training["recipe"] == name and 0 < suite.share(name) < 1
-    assert suite.share("") == 0
+        if name != "fitted":
+            assert loaded.training["recipe"] == name and 0 < suite.share(name) < 1
+    assert suite.share("") == suite.share("fitted") == 0
+
+
+def test_a_fitted_solver_walks_on_its_own_grid_where_it_was_fitted(
+    suite: measure.Suite, ready: measure.Prepared
+) -> None:
+    case = Case("deepinv", 0, "fitted")
+    assert suite.has(case) and suite.has(case, 4) and not suite.has(case, 5)
+    assert not suite.has(Case("deepinv", 7, "fitted")) and suite.has(Case("euler"), 5)
+    row = measure.round_trips(suite, case, [ready], 4)[0]
+    assert (row["nfe"], row["nfe_back"], row["cost"]) == (5, 4, 5) and suite.work(case, 4) == 9
+    assert not torch.equal(suite.grid(case, 4), suite.grid(Case("euler"), 4))
+    assert row["latent_snr_db"][0] > measure.round_trips(suite, Case("uni_inv", 1), [ready], 4)[0]["latent_snr_db"][0]
+
+
+def test_the_best_grid_is_of_the_model_s_own_samples(suite: measure.Suite, ready: measure.Prepared) -> None:
+    case = Case("fireflow")
+
+    def level(grid: Tensor) -> float:
+        return float(latent_snr(suite.trip(case, suite.samples, grid).back.latent, suite.samples).mean())
+
+    best = suite.best_grid(case, 4)
+    assert level(best) >= max(level(suite.grid(one, 4)) for one in (case, Case("deepinv", 0, "fitted")))
+    row = measure.round_trips(suite, case, [ready], 4, grid="best")[0]
+    assert row["grid"] == "best" and row["nfe"] == 5
 
 
 # how it is measured
@@ -88,38 +114,44 @@ def test_ms_ssim_is_of_the_three_finest_scales() -> None:
 
 
 @pytest.mark.parametrize(
-    ("noise", "deviation", "kurtosis", "neighbour"),
+    ("noise", "deviation", "neighbour"),
     [
-        (torch.tensor([[1.0, -1.0], [-1.0, 1.0]]), 1, -2, -1),
-        (torch.tensor([[2.0, -2.0], [2.0, -2.0]]), 2, -2, 0),
-        (torch.tensor([[3.0, 0.0], [0.0, 0.0]]), 27**0.5 / 4, 7 / 3 - 3, 0),
+        (torch.tensor([[1.0, -1.0], [-1.0, 1.0]]), 1, -1),
+        (torch.tensor([[2.0, -2.0], [2.0, -2.0]]), 2, 0),
+        (torch.tensor([[3.0, 0.0], [0.0, 0.0]]), 27**0.5 / 4, 0),
     ],
 )
-def test_the_noise_s_health_by_hand(noise: Tensor, deviation: float, kurtosis: float, neighbour: float) -> None:
+def test_the_noise_s_health_by_hand(noise: Tensor, deviation: float, neighbour: float) -> None:
     found = whiteness(noise[None, None])
-    assert [float(found[f"noise_{name}"]) for name in ("std", "kurtosis", "neighbour")] == pytest.approx(
-        [deviation, kurtosis, neighbour], abs=1e-12
+    assert [float(found[f"noise_{name}"]) for name in ("std", "neighbour")] == pytest.approx(
+        [deviation, neighbour], abs=1e-12
     )
+    assert float(found["noise_channels"]) == 0
+    twice = torch.stack([noise, -noise, noise.flip(0)])[None]
+    apart = float(torch.corrcoef(twice[0].flatten(1).double())[0, 2])
+    assert float(whiteness(twice)["noise_channels"]) == pytest.approx(((1 + 2 * apart**2) / 3) ** 0.5)
 
 
 def test_white_noise_is_healthy_and_smooth_noise_is_not() -> None:
     white = torch.randn(1, 16, 64, 64, generator=torch.Generator().manual_seed(2))
     smooth = torch.nn.functional.avg_pool2d(white, 3, stride=1)
     found, blurred = whiteness(white), whiteness(smooth)
-    assert abs(float(found["noise_std"]) - 1) < 0.01 and abs(float(found["noise_kurtosis"])) < 0.05
+    assert abs(float(found["noise_std"]) - 1) < 0.01 and float(found["noise_channels"]) < 0.03
     assert abs(float(found["noise_neighbour"])) < 0.01
     assert float(blurred["noise_neighbour"]) == pytest.approx(2 / 3, abs=0.02)
 
 
-@pytest.mark.parametrize(("freedom", "quantile"), [(3, 3.1824), (7, 2.3646), (23, 2.0687), (63, 1.9983), (10**6, 1.96)])
-def test_intervals_are_student_s(freedom: int, quantile: float) -> None:
-    assert student(freedom) == pytest.approx(quantile, rel=0.01)
+@pytest.mark.parametrize("count", [8, 64, 700])
+def test_intervals_are_of_means_of_drawn_images(count: int) -> None:
+    """Near the normal distribution's, which the means of many draws have; the same each time."""
+    values = torch.randn(count, generator=torch.Generator().manual_seed(count), dtype=torch.float64)
+    assert half_width(values) == pytest.approx(1.96 * float(values.std(correction=0)) / math.sqrt(count), rel=0.05)
+    assert half_width(values) == half_width(values) and half_width(values[:1]) == 0
 
 
 def test_a_summary_is_mean_and_half_width() -> None:
     values = torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0])
-    assert summary({"x": values})["x"] == pytest.approx([4.5, 2.3646 * math.sqrt(6 / 8)], rel=1e-3)
-    assert half_width(values[:1]) == 0
+    assert summary({"x": values})["x"] == pytest.approx([4.5, half_width(values.double())], rel=1e-3)
 
 
 def test_memory_is_what_tensors_hold_at_once() -> None:
@@ -266,7 +298,10 @@ def test_tables_group_by_what_is_kept_and_mark_the_best() -> None:
     assert lines[6] == "| `d` | **90.0 ± 1.0** |  |"
 
 
-def test_a_run_that_was_stopped_goes_on_and_gives_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_that_was_stopped_goes_on_and_gives_the_page(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
     path = tmp_path / "benchmark" / "results.jsonl"
 
     def measured() -> list[dict]:
@@ -274,31 +309,40 @@ def test_a_run_that_was_stopped_goes_on_and_gives_the_page(tmp_path: Path, monke
         return plan.run(made, path, "deepinv bench --output docs")
 
     rows = measured()
+    assert re.search(r"(\d+) of \1 units to measure, in about \d+ minutes", caplog.text)
     lines = path.read_text().splitlines()
     assert [json.loads(line) for line in lines] == json.loads(json.dumps(rows))
     parts = {row["part"] for row in rows}
-    assert parts == {"about", "ceiling", "round_trip", "timing", "memory", "swapped"}
-    labels = {case.label for case in SOME if measure.open_suite("sd3").has(case)}
+    assert parts == {"about", "ceiling", "round_trip", "timing", "memory"}
+    suite = measure.open_suite("sd3")
+    labels = {case.label for case in SOME if suite.has(case)}
     for setting in ({"cfg": 1.0, "images": "test"}, {"cfg": 1.0, "images": "photos"}, {"cfg": 4.0, "images": "test"}):
         for steps in (1, 4):
-            chosen = {**setting, "steps": steps, "size": "128x128", "part": "round_trip"}
-            assert {r["entry"] for r in rows if all(r.get(k) == v for k, v in chosen.items())} == labels, chosen
+            chosen = {**setting, "steps": steps, "size": "128x128", "part": "round_trip", "grid": "own"}
+            wanted = {case.label for case in SOME if suite.has(case, steps)}
+            assert {r["entry"] for r in rows if all(r.get(k) == v for k, v in chosen.items())} == wanted, chosen
+    assert {row["entry"] for row in rows if row.get("grid") == "best"} == {
+        "euler",
+        "fireflow",
+        "uni_inv K=1",
+        "fast K=0",
+    }
 
     with pytest.raises(DeepInvError, match="no finished run"):
         (tmp_path / "part").mkdir()
         (tmp_path / "part" / "results.jsonl").write_text("\n".join(lines[1:5]))
-        results.load(tmp_path / "part" / "results.jsonl")
+        results.Results(tmp_path / "part" / "results.jsonl")
 
     path.write_text("\n".join(lines[1:-6]) + "\n" + lines[-6][:40])  # stopped while a line was written
     calls = []
-    real = measure.swapped
-    monkeypatch.setattr(plan, "swapped", lambda *a: calls.append(a) or real(*a))
+    real = measure.round_trips
+    monkeypatch.setattr(plan, "round_trips", lambda *a, **more: calls.append(a) or real(*a, **more))
     monkeypatch.setattr(plan, "memory", lambda *a: pytest.fail("measured again"))
     again = measured()
-    assert len(calls) >= 1
+    assert 1 <= len(calls) <= 6
 
     def numbers(some: list[dict]) -> list[dict]:
-        return [{k: v for k, v in row.items() if k not in ("took", "seconds")} for row in some]
+        return [{k: v for k, v in row.items() if k != "seconds"} for row in some]
 
     assert numbers(again) == numbers(rows)
 
@@ -312,7 +356,7 @@ def test_a_run_that_was_stopped_goes_on_and_gives_the_page(tmp_path: Path, monke
 
 
 def test_the_committed_page_is_what_the_committed_results_give(tmp_path: Path) -> None:
-    found = results.load(ROOT / "docs" / "benchmark" / "results.jsonl")
+    found = results.Results(ROOT / "docs" / "benchmark" / "results.jsonl")
     listed = {"list": "\n".join(report.listed_methods(found))}
     for name, parts in (("benchmark.md", report.parts(found)), ("methods.md", listed)):
         text = (ROOT / "docs" / name).read_text(encoding="utf-8")

@@ -14,12 +14,12 @@ from PIL import Image
 
 from comfyui_deepinv.benchmarks.networks.sources import SOURCES
 from comfyui_deepinv.benchmarks.protocols.coco import find_images, load_square, nearly_square
-from comfyui_deepinv.benchmarks.protocols.common import choices, opened_results
+from comfyui_deepinv.benchmarks.protocols.common import choices
 from comfyui_deepinv.benchmarks.protocols.pie_bench import page
 from comfyui_deepinv.benchmarks.protocols.pie_data import Item, decode_mask, load_image, plain, read_items
 from comfyui_deepinv.benchmarks.protocols.pie_metrics import METRICS, PieMetrics
 from comfyui_deepinv.benchmarks.quality import half_width
-from comfyui_deepinv.benchmarks.store import read_rows
+from comfyui_deepinv.benchmarks.store import Store, read_rows
 from comfyui_deepinv.benchmarks.tables import cell
 from comfyui_deepinv.cli import main as cli
 from comfyui_deepinv.deepinv_core.errors import DeepInvError
@@ -258,7 +258,7 @@ def test_missing_numbers_are_left_out_of_means_and_counted(bench: Path) -> None:
         {"row": "a", "image": one.key, "category": one.category, **values, "mse_unedit_part": mse}
         for one, mse in zip(items, (0.01, 0.03, None), strict=True)
     ]
-    text = page(lines, items, ["a"], ["mse_unedit_part"], {})
+    text = page(lines, ["a"], ["mse_unedit_part"], {}, 3)
     assert "MSE ×10⁴ ↓" in text
     tables = [line for line in text.splitlines() if line.startswith("| a |")]
     cells = [line.split("|")[-2].strip() for line in tables]
@@ -482,17 +482,18 @@ def test_choices() -> None:
         choices("flowedit")
 
 
-def test_damaged_results_are_refused(tmp_path: Path) -> None:
-    store = opened_results(tmp_path, {"steps": 1})
+def test_results_that_do_not_say_their_settings_are_refused(tmp_path: Path) -> None:
+    def begun() -> Store:
+        store = Store(tmp_path / "results.jsonl", ("row", "image"))
+        store.begin("deepinv", {"steps": 1})
+        return store
+
+    store = begun()
     store.add([{"row": "a", "image": "1", "psnr": 1.0}])
-    assert ("a", "1") in opened_results(tmp_path, {"steps": 1})
+    assert ("a", "1") in begun()
     with pytest.raises(ValueError, match="JSON"):
         store.add([{"row": "a", "image": "2", "psnr": math.inf}])
-    about = (tmp_path / "results.jsonl").read_text().splitlines()[0]
-    for text, message in (
-        (about + '\n{"row": "a"}\n', "damaged"),
-        ('{"row": "a", "image": "1"}\n', "doesn't say what"),
-    ):
-        (tmp_path / "results.jsonl").write_text(text)
+    for text, message in (('{"row": "a"}', "doesn't say what"), ('{"part": "about"}', "steps was None and is 1")):
+        (tmp_path / "results.jsonl").write_text(text + "\n")
         with pytest.raises(DeepInvError, match=message):
-            opened_results(tmp_path, {"steps": 1})
+            begun()

@@ -151,10 +151,7 @@ LINES = {WHOLE: 18_500, ("benchmarks",): 4_800}
 
 LONGEST_FUNCTION, LONGEST_CLASS = 60, 200
 
-OVER = {
-    "lines of the whole",
-    "lines of benchmarks",
-}
+OVER = {"lines of the whole"}
 """What is known to be over a limit, and is on its way below it."""
 
 
