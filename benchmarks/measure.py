@@ -33,7 +33,7 @@ from ..deepinv_core.solver.fitted import FittedConfig
 from .cases import CASES, Case, solver_files
 from .networks.fid import fid
 from .photos import IMAGE_SIZE, Images
-from .quality import against_photo, summary, whiteness
+from .quality import against_photo, set_whiteness, summary, whiteness
 from .store import Row
 
 ASSISTED: Final = EditOptions(anchor=0.5, anchor_share=0.5)
@@ -251,7 +251,8 @@ def round_trips(
         values |= against_photo(images, one.images.pixels, suite.lpips) | whiteness(trip.inversion.noise[part])
         if trip.residual is not None and part.start == 0:
             values["residual"] = trip.residual[:, : part.stop].mean(0)
-        rows.append({**common, "images": one.images.name, "count": len(one.latent), **summary(values)})
+        row = {**common, "images": one.images.name, "count": len(one.latent), **summary(values)}
+        rows.append(row | set_whiteness(trip.inversion.noise[part], one.images.pixels))
         if suite.fid is not None:
             rows[-1]["fid"] = fid(suite.fid, one.images.pixels, images)
     return rows

@@ -103,8 +103,8 @@ class Plan:
 
     def _cost(self, suite: Suite, cases: Sequence[Case]) -> Iterator[Unit]:
         repeats, one = self.settings.repeats, self.prepared(suite.kind, "test").latent[:1]
+        timed = [case for case in cases if all(suite.has(case, n) for n in self.settings.timed_steps)]
         for n in self.settings.timed_steps:
-            timed = [case for case in cases if suite.has(case, n)]
             work = (repeats + 1) * sum(suite.work(case, n) for case in timed)
             yield Unit(f"timing {repeats} N={n}", suite, work, partial(timings, suite, timed, one, n, repeats))
         for case in timed:

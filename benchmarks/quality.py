@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..deepinv_core.lpips import SMALLEST_SIDE, Lpips
@@ -54,17 +55,35 @@ def whiteness(noise: Tensor) -> PerImage:
     pairs = ((x[..., 1:], x[..., :-1]), (x[..., 1:, :], x[..., :-1, :]))
     together = torch.stack([(a * b).flatten(1).sum(1) for a, b in pairs]).sum(0)
     alone = torch.stack([((a.square() + b.square()) / 2).flatten(1).sum(1) for a, b in pairs]).sum(0)
+    channels = F.normalize(x.flatten(2) - x.flatten(2).mean(-1, keepdim=True), dim=-1)
+    between = (channels @ channels.mT).tril(-1).square().sum((1, 2))
     return {
         "noise_std": x.flatten(1).std(1, correction=0),
         "noise_neighbour": together / alone,
-        "noise_channels": torch.stack([_between(one.flatten(1)) for one in x]),
+        "noise_channels": (2 * between / max(1, x.shape[1] * (x.shape[1] - 1))).sqrt(),
     }
 
 
-def _between(rows: Tensor) -> Tensor:
-    """Root mean square of the correlations of rows ``[C, P]`` with each other; 0 of one row."""
-    apart = torch.corrcoef(rows).reshape(len(rows), len(rows)).fill_diagonal_(0)
-    return (apart.square().sum() / max(1, apart.numel() - len(rows))).sqrt()
+def set_whiteness(noise: Tensor, photos: Tensor) -> dict[str, float]:
+    """Measures of arXiv 2410.23530, of the noise ``[B, C, h, w]`` of photos ``[B, 3, 8 h, 8 w]`` together; 1 for white.
+
+    ``noise_smooth``: its standard deviation where the photos are smooth, neighbours differing by less than 0.025; left
+    out where they nowhere are. ``noise_patches``: mean of the 20 largest correlations, over the photos, of values in
+    patches of 8 x 8, over that of white noise.
+    """
+    steps = F.pad(photos.diff(dim=-1).abs(), (0, 1)) + F.pad(photos.diff(dim=-2).abs(), (0, 0, 0, 1))
+    smooth = noise.movedim(1, -1)[F.max_pool2d((steps / 2).amax(1), 8) < 0.025]
+
+    def level(z: Tensor) -> float:
+        features = F.unfold(z.double(), 8, stride=8).movedim(-1, 0).mT  # patches, values, photos
+        top = [torch.corrcoef(one).triu(1).abs().flatten().topk(20).values for one in features]
+        return float(torch.stack(top).mean())
+
+    found = {"noise_smooth": float(smooth.std())} if len(smooth) else {}
+    if len(noise) > 1:
+        white = torch.randn(noise.shape, generator=torch.Generator().manual_seed(0))
+        found["noise_patches"] = level(noise) / level(white)
+    return {name: float(f"{value:.5g}") for name, value in found.items()}
 
 
 def summary(values: PerImage) -> dict[str, list[float]]:

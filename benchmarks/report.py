@@ -115,7 +115,7 @@ def _verdicts(results: Results) -> Iterator[str]:
     """How each pure method stands to the front (without a solver: to the front of such), and the front itself."""
     fronts = {}
     for model in results.models:
-        found = [point for point in points(results.main(model)) if point.snr >= USABLE]
+        found = [point for point in points(results.best(model)) if point.snr >= USABLE]
         fronts[model] = found, [point for point in found if not trained(point.case)]
     lines = []
     for case in _measured(results):

@@ -32,6 +32,8 @@ WHITENESS: Final[Columns] = {
     "noise_std": ("standard deviation", ".2f"),
     "noise_neighbour": ("neighbour correlation", ".3f"),
     "noise_channels": ("channel correlation", ".3f"),
+    "noise_smooth": ("deviation where the photo is smooth", ".2f"),
+    "noise_patches": ("top-20 correlation over white noise's", ".2f"),
 }
 
 

@@ -9,7 +9,7 @@ finds it.
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Any, Final, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,9 +21,6 @@ from ...deepinv_core.methods.implicit import Point
 from ...deepinv_core.solver import Corrector, Network
 from ..cases import Case
 from .common import Setup
-
-ITERATIONS: Final = 8
-"""Of Anderson a step, where the trajectory's noise comes from."""
 
 
 class Exact(NamedTuple):
@@ -52,7 +49,7 @@ def exact_trajectory(setup: Setup, steps: int, images: int) -> Exact:
     """The trajectory in N steps that ends near the first test photographs."""
     velocity, clean = setup.conditioned().velocity, setup.test.latents[:images]
     grid = setup.model.grid(steps, clean)
-    z = invert(velocity, clean, grid, Case("anderson", ITERATIONS).method_of()).noise
+    z = invert(velocity, clean, grid, Case("anderson", 8).method_of()).noise
     counted, sigmas = CountedVelocity(velocity), grid.tolist()
     latents, noise = [z], []
     for i in reversed(range(steps)):

@@ -41,15 +41,6 @@ METRICS: Final[dict[str, tuple[Any, ...]]] = {
 }
 """On [0, 1] against the resized photo: heading, factor and digits in tables."""
 
-COSTS: Final[dict[str, tuple[Any, ...]]] = {
-    "seconds_inversion": ("seconds",),
-    "seconds_reconstruction": ("seconds back",),
-    "latent_snr_db": ("latent SNR ↑",),
-}
-"""Headings of what else a round trip is measured by."""
-
-SUFFIXES: Final = (".jpg", ".jpeg", ".png")
-
 
 def nearly_square(width: int, height: int) -> bool:
     """Whether a photo belongs to the protocol."""
@@ -66,7 +57,7 @@ def find_images(folder: Path, limit: int | None = None) -> list[Path]:
     if not root.is_dir():
         raise DeepInvError(f"{str(folder)!r} is no folder: give the one of COCO's test2017 images")
     chosen = []
-    for path in sorted(one for one in root.iterdir() if one.suffix.lower() in SUFFIXES):
+    for path in sorted(one for one in root.iterdir() if one.suffix.lower() in (".jpg", ".jpeg", ".png")):
         if nearly_square(*shown_size(path)):
             chosen.append(path)
         if len(chosen) == limit:
@@ -123,7 +114,8 @@ def round_trip(model: BaseModel, latent: Tensor, steps: int, method: Method | No
 
 def page(lines: Sequence[Row], rows: Sequence[str], names: Sequence[str], about: dict[str, Any], count: int) -> str:
     """The summary as Markdown."""
-    means = COSTS | {name: METRICS[name] for name in names}
+    costs = {"seconds_inversion": ("seconds",), "seconds_reconstruction": ("seconds back",)}
+    means = {**costs, "latent_snr_db": ("latent SNR ↑",), **{name: METRICS[name] for name in names}}
     explained = (
         "Mean ± half the 95 % confidence interval over images. NFE: inversion + way back. `vae` encodes and decodes "
         "only: the ceiling. Only methods of one `kept` compare."

@@ -18,7 +18,7 @@ from torch import Tensor
 from comfyui_deepinv.benchmarks import measure, plan, quick, report, results, tables, timing
 from comfyui_deepinv.benchmarks.cases import CASES, FEW, GROUPS, Case, solver_files
 from comfyui_deepinv.benchmarks.photos import HELD_OUT, IMAGE_SIZE, Images, photographs
-from comfyui_deepinv.benchmarks.quality import half_width, ms_ssim, summary, whiteness
+from comfyui_deepinv.benchmarks.quality import half_width, ms_ssim, set_whiteness, summary, whiteness
 from comfyui_deepinv.benchmarks.store import Store, read_rows
 from comfyui_deepinv.cli import main as cli
 from comfyui_deepinv.deepinv_core.errors import DeepInvError
@@ -139,6 +139,22 @@ def test_white_noise_is_healthy_and_smooth_noise_is_not() -> None:
     assert abs(float(found["noise_std"]) - 1) < 0.01 and float(found["noise_channels"]) < 0.03
     assert abs(float(found["noise_neighbour"])) < 0.01
     assert float(blurred["noise_neighbour"]) == pytest.approx(2 / 3, abs=0.02)
+
+
+def test_the_noise_of_a_set_is_measured_where_photos_are_smooth_and_patch_by_patch() -> None:
+    generator = torch.Generator().manual_seed(3)
+    noise = torch.randn(24, 4, 16, 8, generator=generator)
+    photos = torch.rand(24, 3, 128, 64, generator=generator)
+    assert set(set_whiteness(noise, photos)) == {"noise_patches"}  # smooth nowhere
+    photos[:, :, 64:] = 0.5
+    found = set_whiteness(noise, photos)
+    assert found["noise_smooth"] == pytest.approx(1, abs=0.03) and found["noise_patches"] == pytest.approx(1, abs=0.05)
+    noise[:, :, 8:] *= 0.5
+    assert set_whiteness(noise, photos)["noise_smooth"] == pytest.approx(0.5, abs=0.02)
+    assert set_whiteness(noise, photos)["noise_patches"] == pytest.approx(found["noise_patches"], abs=1e-4)
+    noise[:, :2] = noise[:, 2:]
+    assert set_whiteness(noise, photos)["noise_patches"] > 1.1
+    assert "noise_patches" not in set_whiteness(noise[:1], photos[:1])
 
 
 @pytest.mark.parametrize("count", [8, 64, 700])
