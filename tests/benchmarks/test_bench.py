@@ -51,8 +51,8 @@ def small() -> plan.Settings:
     return plan.Settings(HELD_OUT, ("sd3",), SOME, images=2, cfg_images=2, **few)
 
 
-def two_photographs() -> Images:
-    images = photographs()
+def two_photographs(*shape: int) -> Images:
+    images = photographs(*shape)
     return replace(images, pixels=images.pixels[:2])
 
 
@@ -318,6 +318,9 @@ def test_a_run_that_was_stopped_goes_on_and_gives_the_page(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO")
+    monkeypatch.setattr(measure, "SAMPLES", 2)
+    monkeypatch.setattr(plan, "SHAPES", ((128, 128), (96, 128)))
+    monkeypatch.setattr(plan, "photographs", lambda *shape: two_photographs(*shape))
     path = tmp_path / "benchmark" / "results.jsonl"
 
     def measured() -> list[dict]:
