@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import platform
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
@@ -24,12 +25,13 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Unit:
-    """A piece of work; its name says all that its rows depend on, ``work`` is base evaluations of one image."""
+    """A piece of work: base evaluations of one image, and images judged; its name says what its rows depend on."""
 
     name: str
     suite: Suite
     work: float
     measure: Measure
+    images: int = 0
 
 
 @dataclass(frozen=True)
@@ -96,7 +98,7 @@ class Plan:
 
     def _main(self, suite: Suite, cases: Sequence[Case]) -> Iterator[Unit]:
         s, sets = self.settings, ("test", "photos", "samples")
-        yield Unit(f"ceiling {s.images}", suite, 0, partial(ceiling, suite, self._sets(suite, sets)))
+        yield Unit(f"ceiling {s.images}", suite, 0, partial(ceiling, suite, self._sets(suite, sets)), s.images)
         cells = [Cell(case, n, sets) for n in s.steps for case in cases]
         free = [case for case in cases if case.group == "pure" and case.solver != "fitted"]
         yield from self._trips(suite, [*cells, *(Cell(case, n, grid="best") for n in s.grid_steps for case in free)])
@@ -127,11 +129,11 @@ class Plan:
                 sets = self._sets(suite, cell.sets)
                 name = f"{'+'.join(cell.sets)} {len(sets[0].latent)} {cell.case.label} N={cell.steps}"
                 name += f" {cell.prompt} cfg={cell.cfg:g}" + (" best grid" if cell.grid == "best" else "")
-                searched = len(suite.samples) * GRIDS if cell.grid == "best" else 0
-                count = sum(len(one.latent) for one in sets) + searched
+                count = sum(len(one.latent) for one in sets)
+                walked = count + (len(suite.samples) * GRIDS if cell.grid == "best" else 0)
                 measure = partial(round_trips, suite, cell.case, sets, cell.steps)
                 measure = partial(measure, prompt=cell.prompt, cfg=cell.cfg, grid=cell.grid)
-                yield Unit(name, suite, count * suite.work(cell.case, cell.steps, cell.cfg), measure)
+                yield Unit(name, suite, walked * suite.work(cell.case, cell.steps, cell.cfg), measure, count)
 
     def _sets(self, suite: Suite, names: Sequence[str]) -> list[Prepared]:
         return [self.prepared(suite.kind, name) for name in names]
@@ -158,12 +160,16 @@ def run(plan: Plan, path: Path, command: str) -> list[Row]:
 
 
 def estimate(units: Sequence[Unit]) -> float:
-    """Seconds that units take on this machine, from a short walk on each model; metrics are left out."""
-    each = {}
-    for kind, suite in {unit.suite.kind: unit.suite for unit in units}.items():
-        seconds = min(sum(suite.trip(Case("euler"), suite.samples, 1).seconds) for _ in range(2))
-        each[kind] = seconds / (2 * len(suite.samples))
-    return sum(unit.work * each[unit.suite.kind] for unit in units)
+    """Seconds that units take on this machine, from a short walk and its metrics on each model."""
+    seconds = 0.0
+    for suite in {unit.suite.kind: unit.suite for unit in units}.values():
+        mine, count = [unit for unit in units if unit.suite.kind == suite.kind], len(suite.samples)
+        walk = min(sum(suite.trip(Case("euler"), suite.samples, 1).seconds) for _ in range(2)) / (2 * count)
+        began = time.perf_counter()
+        ceiling(suite, [suite.prepare(Images("samples", suite.model.decode(suite.samples)))])
+        judge = (time.perf_counter() - began) / count
+        seconds += sum(unit.work * walk + unit.images * judge for unit in mine)
+    return seconds
 
 
 def about(plan: Plan, command: str) -> Row:
