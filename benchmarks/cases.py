@@ -32,6 +32,9 @@ class Case:
         refine: K, None for the method's default.
         solver: the solver used, ``fitted`` or one of the recipe ``fast`` or ``paper``; "" without one.
         assisted: whether the way back is that of DeepInv's released test code, which blends the trajectory in.
+
+    >>> Case("anderson", 2).label, Case("deepinv", 0, "fast").label
+    ('anderson K=2', 'fast K=0')
     """
 
     method: str

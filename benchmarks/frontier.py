@@ -11,7 +11,11 @@ T = TypeVar("T")
 
 
 def front(points: Iterable[T], cost: Callable[[T], float], value: Callable[[T], float]) -> list[T]:
-    """Points that no other exceeds at no more cost, from cheap to dear."""
+    """Points that no other exceeds at no more cost, from cheap to dear.
+
+    >>> front([(2, 5.0), (3, 4.0), (4, 6.0)], cost=lambda p: p[0], value=lambda p: p[1])
+    [(2, 5.0), (4, 6.0)]
+    """
     kept: list[T] = []
     for point in sorted(points, key=lambda point: (cost(point), -value(point))):
         if not kept or value(point) > value(kept[-1]):

@@ -92,11 +92,7 @@ class Store:
         return [row for key in units for row in self._found[key]]
 
     def add(self, rows: Sequence[Row]) -> None:
-        """Append rows.
-
-        Raises:
-            DeepInvError: the disk refuses.
-        """
+        """Append rows; an error where the disk refuses."""
         if not self._begun:  # without what an interrupted write left
             self.write(self.rows)
         try:

@@ -95,7 +95,11 @@ def spread(values: Sequence[float], digits: int = 1) -> str:
 
 
 def cell(values: Sequence[float | None], factor: float = 1.0, digits: int = 2) -> str:
-    """``mean ± half the 95 % interval`` over the values that there are; with their number where some are missing."""
+    """``mean ± half the 95 % interval`` over the values that there are; with their number where some are missing.
+
+    >>> cell([2.0, None], factor=10)
+    '20.00 (1)'
+    """
     there = torch.tensor([value for value in values if value is not None], dtype=torch.float64)
     if not len(there):
         return "–"

@@ -43,7 +43,11 @@ METRICS: Final[dict[str, tuple[Any, ...]]] = {
 
 
 def nearly_square(width: int, height: int) -> bool:
-    """Whether a photo belongs to the protocol."""
+    """Whether a photo belongs to the protocol.
+
+    >>> nearly_square(640, 577), nearly_square(640, 576)
+    (True, False)
+    """
     return height > 0.9 * width and width > 0.9 * height
 
 

@@ -37,6 +37,9 @@ def choices(text: str, *, flowedit: bool = False) -> list[Case]:
 
     Raises:
         DeepInvError: an unknown method, a K that it does not take.
+
+    >>> [case.label for case in choices("easyinv,anderson:2")]
+    ['easyinv', 'anderson K=2']
     """
     found = []
     for word in dict.fromkeys(part.strip() for part in text.split(",") if part.strip()):
@@ -52,11 +55,7 @@ def choices(text: str, *, flowedit: bool = False) -> list[Case]:
 
 
 def words(text: str | None, known: Sequence[str], what: str) -> tuple[str, ...]:
-    """Names separated by commas, in the order of ``known``; all of them without a text.
-
-    Raises:
-        DeepInvError: an unknown name, or none.
-    """
+    """Names separated by commas, in the order of ``known``, all without a text; another or none is an error."""
     asked = list(known) if text is None else [part.strip() for part in text.split(",") if part.strip()]
     unknown = [one for one in asked if one not in known]
     if unknown or not asked:

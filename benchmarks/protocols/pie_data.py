@@ -65,11 +65,7 @@ def plain(prompt: str) -> str:
 
 
 def read_items(folder: Path, categories: Sequence[str] = tuple(CATEGORIES)) -> list[Item]:
-    """The benchmark's items of some categories, in the file's order.
-
-    Raises:
-        DeepInvError: no such folder, an unreadable mapping, an item that lacks something, a missing image.
-    """
+    """The benchmark's items of some categories, in the file's order; what is missing or unreadable is an error."""
     if unknown := [one for one in categories if one not in CATEGORIES]:
         raise DeepInvError(f"there is no category {unknown[0]!r}: choose of {', '.join(CATEGORIES)}")
     file = folder / "mapping_file.json"
@@ -126,9 +122,6 @@ def load_image(path: Path) -> Tensor:
     """An image of 512 x 512 pixels as ``[1, 3, 512, 512]`` in [0, 1].
 
     A wider or higher one is taken for the published programs' strip of panels, whose last is the edit.
-
-    Raises:
-        DeepInvError: absent, unreadable, or of another size.
     """
     image = open_photo(path).image
     if image.width != image.height and min(image.size) >= SIDE:
