@@ -166,7 +166,7 @@ def judge_vae(model: BaseModel, test: Tensor) -> dict[str, Any]:
 
 
 def parts(folder: Path) -> dict[str, str]:
-    """What the page shows, by the name of its place: of ``measured.json``, and of the trainings' reports if any."""
+    """What the page shows, by the name of its place: of ``measured.json``."""
     numbers = json.loads((folder / "measured.json").read_text(encoding="utf-8"))
     vae = numbers["vae"]
     each = ", ".join(f"{name} {value:.1f}" for name, value in vae["scikit_image_psnr_each"].items())
@@ -189,7 +189,6 @@ def parts(folder: Path) -> dict[str, str]:
     tables = {
         "files": (["file", "parameters", "size"], _files(numbers)),
         "vae": (["photographs", "PSNR in dB"], ceiling),
-        "training": (["model", "steps", "images", "seconds", "at the end"], _trainings(folder / "training")),
         "samples": (["what is shown", "garment named right", "colour right"], seen),
         "memory": (["least / 5 % / median", "latents", "LPIPS"], memory),
         "opponent": (["", *names], opponent),
@@ -208,17 +207,6 @@ def _files(numbers: dict[str, Any]) -> list[list[str]]:
     counts = {kind: f"{numbers[kind]['parameters'] / 1e6:.1f} M" for kind in LAYOUTS}
     sizes = {name: weights_path(name).stat().st_size / 1e6 for name in (*LAYOUTS, "vae", "prompts")}
     return [[f"`{name}.safetensors`", counts.get(name, ""), f"{size:.1f} MB"] for name, size in sizes.items()]
-
-
-def _trainings(folder: Path) -> list[list[str]]:
-    lines = []
-    for name in ("vae", *LAYOUTS):
-        for last in (folder / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()[-1:]:
-            row = json.loads(last)
-            end = [f"{key.replace('_', ' ')} {row[key]:.4g}" for key in row if key.endswith(("loss", "psnr"))]
-            told = [f"{row[key]:,}" if key in row else "" for key in ("step", "images", "seconds")]
-            lines.append([name, *told, ", ".join(end)])
-    return lines
 
 
 def main() -> None:
