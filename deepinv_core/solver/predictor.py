@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, ClassVar
 
@@ -43,7 +43,7 @@ class PredictorConfig(TransformerConfig):
     }
 
     layers: int = size(1, 128)
-    closing: tuple[Mapping[str, Any], ...] = ()
+    closing: tuple[Mapping[str, Any], ...] = field(default=(), hash=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()
