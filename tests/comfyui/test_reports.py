@@ -101,7 +101,7 @@ def test_a_photo_of_another_size_than_the_included_model_s_is_said(server: Comfy
     warned = "the photo is 256x256 pixels and this model knows only 96 to 192 a side"
     assert warned in texts(client.run(demo(256, steps=1, method="euler")))
     said = texts(client.run(demo(96, solver=["demo", 2])))
-    assert "knows only" not in said and "the solver, as its training checked it: Fair: at 2" in said
+    assert "knows only" not in said and "the solver, as its training checked it: Good: at 2" in said
     said = texts(client.run(demo(96, solver=["demo", 2], method="fireflow", cfg=3.0, negative=["empty", 0])))
     assert "the connected solver is not used by fireflow" in said
     assert "It was guided (cfg 3), which inverts worse at twice the cost: `cfg` 1 inverts best." in said
