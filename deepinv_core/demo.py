@@ -63,16 +63,16 @@ def run_demo(
     best = choose_method(None, Options(), solver).id
     grid = uniform_grid(steps)
     model.velocity("")(model.encode(photos), 1.0)  # the first call is slow (memory, kernels): keep it out of the table
-    ways = {
+    methods = {
         name: (make_method(name, solver=solver), grid)
         for name, entry in METHODS.items()
         if solver is not None or not entry.uses_solver
     }
     fit = bound_solver(model, None, fitted=True) if model.fit_path else None
     if fit is not None and (own := fit.grid(steps, 0)) is not None:
-        ways[FITTED] = make_method("deepinv", solver=fit), own
+        methods[FITTED] = make_method("deepinv", solver=fit), own
     runs = {}
-    for name, (method, sigmas) in ways.items():
+    for name, (method, sigmas) in methods.items():
         watched = _both_ways(progress(name))
         runs[name] = run(model, photos, method, sigmas, keep_trajectory=name == best, progress=watched)
     targets = zip(*PHOTOS.values(), strict=True)

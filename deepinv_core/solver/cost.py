@@ -7,7 +7,6 @@ is under a percent of them. On the meta device attention runs as its two matrix 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from typing import Any, Final
 
 import torch
@@ -19,7 +18,6 @@ from ..integrator import Step
 from ..models.transformer import FAMILIES, predict
 from .config import Config
 from .kinds import bind
-from .predictor import PredictorConfig
 
 SD3_MEDIUM: Final[Mapping[str, Any]] = {
     "sample_size": 128,
@@ -79,12 +77,7 @@ class _Free:
 
 
 def solver_flops(config: Config, *, height: int, width: int, batch: int = 1, context_tokens: int = 0) -> int:
-    """FLOPs that a solver adds to a step; sizes are the latent's, prompt tokens are for a kind that reads them.
-
-    A closing fit's few sums of latents are left out.
-    """
-    if isinstance(config, PredictorConfig):
-        config = replace(config, closing=())
+    """FLOPs that a solver adds to a step; sizes are the latent's, prompt tokens are for a kind that reads them."""
     with torch.device("meta"):
         z = torch.empty(batch, config.channels, height, width)
         context = torch.empty(batch, context_tokens, getattr(config, "context_width", 0))

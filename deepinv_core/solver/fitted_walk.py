@@ -232,7 +232,7 @@ class Walk:
     def begins_with(self, grid: Sequence[float]) -> bool:
         """Whether ``grid`` is this walk's, or a beginning of it."""
         own = self.sigmas[: len(grid)]
-        return len(own) == len(grid) and bool((own - torch.tensor(grid)).abs().max() <= SAME_SIGMA)
+        return len(own) == len(grid) and bool((own - own.new_tensor(grid)).abs().max() <= SAME_SIGMA)
 
 
 def _rounded(values: Any) -> Any:

@@ -21,6 +21,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from ...benchmarks.measure import SHIFTS
 from ...benchmarks.store import Key, Measure, Row, Store
 from ...deepinv_core.flow import relative_error
 from ...deepinv_core.methods import Options, make_method
@@ -30,7 +31,7 @@ from ...deepinv_core.solver import bind, load_solver
 from ...deepinv_core.solver.fit_solver import Fit, FitBase, FitPlan, fit_solver, free_methods
 from ...deepinv_core.solver.fit_state import FitState
 from ...deepinv_core.solver.fitted import FittedTable
-from .measure import SHIFTS, Measuring
+from .measure import Measuring
 from .report import OWN
 from .subjects import GUIDED, ROOT, Subject, load, load_older
 

@@ -22,6 +22,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
+from ...benchmarks.measure import SHIFTS
 from ...deepinv_core.atomic import replacing
 from ...deepinv_core.inversion import invert, latent_snr, reconstruct
 from ...deepinv_core.methods import METHODS, Method, Options, make_method
@@ -43,9 +44,6 @@ FREE: Final[tuple[tuple[str, int | None], ...]] = (
     *(("anderson_extrapolated", k) for k in (1, 2, 3)),
 )
 """The best of the methods beside at each cost, and their K; see docs/benchmark.md for all."""
-
-SHIFTS: Final = (0.4, 0.7)
-"""Of the grids that are tried for them, besides the uniform one and those of the fitted walks."""
 
 
 @dataclass
