@@ -22,7 +22,8 @@ from typing import Any, BinaryIO, Final
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load as read_tensors
+from safetensors.torch import save_file
 from torch import Tensor
 
 from .atomic import replacing
@@ -246,7 +247,7 @@ def _load(path: str | os.PathLike[str], kind: str | None) -> tuple[dict[str, Ten
     """:func:`load`; with no kind, a file of any metadata, which is then not returned."""
     with _opened(path) as (stream, size, name):
         shapes, metadata = _read_header(stream, size, name, kind)
-        found = _read_tensors(path, name)
+        found = _read_tensors(stream, name)
     tensors = {key: found[key] for key in shapes}
     for key, tensor in tensors.items():
         _require_finite(key, tensor, name, "it is damaged or its training diverged; use another file")
@@ -321,10 +322,14 @@ def _check_metadata(claim: object, name: str, kind: str) -> dict[str, Any]:
     return metadata
 
 
-def _read_tensors(path: str | os.PathLike[str], name: str) -> dict[str, Tensor]:
-    """Copies of the tensors of a file whose header has been checked."""
+def _read_tensors(stream: BinaryIO, name: str) -> dict[str, Tensor]:
+    """The tensors of a file whose header has been checked.
+
+    Read, not mapped: of a mapped file safetensors (0.4 to 0.8) loses some integers a tensor each time it is loaded.
+    """
+    stream.seek(0)
     try:
-        return {key: _plain(value) for key, value in load_file(path).items()}
+        return {key: _plain(value) for key, value in read_tensors(stream.read()).items()}
     except SafetensorError as error:
         raise _damaged(name, _short(error)) from error
     except (MemoryError, RuntimeError) as error:
@@ -332,5 +337,5 @@ def _read_tensors(path: str | os.PathLike[str], name: str) -> dict[str, Tensor]:
 
 
 def _plain(value: Tensor) -> Tensor:
-    """A copy in memory of its own; what a file has for true may be any byte but 0."""
-    return value.view(torch.uint8).ne(0) if value.dtype is torch.bool else value.clone()
+    """What a file has for true may be any byte but 0."""
+    return value.view(torch.uint8).ne(0) if value.dtype is torch.bool else value
