@@ -179,7 +179,8 @@ def test_each_opens_as_an_app(front_end: FrontEnd, server: ComfyServer, tmp_path
     for template in reversed(TEMPLATES):
         workflow = json.loads(template.file.read_text(encoding="utf-8"))
         workflow["extra"]["linearMode"] = True
-        page.evaluate("([w, name]) => app.loadGraphData(w, true, true, name)", [workflow, template.title])
+        name = f"{template.title}, as an app"  # another than that of a graph which is open
+        page.evaluate("([w, name]) => app.loadGraphData(w, true, true, name)", [workflow, name])
         page.locator("[data-testid=app-mode-widget-item]").first.wait_for()
         page.wait_for_timeout(1000)
         if (tour := page.get_by_text("Skip", exact=True)).count():
@@ -247,7 +248,8 @@ def test_a_saved_file_is_in_the_menus_at_once(front_end: FrontEnd) -> None:
     assert not [address for address in asked if address.endswith("/object_info")]
 
 
-SAID = "() => [...document.querySelectorAll('.p-toast-message, [role=dialog]')].map(one => one.innerText).join('\\n')"
+SAID = """() => [...document.querySelectorAll(".p-toast-message, [data-testid=toast], [role=dialog]")]
+    .map(one => one.innerText).join("\\n")"""
 WRONG = {
     "when it is queued": ({"method": "euler", "refine": 2}, "'euler' has no iterations, so it takes no refine steps"),
     "when it runs": ({"sigmas": ["6", 0], "method": "euler"}, "the sigma grid is not strictly monotone"),

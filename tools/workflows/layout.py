@@ -8,6 +8,7 @@ from typing import Any
 MARGIN_X, MARGIN_Y = 64, 40
 TITLE_HEIGHT = 30
 LETTER, TITLE_MARGIN, WIDEST_TITLE = 8, 60, 480  # a title's width
+FILE_MARGIN = 208  # beside a photo's name, in the newest front end
 ORIGIN = (60, 80)
 PICTURE_SIZE = (300, 340)
 ROOM = {
@@ -37,6 +38,8 @@ def make_room(workflow: dict[str, Any]) -> None:
     for node in workflow["nodes"]:
         width, height = ROOM.get(node["type"], (0, 0))
         width = max(width, min(LETTER * len(node.get("title", "")) + TITLE_MARGIN, WIDEST_TITLE))
+        if node["type"] == "LoadImage":
+            width = max(width, LETTER * len(node["widgets_values"][0]) + FILE_MARGIN)
         widgets = sum("widget" in one for one in node["inputs"])
         slots = max(len(node["inputs"]) - widgets, len(node["outputs"]))
         height = max(height, SLOT * slots + WIDGET * widgets + FRAME)
