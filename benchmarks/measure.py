@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..deepinv_core.editing import EditOptions, edit
 from ..deepinv_core.errors import DeepInvError
@@ -31,7 +31,6 @@ from ..deepinv_core.solver.cost import solver_flops, transformer_flops
 from ..deepinv_core.solver.fit_solver import DRAW_STEPS
 from ..deepinv_core.solver.fitted import FittedConfig
 from .cases import CASES, Case, solver_files
-from .networks.fid import fid
 from .photos import IMAGE_SIZE, Images
 from .quality import against_photo, set_whiteness, summary, whiteness
 from .store import Row
@@ -43,6 +42,9 @@ RESIDUAL_IMAGES: Final = 8
 """Of the first set: measuring a residual costs N evaluations more."""
 
 SAMPLES: Final = 8
+GRID_SAMPLES: Final = 4
+"""Of the model's own: those on which measured ones are judged, and the first of them, by which a grid is chosen."""
+
 SHIFTS: Final = (0.4, 0.7)
 GRIDS: Final = 1 + len(SHIFTS) + 3
 """That are tried at most: the uniform one, shifted ones and those of fitted walks."""
@@ -101,17 +103,12 @@ class Prepared:
 
 @dataclass(frozen=True)
 class Suite:
-    """An embedded model, ``sd3`` or ``flux``, its solvers by name, and what the metrics need where it is at hand.
-
-    ``weights`` is the digest of all weights that are measured, ``fid`` the backbone of FID.
-    """
+    """An embedded model, ``sd3`` or ``flux``, its solvers by name, and what the metrics need where it is at hand."""
 
     kind: str
     model: BaseModel
     solvers: dict[str, LoadedSolver]
-    weights: str
     lpips: Lpips | None = None
-    fid: nn.Module | None = None
 
     def prepare(self, images: Images) -> Prepared:
         """Encode and decode."""
@@ -159,9 +156,10 @@ class Suite:
         fitted = [one for one in CASES if one.solver == "fitted" and self.has(one, steps)]
         tried = [uniform_grid(steps), *(shifted_grid(steps, shift) for shift in SHIFTS)]
         tried += [self.grid(one, steps) for one in fitted]
+        samples = self.samples[:GRID_SAMPLES]
 
         def level(grid: Tensor) -> float:
-            return float(latent_snr(self.trip(case, self.samples, grid).back.latent, self.samples).mean())
+            return float(latent_snr(self.trip(case, samples, grid).back.latent, samples).mean())
 
         return max(tried, key=level)
 
@@ -198,19 +196,27 @@ class Suite:
 
 
 @cache
+def digest(kind: str, *solvers: str) -> str:
+    """Of the weights that a row depends on: a model's, and those of the solvers of these names."""
+    files = solver_files(kind)
+    used = [weights_path(part) for part in (kind, "vae", "prompts")] + [
+        files[name] for name in solvers if name in files
+    ]
+    return hashlib.sha256(b"".join(path.read_bytes() for path in used)).hexdigest()[:8]
+
+
+@cache
 def _share(config: Config, kind: str, height: int, width: int) -> float:
     sizes = {"height": height, "width": width, "context_tokens": load_prompts()("").context.shape[1]}
     return solver_flops(config, **sizes) / transformer_flops(kind, describe_part(kind)["config"], **sizes)
 
 
-def open_suite(kind: str, *, lpips: Path | None = None, backbone: nn.Module | None = None) -> Suite:
+def open_suite(kind: str, *, lpips: Path | None = None) -> Suite:
     """Load a model and what belongs to it; LPIPS from a file, or from where the user's tools keep it."""
     model, files = load_embedded(kind), solver_files(kind)
-    measured = (weights_path(kind), weights_path("vae"), *files.values())
-    digest = hashlib.sha256(b"".join(path.read_bytes() for path in measured)).hexdigest()[:8]
     solvers = {name: load_solver(path, expect=model.info) for name, path in files.items()}
     network = load_lpips(lpips) if lpips or lpips_available() else None
-    return Suite(kind, model, solvers, digest, network, backbone)
+    return Suite(kind, model, solvers, network)
 
 
 def round_trips(
@@ -253,8 +259,6 @@ def round_trips(
             values["residual"] = trip.residual[:, : part.stop].mean(0)
         row = {**common, "images": one.images.name, "count": len(one.latent), **summary(values)}
         rows.append(row | set_whiteness(trip.inversion.noise[part], one.images.pixels))
-        if suite.fid is not None:
-            rows[-1]["fid"] = fid(suite.fid, one.images.pixels, images)
     return rows
 
 

@@ -12,11 +12,11 @@ from functools import cache, partial
 from pathlib import Path
 
 import torch
-from torch import nn
 
 from .cases import CASES, CONVERGED, FEW, Case
-from .measure import GRIDS, Grid, Prepared, Suite, ceiling, open_suite, round_trips
+from .measure import GRID_SAMPLES, GRIDS, Grid, Prepared, Suite, ceiling, digest, open_suite, round_trips
 from .photos import SHAPES, Images, held_out, photographs
+from .results import GOALS
 from .store import Measure, Row, Store, versions
 from .timing import memory, timings
 
@@ -25,13 +25,17 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Unit:
-    """A piece of work: base evaluations of one image, and images judged; its name says what its rows depend on."""
+    """A piece of work: base evaluations of one image, and images judged.
+
+    Its name says what its rows depend on, the weights of the model and of the solvers that it names included.
+    """
 
     name: str
     suite: Suite
     work: float
     measure: Measure
     images: int = 0
+    solvers: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -43,10 +47,10 @@ class Settings:
         steps: N of the main tables.
         new_steps: step counts between; the fast recipe never sees 40 and the paper's none of them.
         off_steps: N of what else lies off the solvers' training.
-        grid_steps: N at which pure methods are also on their best grid.
+        cfg_steps: N at the real CFG.
+        grid_steps: N at which pure methods are also on their best grid; those of a goal are so at its N too.
         timed_steps: N of timings; memory is measured at the last.
         lpips: weights file, None for the user's caches.
-        fid: name of the backbone and the backbone, None to leave FID out.
     """
 
     archive: Path
@@ -59,10 +63,10 @@ class Settings:
     steps: tuple[int, ...] = (1, 2, 4, 8, 16, 25, 50)
     new_steps: tuple[int, ...] = (3, 6, 12, 40)
     off_steps: tuple[int, ...] = (4, 8, 16)
-    grid_steps: tuple[int, ...] = (4, 8, 16, 25)
+    cfg_steps: tuple[int, ...] = (2, 4, 8, 16, 25)
+    grid_steps: tuple[int, ...] = (4, 8, 16)
     timed_steps: tuple[int, ...] = (4, 16)
     lpips: Path | None = None
-    fid: tuple[str, nn.Module] | None = None
 
 
 @dataclass(frozen=True)
@@ -82,38 +86,40 @@ class Plan:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        backbone = settings.fid[1] if settings.fid else None
-        self.suite = cache(lambda kind: open_suite(kind, lpips=settings.lpips, backbone=backbone))
+        self.suite = cache(lambda kind: open_suite(kind, lpips=settings.lpips))
         self.prepared = cache(self._prepared)
 
     def units(self) -> Iterator[Unit]:
         """What every table needs first, for both models, then the rest."""
-        fid = f" fid {self.settings.fid[0]}" if self.settings.fid else ""
         for part in (self._main, self._cost, self._guided, self._off):
             for kind in self.settings.kinds:
                 suite = self.suite(kind)
                 for unit in part(suite, [case for case in self.settings.cases if suite.has(case)]):
-                    name = f"{kind} {suite.weights} {unit.name}{' lpips' if suite.lpips else ''}{fid}"
+                    name = f"{kind} {digest(kind, *unit.solvers)} {unit.name}{' lpips' if suite.lpips else ''}"
                     yield replace(unit, name=name)
 
     def _main(self, suite: Suite, cases: Sequence[Case]) -> Iterator[Unit]:
         s, sets = self.settings, ("test", "photos", "samples")
         yield Unit(f"ceiling {s.images}", suite, 0, partial(ceiling, suite, self._sets(suite, sets)), s.images)
         cells = [Cell(case, n, sets) for n in s.steps for case in cases]
-        free = [case for case in cases if case.group == "pure" and case.solver != "fitted"]
-        yield from self._trips(suite, [*cells, *(Cell(case, n, grid="best") for n in s.grid_steps for case in free)])
+        free = [case for case in cases if case.group == "pure" and not case.solver]
+        rivals = {(label, n) for _, _, others, margins in GOALS for label in others for n in margins}
+        best = [(case, n) for n in s.steps for case in free if n in s.grid_steps or (case.label, n) in rivals]
+        yield from self._trips(suite, [*cells, *(Cell(case, n, grid="best") for case, n in best)])
 
     def _cost(self, suite: Suite, cases: Sequence[Case]) -> Iterator[Unit]:
         repeats, one = self.settings.repeats, self.prepared(suite.kind, "test").latent[:1]
         timed = [case for case in cases if all(suite.has(case, n) for n in self.settings.timed_steps)]
         for n in self.settings.timed_steps:
             work = (repeats + 1) * sum(suite.work(case, n) for case in timed)
-            yield Unit(f"timing {repeats} N={n}", suite, work, partial(timings, suite, timed, one, n, repeats))
+            measure = partial(timings, suite, timed, one, n, repeats)
+            yield Unit(f"timing {repeats} N={n}", suite, work, measure, 0, tuple(suite.solvers))
         for case in timed:
-            yield Unit(f"memory {case.label} N={n}", suite, suite.work(case, n), partial(memory, suite, case, one, n))
+            measure = partial(memory, suite, case, one, n)
+            yield Unit(f"memory {case.label} N={n}", suite, suite.work(case, n), measure, 0, (case.solver,))
 
     def _guided(self, suite: Suite, cases: Sequence[Case]) -> Iterator[Unit]:
-        cells = [Cell(e, n, ("guided",), "class", self.settings.cfg) for n in self.settings.steps for e in cases]
+        cells = [Cell(e, n, ("guided",), "class", self.settings.cfg) for n in self.settings.cfg_steps for e in cases]
         yield from self._trips(suite, cells)
 
     def _off(self, suite: Suite, cases: Sequence[Case]) -> Iterator[Unit]:
@@ -130,10 +136,12 @@ class Plan:
                 name = f"{'+'.join(cell.sets)} {len(sets[0].latent)} {cell.case.label} N={cell.steps}"
                 name += f" {cell.prompt} cfg={cell.cfg:g}" + (" best grid" if cell.grid == "best" else "")
                 count = sum(len(one.latent) for one in sets)
-                walked = count + (len(suite.samples) * GRIDS if cell.grid == "best" else 0)
+                walked = count + (GRID_SAMPLES * GRIDS if cell.grid == "best" else 0)
                 measure = partial(round_trips, suite, cell.case, sets, cell.steps)
                 measure = partial(measure, prompt=cell.prompt, cfg=cell.cfg, grid=cell.grid)
-                yield Unit(name, suite, walked * suite.work(cell.case, cell.steps, cell.cfg), measure, count)
+                work = walked * suite.work(cell.case, cell.steps, cell.cfg)
+                used = ("fitted",) if cell.grid == "best" else (cell.case.solver,)
+                yield Unit(name, suite, work, measure, count, used)
 
     def _sets(self, suite: Suite, names: Sequence[str]) -> list[Prepared]:
         return [self.prepared(suite.kind, name) for name in names]
@@ -181,7 +189,8 @@ def about(plan: Plan, command: str) -> Row:
         for name, loaded in suite.solvers.items():
             size = sum(tensor.numel() for tensor in loaded.solver.state_dict().values())
             solvers[kind][name] = {"parameters": size, "share": round(suite.share(name), 4), **(loaded.training or {})}
-    chosen = ("images", "cfg", "cfg_images", "steps", "new_steps", "off_steps", "grid_steps", "timed_steps")
+    chosen = ["images", "cfg", "cfg_images", "steps"]
+    chosen += [f"{which}_steps" for which in ("new", "off", "cfg", "grid", "timed")]
     return {
         "part": "about",
         "command": command,
@@ -189,6 +198,5 @@ def about(plan: Plan, command: str) -> Row:
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, CPU",
         "threads": torch.get_num_threads(),
         **{name: getattr(settings, name) for name in chosen},
-        "fid": settings.fid[0] if settings.fid else None,
         "solvers": solvers,
     }

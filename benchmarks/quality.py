@@ -20,7 +20,7 @@ PerImage = dict[str, Tensor]
 
 
 def against_photo(
-    images: Tensor, photos: Tensor, network: Lpips | None, names: Sequence[str] = ("psnr", "ssim", "ms_ssim")
+    images: Tensor, photos: Tensor, network: Lpips | None, names: Sequence[str] = ("psnr", "ssim")
 ) -> PerImage:
     """Images against the photos, both ``[B, 3, H, W]`` in [0, 1]; LPIPS too where there is its network."""
     measures: dict[str, Callable[[Tensor, Tensor], Tensor]] = {

@@ -22,10 +22,8 @@ METRICS: Final[Columns] = {
     "psnr_to_vae": ("PSNR to the VAE's decode", ".1f"),
     "psnr": ("PSNR to the photo", ".2f"),
     "ssim": ("SSIM", ".3f"),
-    "ms_ssim": ("MS-SSIM", ".3f"),
     "lpips": ("LPIPS", ".3f"),
     "residual": ("residual", ".1e"),
-    "fid": ("FID", ".1f"),
 }
 
 WHITENESS: Final[Columns] = {

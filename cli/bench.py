@@ -38,7 +38,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--models", nargs="+", choices=("sd3", "flux"), default=["sd3", "flux"], help="embedded models")
     add("--images", type=int, default=24, help="test images at CFG 1 (default 24)")
     add("--cfg-images", type=int, default=8, help="test images at the real CFG (default 8)")
-    add("--fid", metavar="NAME[=PATH]", help="FID by this backbone: inception, clip or dino")
     add("--full-size", action="store_true", help="cost at 1024 x 1024, counted")
     _add_real_data(parser)
     _add_edits(parser)
@@ -135,7 +134,6 @@ def _real_data(args: argparse.Namespace) -> None:
 
 
 def _measure(args: argparse.Namespace) -> None:
-    from ..benchmarks.networks.fid import load_backbone
     from ..benchmarks.photos import HELD_OUT
     from ..benchmarks.plan import Settings
     from ..benchmarks.report import measure
@@ -147,14 +145,12 @@ def _measure(args: argparse.Namespace) -> None:
         if getattr(args, name) < 2:
             raise DeepInvError(f"--{name.replace('_', '-')} is {getattr(args, name)}: at least 2 are needed")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    backbone, _, path = (args.fid or "").partition("=")
     settings = Settings(
         data,
         tuple(args.models),
         images=args.images,
         cfg_images=args.cfg_images,
         lpips=args.lpips,
-        fid=(backbone, load_backbone(backbone, path or None)) if backbone else None,
     )
     command = f"deepinv bench {f'{args.data.name} ' if args.data else ''}--output {args.output.name}"
     for name, standard in (("images", 24), ("cfg_images", 8)):

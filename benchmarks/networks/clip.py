@@ -21,12 +21,11 @@ _STD: Final = torch.tensor((0.26862954, 0.26130258, 0.27577711)).view(3, 1, 1)
 
 
 class Clip(nn.Module):
-    """A CLIP network with its tokenizer; ``num_features`` is the width of the space shared by images and text."""
+    """A CLIP network with its tokenizer."""
 
     def __init__(self, model: Any, tokenizer: Any) -> None:
         super().__init__()
         self.model = model.eval().requires_grad_(False)
-        self.num_features = int(model.config.projection_dim)
         self._tokenizer = tokenizer
         self._side = int(model.config.vision_config.image_size)
         self._length = int(model.config.text_config.max_position_embeddings)

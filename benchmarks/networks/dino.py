@@ -1,4 +1,4 @@
-"""Structure distance (Splice, arXiv 2201.00424), as PIE-Bench's published evaluation computes it, and DINO's features.
+"""Structure distance (Splice, arXiv 2201.00424), as PIE-Bench's published evaluation computes it.
 
 The keys of the last layer of DINO ViT-B/8, all heads together, are compared by cosine, each token with each; the
 distance is the mean squared difference of two images' ``[T, T]`` matrices. Two things of the published code shape its
@@ -26,7 +26,7 @@ _STD: Final = (0.229, 0.224, 0.225)
 
 
 class Dino(nn.Module):
-    """DINO ViT-B/8 as a backbone: class-token features, ``num_features`` wide, and structure distance by its keys."""
+    """DINO ViT-B/8, which measures structure distance by its keys."""
 
     def __init__(self, vit: Any) -> None:
         """Take transformers' ``ViTModel``; only one of 12 layers on patches of 8 of a 224 x 224 image."""
@@ -39,15 +39,8 @@ class Dino(nn.Module):
                 f"{PATCH} and {SIDE} are needed, facebook/dino-vitb8"
             )
         self.vit = vit.eval().requires_grad_(False)
-        self.num_features = int(config.hidden_size)
         # one name from transformers 5 on, the other before
         self._key = [one for name, one in vit.named_modules() if name.endswith((".k_proj", ".key"))][-1]
-
-    @torch.no_grad()
-    def forward(self, images: Tensor) -> Tensor:
-        """Images ``[B, 3, H, W]`` in [0, 1] to the last class token ``[B, D]``, scaled with antialiasing."""
-        pixels = F.interpolate(images.to(self.vit.device), (SIDE, SIDE), mode="bilinear", antialias=True)
-        return self.vit(pixel_values=_normalised(pixels)).last_hidden_state[:, 0]
 
     @torch.no_grad()
     def structure_distance(self, a: Tensor, b: Tensor) -> float:

@@ -50,14 +50,6 @@ SOURCES: Final = {
         "squeezenet1_1-b8a52dc0.pth",
         "import torchvision; torchvision.models.squeezenet1_1(weights='DEFAULT')",
     ),
-    "inception": Source(
-        "Inception v3 for FID",
-        "--fid inception=FILE",
-        "DEEPINV_INCEPTION",
-        "weights-inception-2015-12-05-6726825d.pth",
-        "import torch_fidelity.feature_extractor_inceptionv3 as f; "
-        "f.FeatureExtractorInceptionV3('inception-v3-compat', ['2048'])",
-    ),
 }
 
 

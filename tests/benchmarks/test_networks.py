@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import shutil
 import subprocess
 import sys
@@ -20,7 +19,6 @@ from transformers import CLIPModel, CLIPProcessor, CLIPTokenizer, ViTModel
 from comfyui_deepinv.benchmarks.networks import sources
 from comfyui_deepinv.benchmarks.networks.clip import load_clip
 from comfyui_deepinv.benchmarks.networks.dino import load_dino
-from comfyui_deepinv.benchmarks.networks.fid import fid, load_backbone
 from comfyui_deepinv.benchmarks.networks.sources import SOURCES
 from comfyui_deepinv.benchmarks.networks.squeeze import SqueezeLpips, load_lpips_squeeze
 from comfyui_deepinv.deepinv_core.errors import DeepInvError
@@ -253,7 +251,7 @@ def test_a_named_path_goes_before_the_variable_before_the_cache(
     (repository / "refs" / "main").write_text("0" * 40)
     shutil.copytree(dino_folder, repository / "snapshots" / ("0" * 40))
     assert sources.locate("dino") == repository / "snapshots" / ("0" * 40)
-    assert load_dino().num_features == 16
+    assert load_dino().vit.config.hidden_size == 16
     monkeypatch.setenv("DEEPINV_DINO", str(dino_folder))
     assert sources.locate("dino") == dino_folder
     assert sources.locate("dino", bare) == bare
@@ -276,45 +274,6 @@ def test_incomplete_or_foreign_folders_are_refused(clip_folder: Path, dino_folde
         load_clip(cut)
 
 
-# --- FID -------------------------------------------------------------------------------------------------------------
-
-
-class Brightness(nn.Module):
-    """One feature: the mean of the image."""
-
-    num_features = 1
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.one = nn.Parameter(torch.ones(1), requires_grad=False)
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """``[B, 1]``."""
-        return images.mean(dim=(1, 2, 3))[:, None] * self.one
-
-
-def test_fid_of_one_feature_by_hand() -> None:
-    """Means 0.2 and 0.6, deviations 0.1 * sqrt(2) and 0.2 * sqrt(2): 0.4^2 + (0.1 * sqrt(2))^2 = 0.18."""
-    real = torch.tensor([0.1, 0.3]).view(2, 1, 1, 1).expand(2, 3, 8, 8)
-    fake = torch.tensor([0.4, 0.8]).view(2, 1, 1, 1).expand(2, 3, 8, 8)
-    assert fid(Brightness(), real, fake, batch=1) == pytest.approx(0.18, abs=1e-5)
-    with pytest.raises(DeepInvError, match="FID of 1 and 2 images"):
-        fid(Brightness(), real[:1], fake)
-
-
-def test_backbones_for_fid(clip_folder: Path, dino_folder: Path, bare: Path) -> None:
-    images = picture(64, 8, 3)
-    for name, folder, width in (("clip", clip_folder, 16), ("dino", dino_folder, 16)):
-        backbone = load_backbone(name, folder)
-        assert backbone(images).shape == (3, width) and backbone.num_features == width
-        assert fid(backbone, images, images) == pytest.approx(0, abs=1e-3)
-        assert math.isfinite(value := fid(backbone, images, 1 - images)) and value > 1e-3
-    with pytest.raises(DeepInvError, match="'vgg': choose inception, clip, dino"):
-        load_backbone("vgg")
-    with pytest.raises(DeepInvError, match="Inception v3"):
-        load_backbone("inception")
-
-
 def test_clip_features_are_of_the_prepared_image(clip_folder: Path) -> None:
     clip = load_clip(clip_folder)
     image = picture(56, 9)  # already the network's size
@@ -326,7 +285,7 @@ def test_clip_features_are_of_the_prepared_image(clip_folder: Path) -> None:
 
 
 def test_importing_the_protocols_is_cheap() -> None:
-    modules = ("protocols.pie_bench", "protocols.coco", "networks.fid", "networks.squeeze")
+    modules = ("protocols.pie_bench", "protocols.coco", "networks.squeeze")
     code = "import sys\n" + "".join(f"import comfyui_deepinv.benchmarks.{name}\n" for name in modules)
     code += (
         "heavy = {'diffusers', 'transformers', 'torchmetrics', 'matplotlib', 'huggingface_hub'} & set(sys.modules)\n"

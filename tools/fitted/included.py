@@ -18,7 +18,7 @@ from ...deepinv_core.models.embedded import FOLDER
 RUNS: Final = Path(__file__).parents[2] / "runs"
 """Where a fit lies until it is done; no part of the repository."""
 
-STEPS: Final = "4,8,16"
+STEPS: Final = "2,4,8,16,25,50"
 REFINE: Final = "0,1,2"
 
 
