@@ -19,58 +19,97 @@ from ..deepinv_core.memory import in_parts
 from ..deepinv_core.methods.implicit import Known, Point
 from ..deepinv_core.solver import Predictor
 from ..deepinv_core.solver.fit import fit_evaluations, fit_walk
-from .validation import held_out, validate_solver
+from ..deepinv_core.solver.fit_grid import even_grid, round_trip, trip_evaluations
+from .validation import held_out, validate_baselines, validate_solver
 
 if TYPE_CHECKING:
     from ..deepinv_core.solver import Network
     from ..deepinv_core.solver.fitted_walk import Walk
     from .base_model import Base
     from .latents import LatentCache
+    from .recipes.objective import Objective
     from .run import Run
     from .validation import Checks
 
 CLOSING: Final = "closing fit"
 """Of the validation's rows, in the place of a stage."""
 
+VARIANTS: Final = 2
+"""Of a fit: with the network's guess, and without it."""
 
-def close(run: Run, photos: int, base: Base, latents: LatentCache, checks: Checks, alone: list[dict[str, Any]]) -> None:
+
+def close(
+    run: Run, objective: Objective, base: Base, latents: LatentCache, checks: Checks, alone: list[dict[str, Any]]
+) -> None:
     """Give the trained network the fits that do better than it does alone on held-out images, and save it.
+
+    For each N and K of the checks; on the model's grid, and on the best of others where that is better still, where the
+    methods that need no training are then asked too.
 
     Args:
         run: at its end.
-        photos: of the training, to fit on; 0 for no fit.
+        objective: says how many photos of the training to fit on, 0 for no fit, and how many grids to try.
         base: the base model.
         latents: to fit on, and those held out.
-        checks: a fit for each N and K of them.
+        checks: what is validated.
         alone: what these say of the network alone; empty where they have not been asked since it came to its end.
     """
     network, held = run.trainee.average, held_out(latents, checks, run.workers)
-    if not photos or not held or any(row["stage"] == CLOSING for row in run.rows):
+    if not objective.closing or not held or any(row["stage"] == CLOSING for row in run.rows):
         return
-    fits: list[list[Walk]] = _fits(run, photos, base, latents, checks)
+    fits = _fits(run, objective, base, latents, checks)
     tried = [network, *(_with(network, walks) for walks in fits)]
     rows = [alone] if alone else []
     rows += [validate_solver(one, held, base, checks, run.validating) for one in tried[len(rows) :]]
-    best = [max(range(len(tried)), key=lambda one: rows[one][at]["latent_snr_db"]) for at in range(len(rows[0]))]
-    run.trainee.close(_with(network, [fits[one - 1][at] for at, one in enumerate(best) if one]).config)
-    run.validated(CLOSING, [rows[one][at] for at, one in enumerate(best)])
+    kept: list[Walk] = []
+    best, grids = [], []
+    for at in range(len(rows[0])):
+        levels = [row[at]["latent_snr_db"] for row in rows]
+        on_model, anywhere = (max(some, key=levels.__getitem__) for some in (range(1 + VARIANTS), range(len(rows))))
+        best.append(rows[anywhere][at])
+        kept += [fits[one - 1][at] for one in dict.fromkeys((anywhere, on_model)) if one]
+        grids += [fits[anywhere - 1][at].sigmas] if anywhere > VARIANTS else []
+    run.trainee.close(_with(network, kept).config)
+    rivals = validate_baselines(held, base, checks, run.validating, grids) if grids else []
+    run.validated(CLOSING, [*best, *_better(rivals, run.rows)])
     run.save()
 
 
-def _fits(run: Run, photos: int, base: Base, latents: LatentCache, checks: Checks) -> list[list[Walk]]:
-    """Fits for each N and K, in the order of :func:`.validation.validate_solver`: with the network, and without it."""
-    batch = next(latents.batches(photos, run.seed))
+def _better(rivals: Iterable[dict[str, Any]], before: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Of each method and N the best row of those on other grids, where it is above that on the model's."""
+    found = {(row["method"], row["refine"], row["steps"]): row for row in before if row["method"] != "deepinv"}
+    better = {}
+    for row in rivals:
+        key = (row["method"], row["refine"], row["steps"])
+        if row["latent_snr_db"] > found[key]["latent_snr_db"]:
+            found[key] = better[key] = row
+    return list(better.values())
+
+
+def _fits(run: Run, objective: Objective, base: Base, latents: LatentCache, checks: Checks) -> list[list[Walk]]:
+    """Fits for each N and K, in the order of :func:`.validation.validate_solver`.
+
+    With the network and without it, on the model's grid; then the same on the best grid of the search for one.
+    """
+    batch = next(latents.batches(objective.closing, run.seed))
     clean = batch.latents.to(base.device, torch.float32)
-    velocity, found = _InParts(base.condition(batch.names).velocity, base), []
+    velocity = _InParts(base.condition(batch.names).velocity, base)
+    on_model, on_own = [], []
     for predict in (partial(_predict, run.trainee.average, base), None):
         walks = []
         for steps, refine in product(checks.steps, checks.refine):
-            grid = base.grid(steps, clean)
-            walks.append(fit_walk(velocity, clean, grid, refine, predict=predict, callback=run.closing))
-            asked = fit_evaluations(steps, refine, predicted=predict is not None)
-            run.position.evaluations += len(clean) * velocity.cost * asked
-        found.append(walks)
-    return found
+            grid, found = base.grid(steps, clean), []
+            for _ in range(1 + (objective.closing_rounds if steps > 1 else 0)):
+                walk = fit_walk(velocity, clean, grid, refine, predict=predict, callback=run.closing)
+                trip = round_trip(velocity, clean, walk, predict)
+                grid = even_grid(grid, trip.errors, refine)
+                found.append((trip.level, walk))
+                asked = fit_evaluations(steps, refine, predicted=predict is not None) + trip_evaluations(steps, refine)
+                run.position.evaluations += len(clean) * velocity.cost * asked
+            walks.append((found[0][1], max(found, key=lambda one: one[0])[1]))
+        on_model.append([one for one, _ in walks])
+        on_own.append([one for _, one in walks])
+    return on_model + on_own
 
 
 def _with(network: Network, walks: Iterable[Walk]) -> Network:

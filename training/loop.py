@@ -157,4 +157,4 @@ def _loop(
         run.stage_done(stage, rows, objective)
         if run.rows:
             plot(run.losses, run.rows, run.folder / PLOT)
-    close(run, objective.closing, base, latents, checks, rows)
+    close(run, objective, base, latents, checks, rows)

@@ -97,10 +97,17 @@ def validate_solver(
     return [_row(name, steps, k, latents, base, checks, network, callback) for name, steps, k in runs]
 
 
-def validate_baselines(latents: Latents, base: Base, checks: Checks, callback: Callback | None = None) -> list[dict]:
-    """A row for each step count and method of :data:`BASELINES`."""
-    runs = [(name, steps, k) for steps in checks.steps for name, k in BASELINES if latents]
-    return [_row(name, steps, k, latents, base, checks, None, callback) for name, steps, k in runs]
+def validate_baselines(
+    latents: Latents, base: Base, checks: Checks, callback: Callback | None = None, grids: Sequence[Tensor] = ()
+) -> list[dict]:
+    """A row for each step count and method of :data:`BASELINES`, on the model's grid, or for each of ``grids``."""
+    runs = [(steps, None) for steps in checks.steps] if not grids else [(len(grid) - 1, grid) for grid in grids]
+    return [
+        _row(name, steps, k, latents, base, checks, None, callback, grid)
+        for steps, grid in runs
+        for name, k in BASELINES
+        if latents
+    ]
 
 
 class _RoundTrip(NamedTuple):
@@ -121,14 +128,19 @@ def _row(
     checks: Checks,
     network: Network | None,
     callback: Callback | None,
+    grid: Tensor | None = None,
 ) -> dict[str, Any]:
-    """Pure reconstruction, sampled back by the method's own rule; means over the images."""
+    """Pure reconstruction, sampled back by the method's own rule; means over the images.
+
+    On ``grid``, else on the solver's own, else on the model's.
+    """
 
     def round_trip(clean: Tensor, conditioned: Conditioned) -> _RoundTrip:
-        method = make_method(name, Options(refine=refine), solver=conditioned.solver(network) if network else None)
-        inversion = invert(
-            conditioned.velocity, clean, base.grid(steps, clean), method, keep_trajectory=True, callback=callback
-        )
+        solver = conditioned.solver(network) if network else None
+        method = make_method(name, Options(refine=refine), solver=solver)
+        own = solver.grid(steps, refine or 0) if solver else grid
+        sigmas = base.grid(steps, clean) if own is None else own
+        inversion = invert(conditioned.velocity, clean, sigmas, method, keep_trajectory=True, callback=callback)
         inversion = with_residual(conditioned.velocity, inversion, drop_trajectory=True)
         back = reconstruct(conditioned.velocity, inversion, callback=callback).latent
         residual = None if inversion.residual is None else inversion.residual.mean(0).cpu()

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..flow import CountedVelocity, Velocity, norm
 from ..integrator import integrate
 from ..inversion import latent_snr
-from .fitted_walk import FittedRule, Walk
+from .fitted_walk import FittedRule, Predict, Walk
 
 DAMPING: Final = 0.7
 """Of a move towards the even grid: the errors' dependence on the grid is only known about."""
@@ -47,14 +47,14 @@ class Trip:
 
 
 @torch.no_grad()
-def round_trip(velocity: Velocity, latents: Tensor, walk: Walk) -> Trip:
-    """Walk up, and back with Euler.
+def round_trip(velocity: Velocity, latents: Tensor, walk: Walk, predict: Predict | None = None) -> Trip:
+    """Walk up, with a network's guess where that is one of the walk's features, and back with Euler.
 
     Step i leaves the error ``h_i d_i``, ``d_i = eps_i - v(z_{i+1}, sigma_{i+1})``, which the way back below it shrinks
     or stretches. By how much is read off the errors accumulated above it, which go through the same steps:
     ``E_i = (step back of E_{i+1}) + h_i d_i``.
     """
-    up = integrate(velocity, latents, walk.sigmas, FittedRule((walk,)), keep_trajectory=True)
+    up = integrate(velocity, latents, walk.sigmas, FittedRule((walk,), predict), keep_trajectory=True)
     grid, path = walk.sigmas.tolist(), up.trajectory
     v = CountedVelocity(velocity)
     back = path[-1]

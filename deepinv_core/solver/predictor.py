@@ -31,8 +31,9 @@ class PredictorConfig(TransformerConfig):
 
     Attributes:
         layers: Blocks.
-        closing: walks in which the guess is a feature of a fitted step, each for a grid and a K, as JSON values
-            (:meth:`.fitted_walk.Walk.plain`): no tensors, so that their digits don't depend on the network's dtype.
+        closing: walks in which the guess is a feature of a fitted step, each for a grid and a K, the best first, as
+            JSON values (:meth:`.fitted_walk.Walk.plain`): no tensors, so that their digits don't depend on the
+            network's dtype.
     """
 
     role: ClassVar[str] = "predictor"
@@ -88,6 +89,12 @@ class Predictor(Solver):
         known = config.walks if isinstance(config, PredictorConfig) and not tolerance else ()
         walks = tuple(walk for walk in known if walk.refine == refine)
         return FittedRule(walks, self.predict, alone) if walks else alone
+
+    def grid(self, steps: int, refine: int) -> Tensor | None:
+        """The closing fit's, the first of these N and K; None without one."""
+        config = getattr(self.network, "config", None)
+        known = config.walks if isinstance(config, PredictorConfig) else ()
+        return next((walk.sigmas for walk in known if (walk.steps, walk.refine) == (steps, refine)), None)
 
     def __call__(self, v: CountedVelocity, point: Point) -> Tensor:
         """A guess; free, but for one evaluation in the first step."""

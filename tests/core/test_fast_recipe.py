@@ -133,7 +133,11 @@ def test_a_training_ends_with_the_fits_that_beat_the_network_alone(tmp_path: Pat
     checks = Checks(steps=(2, 4), refine=(0, 1), images=1)
     trained = train(tmp_path, FAST, Budget(images=8), PREDICTOR, checks=checks)
     alone, after = (
-        {(row["steps"], row["refine"]): row["latent_snr_db"] for row in trained.rows if row["stage"] == stage}
+        {
+            (row["steps"], row["refine"]): row["latent_snr_db"]
+            for row in trained.rows
+            if row["stage"] == stage and row["method"] == "deepinv"
+        }
         for stage in ("part 2 of 2", CLOSING)
     )
     kept = {(walk.steps, walk.refine) for walk in trained.network.config.walks}
@@ -141,6 +145,16 @@ def test_a_training_ends_with_the_fits_that_beat_the_network_alone(tmp_path: Pat
     assert all(after[at] == alone[at] for at in alone if at not in kept)
     saved = load_solver(tmp_path / "solver.safetensors")
     assert saved.config == trained.network.config
+    bound, first = (
+        bind(saved.solver, None, None),
+        {(one.steps, one.refine): one for one in reversed(saved.config.walks)},
+    )
+    for steps, refine in alone:  # the grid that inverting takes by itself is that of the best fit
+        own = bound.grid(steps, refine)
+        assert (own is None) == ((steps, refine) not in kept) and (own is None or own is first[steps, refine].sigmas)
+    searched = [walk for walk in saved.config.walks if not walk.begins_with(uniform_grid(walk.steps).tolist())]
+    on_others = [row for row in trained.rows if row["stage"] == CLOSING and row["method"] != "deepinv"]
+    assert searched and {row["steps"] for row in on_others} <= {walk.steps for walk in searched}
     again = validate_solver(saved.solver, held_out(images(), checks, Workers()), base()[0], checks)
     assert [row["latent_snr_db"] for row in again] == pytest.approx(list(after.values()), abs=0.02)
     resumed = train(tmp_path, FAST, Budget(images=8), PREDICTOR, checks=checks, resume=True)

@@ -19,6 +19,7 @@ import torch
 from comfyui_deepinv.deepinv_core.errors import DeepInvError
 from comfyui_deepinv.deepinv_core.solver import load_solver
 from comfyui_deepinv.deepinv_core.solver.fit import fit_evaluations
+from comfyui_deepinv.deepinv_core.solver.fit_grid import trip_evaluations
 from comfyui_deepinv.training import loop
 from comfyui_deepinv.training.budget import Budget, Position, Schedule
 from comfyui_deepinv.training.recipes import FastRecipe
@@ -275,7 +276,8 @@ def test_a_budget_of_images(uninterrupted: Path) -> None:
     about = load_solver(uninterrupted / "solver.safetensors").training
     assert (about["images_seen"], about["images_trained_on"], about["skipped"]) == (60, 9, 0)
     # Every step one evaluation of two images, and the first of a walk one more; each update is a step.
-    closing = FAST.closing * (fit_evaluations(2, 0, predicted=True) + fit_evaluations(2, 0))
+    fits = fit_evaluations(2, 0, predicted=True) + fit_evaluations(2, 0) + 2 * trip_evaluations(2, 0)
+    closing = FAST.closing * (1 + FAST.closing_rounds) * fits
     assert about["base_evaluations"] == 2 * (about["updates"] + 30) + closing
 
 

@@ -33,7 +33,7 @@ CORRECTOR = replace(
     image_width=16,
 )
 PREDICTOR = replace(PredictorConfig.preset("tiny", channels=16), heads=1, head_dim=16, layers=1)
-FAST = FastRecipe(batch=2, steps=(2, 3), short=0.0, checks=2, warmup=3)
+FAST = FastRecipe(batch=2, steps=(2, 3), short=0.0, checks=2, warmup=3, closing_rounds=1)
 CHECKS = Checks(steps=(2,), refine=(0,), images=1)
 
 

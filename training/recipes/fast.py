@@ -39,7 +39,8 @@ class FastRecipe(Recipe):
         own: share of the walks that go up a way that the base has come down from white noise by as many Euler steps:
             its velocities are exact labels, of noise that is white.
         closing: photos that the closing fit is made on in the end, :mod:`..closing`; 0 for none. For the N and K that
-            are validated, in as many evaluations of each photo as N(4K + 17).
+            are validated, in about N(6K + 23) evaluations of each photo for each grid.
+        closing_rounds: grids beside the model's own that are tried for it.
         floor: share of the learning rate left at the end of its cosine.
         checks: stages, for a validation after each.
     """
@@ -47,7 +48,7 @@ class FastRecipe(Recipe):
     name: ClassVar[str] = "fast"
     about: ClassVar[str] = "ours, the better solver; it costs one evaluation more than there are steps."
     solver: ClassVar[type[Solver]] = Predictor
-    large: ClassVar[Mapping[str, Any]] = {"batch": 8, "lr": 2e-4}
+    large: ClassVar[Mapping[str, Any]] = {"batch": 8, "lr": 2e-4, "closing_rounds": 1}
 
     batch: int = 64
     lr: float = 1.5e-3
@@ -60,6 +61,7 @@ class FastRecipe(Recipe):
     refined: float = 0.0
     own: float = 0.0
     closing: int = 4
+    closing_rounds: int = 3
     warmup: int = 200
     floor: float = 0.02
     checks: int = 8
@@ -90,7 +92,8 @@ class FastObjective(Objective):
 
     def __init__(self, recipe: FastRecipe, base: Base, seed: int, workers: Workers) -> None:
         super().__init__(base, seed, recipe.batch)
-        self._recipe, self._workers, self.closing = recipe, workers, recipe.closing
+        self._recipe, self._workers = recipe, workers
+        self.closing, self.closing_rounds = recipe.closing, recipe.closing_rounds
 
     def begin(self, stage: Stage, number: int, clean: Tensor, names: tuple[str, ...]) -> Walk:
         """Draw the step count, and whether to end early."""

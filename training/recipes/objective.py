@@ -53,6 +53,7 @@ class Objective(ABC):
     Attributes:
         keep: velocities that a walk remembers.
         closing: photos that the trained network is fitted on in the end, :mod:`..closing`; 0 for a kind that can't be.
+        closing_rounds: of that fit's search for a grid.
         base: the frozen base model.
         evaluations: base evaluations of the walks so far in this process, of one image each, times the cost under
             guidance.
@@ -61,6 +62,7 @@ class Objective(ABC):
 
     keep: ClassVar[int] = 0
     closing: int = 0
+    closing_rounds: int = 0
 
     def __init__(self, base: Base, seed: int, batch: int) -> None:
         self.base, self._seed, self._batch = base, seed, batch
