@@ -199,9 +199,8 @@ class Suite:
 def digest(kind: str, *solvers: str) -> str:
     """Of the weights that a row depends on: a model's, and those of the solvers of these names."""
     files = solver_files(kind)
-    used = [weights_path(part) for part in (kind, "vae", "prompts")] + [
-        files[name] for name in solvers if name in files
-    ]
+    used = [weights_path(part) for part in (kind, "vae", "prompts")]
+    used += [files[name] for name in solvers if name in files]
     return hashlib.sha256(b"".join(path.read_bytes() for path in used)).hexdigest()[:8]
 
 

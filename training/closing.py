@@ -18,8 +18,8 @@ from ..deepinv_core.flow import Velocity
 from ..deepinv_core.memory import in_parts
 from ..deepinv_core.methods.implicit import Known, Point
 from ..deepinv_core.solver import Predictor
-from ..deepinv_core.solver.fit import fit_evaluations, fit_walk
-from ..deepinv_core.solver.fit_grid import even_grid, round_trip, trip_evaluations
+from ..deepinv_core.solver.fit import fit_evaluations
+from ..deepinv_core.solver.fit_grid import fit_on_grids, trip_evaluations
 from .validation import held_out, validate_baselines, validate_solver
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ def _better(rivals: Iterable[dict[str, Any]], before: Iterable[dict[str, Any]]) 
 def _fits(run: Run, objective: Objective, base: Base, latents: LatentCache, checks: Checks) -> list[list[Walk]]:
     """Fits for each N and K, in the order of :func:`.validation.validate_solver`.
 
-    With the network and without it, on the model's grid; then the same on the best grid of the search for one.
+    With the network and without it, on the model's grid; then, where there is a search for one, on the best grid.
     """
     batch = next(latents.batches(objective.closing, run.seed))
     clean = batch.latents.to(base.device, torch.float32)
@@ -98,18 +98,14 @@ def _fits(run: Run, objective: Objective, base: Base, latents: LatentCache, chec
     for predict in (partial(_predict, run.trainee.average, base), None):
         walks = []
         for steps, refine in product(checks.steps, checks.refine):
-            grid, found = base.grid(steps, clean), []
-            for _ in range(1 + (objective.closing_rounds if steps > 1 else 0)):
-                walk = fit_walk(velocity, clean, grid, refine, predict=predict, callback=run.closing)
-                trip = round_trip(velocity, clean, walk, predict)
-                grid = even_grid(grid, trip.errors, refine)
-                found.append((trip.level, walk))
-                asked = fit_evaluations(steps, refine, predicted=predict is not None) + trip_evaluations(steps, refine)
-                run.position.evaluations += len(clean) * velocity.cost * asked
-            walks.append((found[0][1], max(found, key=lambda one: one[0])[1]))
+            grid, rounds = base.grid(steps, clean), objective.closing_rounds
+            found = fit_on_grids(velocity, clean, clean, grid, refine, rounds, predict=predict, callback=run.closing)
+            asked = fit_evaluations(steps, refine, predicted=predict is not None) + trip_evaluations(steps, refine)
+            run.position.evaluations += len(found) * len(clean) * velocity.cost * asked
+            walks.append((found[0][0], max(found, key=lambda one: one[1].level)[0]))
         on_model.append([one for one, _ in walks])
         on_own.append([one for _, one in walks])
-    return on_model + on_own
+    return on_model + (on_own if objective.closing_rounds else [])
 
 
 def _with(network: Network, walks: Iterable[Walk]) -> Network:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
@@ -10,8 +11,9 @@ import torch
 from torch import Tensor
 
 from ..flow import CountedVelocity, Velocity, norm
-from ..integrator import integrate
+from ..integrator import Progress, integrate
 from ..inversion import latent_snr
+from .fit import fit_walk
 from .fitted_walk import FittedRule, Predict, Walk
 
 DAMPING: Final = 0.7
@@ -78,6 +80,38 @@ def round_trip(velocity: Velocity, latents: Tensor, walk: Walk, predict: Predict
     errors = torch.tensor(left, dtype=torch.float64)
     errors[1:] *= torch.tensor(kept[:-1], dtype=torch.float64).cumprod(0)
     return Trip(latent_snr(back, latents).cpu(), up.z, sum(residual) / walk.steps, errors)
+
+
+def fit_on_grids(
+    velocity: Velocity,
+    latents: Tensor,
+    judged: Tensor,
+    sigmas: Tensor,
+    refine: int,
+    rounds: int,
+    *,
+    predict: Predict | None = None,
+    callback: Callable[[Progress], None] | None = None,
+) -> list[tuple[Walk, Trip]]:
+    """A walk fitted on a grid, then on each of the grids that ``rounds`` of the search lead to; one step moves none.
+
+    Args:
+        velocity: as :func:`.fit.fit_walk` takes it, like ``latents``, ``refine``, ``predict`` and ``callback``.
+        latents: to fit on.
+        judged: each walk's round trip is of these, and the next grid shares out its errors.
+        sigmas: the first grid, ascending ``[N + 1]``.
+        refine: K.
+        rounds: of the search.
+        predict: a network.
+        callback: called after each step of a fit.
+    """
+    found: list[tuple[Walk, Trip]] = []
+    for _ in range(1 + (rounds if len(sigmas) > 2 else 0)):
+        walk = fit_walk(velocity, latents, sigmas, refine, predict=predict, callback=callback)
+        trip = round_trip(velocity, judged, walk, predict)
+        sigmas = even_grid(sigmas, trip.errors, refine)
+        found.append((walk, trip))
+    return found
 
 
 def even_grid(sigmas: Tensor, errors: Tensor, refine: int) -> Tensor:

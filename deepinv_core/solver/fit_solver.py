@@ -19,8 +19,8 @@ from ..memory import in_parts
 from ..methods import METHODS, Options, make_method
 from ..methods.fireflow import ReusedMidpoint
 from ..models.base_info import BaseInfo
-from .fit import fit_evaluations, fit_walk
-from .fit_grid import Trip, even_grid, round_trip, trip_evaluations
+from .fit import fit_evaluations
+from .fit_grid import Trip, fit_on_grids, trip_evaluations
 from .fit_state import FitState
 from .fitted import FittedConfig, FittedTable
 from .fitted_walk import Walk
@@ -309,12 +309,7 @@ def _fitted(
 ) -> tuple[Walk, dict[str, Any]]:
     """The walk on the best grid found, and its row."""
     drawn, held_out = samples[: plan.samples], samples[plan.samples :]
-    grid, found = model_grid, []
-    for _ in range(1 + (plan.rounds if len(model_grid) > 2 else 0)):  # one step has nothing to move
-        walk = fit_walk(v, drawn, grid, refine)
-        trip = round_trip(v, held_out, walk)
-        found.append((walk, trip))
-        grid = even_grid(grid, trip.errors, refine)
+    found = fit_on_grids(v, drawn, held_out, model_grid, refine, plan.rounds)
     walk, trip = max(found, key=lambda one: one[1].level)
     grids = [model_grid] if walk is found[0][0] else [model_grid, walk.sigmas]
     return walk, _row(walk, trip, _free(v, held_out, grids, refine), own_grid=len(grids) > 1)

@@ -85,16 +85,17 @@ class Predictor(Solver):
     def rule(self, refine: int, tolerance: float = 0.0) -> Rule:
         """1 + ``refine`` Anderson iterations from the guess, or the closing fit's step where it has the grid."""
         alone = Implicit(self, Anderson(1 + refine, tolerance))
-        config = getattr(self.network, "config", None)
-        known = config.walks if isinstance(config, PredictorConfig) and not tolerance else ()
-        walks = tuple(walk for walk in known if walk.refine == refine)
+        walks = () if tolerance else tuple(walk for walk in self._walks if walk.refine == refine)
         return FittedRule(walks, self.predict, alone) if walks else alone
 
     def grid(self, steps: int, refine: int) -> Tensor | None:
         """The closing fit's, the first of these N and K; None without one."""
+        return next((walk.sigmas for walk in self._walks if (walk.steps, walk.refine) == (steps, refine)), None)
+
+    @property
+    def _walks(self) -> tuple[Walk, ...]:
         config = getattr(self.network, "config", None)
-        known = config.walks if isinstance(config, PredictorConfig) else ()
-        return next((walk.sigmas for walk in known if (walk.steps, walk.refine) == (steps, refine)), None)
+        return config.walks if isinstance(config, PredictorConfig) else ()
 
     def __call__(self, v: CountedVelocity, point: Point) -> Tensor:
         """A guess; free, but for one evaluation in the first step."""

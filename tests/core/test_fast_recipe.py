@@ -145,10 +145,8 @@ def test_a_training_ends_with_the_fits_that_beat_the_network_alone(tmp_path: Pat
     assert all(after[at] == alone[at] for at in alone if at not in kept)
     saved = load_solver(tmp_path / "solver.safetensors")
     assert saved.config == trained.network.config
-    bound, first = (
-        bind(saved.solver, None, None),
-        {(one.steps, one.refine): one for one in reversed(saved.config.walks)},
-    )
+    bound = bind(saved.solver, None, None)
+    first = {(one.steps, one.refine): one for one in reversed(saved.config.walks)}
     for steps, refine in alone:  # the grid that inverting takes by itself is that of the best fit
         own = bound.grid(steps, refine)
         assert (own is None) == ((steps, refine) not in kept) and (own is None or own is first[steps, refine].sigmas)

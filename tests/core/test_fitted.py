@@ -200,7 +200,7 @@ def test_a_fit_that_loses_is_said_to_and_is_not_used() -> None:
 
 def test_the_gate_measures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Coefficients that are wrong lose against the same methods that right ones beat."""
-    from comfyui_deepinv.deepinv_core.solver import fit_solver as module
+    from comfyui_deepinv.deepinv_core.solver import fit_grid as module
 
     def broken(*args: object, **more: object) -> Walk:
         walk = fit_walk(*args, **more)  # type: ignore[arg-type]
