@@ -12,7 +12,7 @@ import torch
 from comfyui_deepinv.benchmarks.store import read_rows
 from comfyui_deepinv.deepinv_core.models.embedded import load_prompts, load_transformer
 from comfyui_deepinv.deepinv_core.models.transformer import TransformerVelocity, base_info
-from comfyui_deepinv.tools.fitted import carry, measure, report
+from comfyui_deepinv.tools.fitted import carry, guided, judge, report
 from comfyui_deepinv.tools.fitted.subjects import GUIDED, OLDER, Subject, photographs
 
 
@@ -79,25 +79,26 @@ def test_photographs_under_guidance_show_what_the_prompt_says() -> None:
     assert every.shape[1:] == (3, 128, 128)
 
 
-def test_measurements_become_the_page_s_tables(carried: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_measurements_become_the_pages_tables(carried: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     loaded = []
 
-    def load(name: str, count: int, device: str, *, prompt: str, cfg: float) -> Subject:
+    def load(name: str, count: int, *, prompt: str, cfg: float) -> Subject:
         loaded.append((name, count, prompt, cfg))
         return subject(cfg=cfg)
 
-    monkeypatch.setattr(measure, "load", load)
-    monkeypatch.setattr(measure, "REFINE", (0, 1))
-    for cfg, name, grids in ((1.0, "sd3", {"best", "uniform"}), (4.0, "sd3_cfg4", {"best"})):
-        command = ["measure", "--models", "sd3", "--steps", "2", "--photos", "2", "--cfg", str(cfg)]
-        measure.main([*command, "--output", str(carried.parent)])
-        rows = read_rows(carried.parent / f"{name}.jsonl")
-        judged = {(row["method"], row["refine"], row["grid"]) for row in rows if "grid" in row}
-        assert judged == {(name, k, g) for name, k in [*measure.FREE, ("fitted", 0), ("fitted", 1)] for g in grids}
-    assert loaded == [("sd3", 2, "", 1.0), ("sd3", 2, GUIDED, 4.0)]
-    page, names = tmp_path / "page.md", ("included", "sd3", "sd3 noise", "guided", "carried")
-    page.write_text("\n".join(f"<!-- {name} -->\nold\n<!-- /{name} -->" for name in names))
-    report.write(carried.parent, page)
-    text = page.read_text()
+    for name, value in {"load": load, "STEPS": (2,), "CFGS": (4.0,), "REFINE": (0, 1)}.items():
+        monkeypatch.setattr(guided, name, value)
+    command = ["sd3", "--photos", "2", "--output", str(carried.with_name("guided.jsonl"))]
+    guided.main(command)
+    rows = [row for row in read_rows(carried.with_name("guided.jsonl")) if "part" not in row]
+    assert {(row["method"], row["refine"]) for row in rows} == {*judge.FREE, ("fitted", 0), ("fitted", 1)}
+    guided.main(command)  # nothing twice
+    assert loaded == [("sd3", 2, GUIDED, 4.0)]
+    docs = carried.parent.parent
+    for page, name in [("fitted.md", "included"), ("fitted/tables.md", "guided"), ("fitted/tables.md", "carry")]:
+        with (docs / page).open("a") as stream:
+            stream.write(f"<!-- {name} -->\nold\n<!-- /{name} -->\n")
+    report.main(docs)
+    text = "".join((docs / page).read_text() for page in ("fitted.md", "fitted/tables.md"))
     assert "old" not in text
-    assert all(line in text for line in ("| sd3 cfg 4 | sd3 |", "| sd3 | 4 | 2 | 3 |", "| 2 | fitted |"))
+    assert all(line in text for line in ("| sd3 cfg 4 | sd3 |", "| sd3 | 4 | 2 | 3 |", "| 50 |"))

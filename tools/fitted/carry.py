@@ -1,4 +1,4 @@
-r"""Solvers on other models than they were made for: writes ``docs/fitted/carry.jsonl``, which measure's report shows.
+r"""Solvers on other models than they were made for: writes ``docs/fitted/carry.jsonl``, which the report shows.
 
     python -m comfyui_deepinv.tools.fitted.carry --on sd3 "sd3 fp8"
 
@@ -21,17 +21,16 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from ...benchmarks.measure import SHIFTS
 from ...benchmarks.store import Key, Measure, Row, Store
 from ...deepinv_core.flow import relative_error
 from ...deepinv_core.methods import Options, make_method
 from ...deepinv_core.models.embedded import LAYOUTS, solver_file
-from ...deepinv_core.schedule import shifted_grid, uniform_grid
+from ...deepinv_core.schedule import uniform_grid
 from ...deepinv_core.solver import bind, load_solver
 from ...deepinv_core.solver.fit_solver import Fit, FitBase, FitPlan, fit_solver, free_methods
 from ...deepinv_core.solver.fit_state import FitState
 from ...deepinv_core.solver.fitted import FittedTable
-from .measure import Measuring
+from .judge import Judge
 from .report import OWN
 from .subjects import GUIDED, ROOT, Subject, load, load_older
 
@@ -122,10 +121,9 @@ class Carry:
             carried[on, NETWORK + layout] = partial(self.network, on, layout)
         return own | carried
 
-    def _judge(self, on: str) -> tuple[Measuring, list[Row]]:
+    def _judge(self, on: str) -> tuple[Judge, list[Row]]:
         rows: list[Row] = []
-        subject = self.subject(on)
-        return Measuring(subject, subject.latents, self.fit(on)[1], rows.append), rows
+        return Judge(self.subject(on), self.fit(on)[1], rows.append), rows
 
     def _walks(self) -> Iterator[tuple[int, int]]:
         return ((n, k) for n in self.steps for k in REFINE)
@@ -134,7 +132,7 @@ class Carry:
         """By the fit of ``base``."""
         judge, rows = self._judge(on)
         for n, k in self._walks():
-            judge.fitted(self.fit(base)[0], n, k, "one")
+            judge.fitted(self.fit(base)[0], n, k)
         return [{**row, "moved": self.moved(on, base)} for row in rows]
 
     def network(self, on: str, layout: str) -> list[Row]:
@@ -143,16 +141,15 @@ class Carry:
         solver = bind(load_solver(solver_file(layout) or "").solver, None, None)
         for n, k in self._walks():
             method = make_method("deepinv", Options(refine=k), solver=solver)
-            judge.row("network", k, uniform_grid(n), method, solver.cost(n, k), "uniform")
+            judge.row("network", k, uniform_grid(n), method, solver.cost(n, k))
         return rows
 
     def free(self, on: str) -> list[Row]:
         """Without one."""
         judge, rows = self._judge(on)
         for n in self.steps:
-            tried = [*grids(n), uniform_grid(n), *(shifted_grid(n, shift) for shift in SHIFTS)]
             for name, refine in [one for k in REFINE for one in free_methods(k)]:
-                judge.free(name, refine, tried)
+                judge.free(name, refine, n, grids(n))
         return rows
 
     @torch.no_grad()

@@ -1,4 +1,7 @@
-"""What docs/fitted.md shows of the measurements: its tables, between their markers, and its picture."""
+"""What docs/fitted.md and fitted/tables.md show of the measurements: tables between their markers, and a picture.
+
+python -m comfyui_deepinv.tools.fitted.report
+"""
 
 from __future__ import annotations
 
@@ -15,10 +18,10 @@ from ...deepinv_core.models.embedded import LAYOUTS, solver_file
 from ...deepinv_core.solver import load_solver
 from ...deepinv_core.solver.fitted import FittedTable
 
-PAGE: Final = Path(__file__).parents[2] / "docs" / "fitted.md"
+DOCS: Final = Path(__file__).parents[2] / "docs"
 
 OWN: Final = "own fit"
-"""What carry.py calls a model's own."""
+"""What :mod:`carry` calls a model's own."""
 
 
 def _best_other(judged: list[Row], own: Row) -> Row:
@@ -27,57 +30,22 @@ def _best_other(judged: list[Row], own: Row) -> Row:
     return max(others, key=lambda row: row["latent_snr_db"])
 
 
-def _at_cost(rows: list[Row], steps: int, k: int, grid: str) -> tuple[Row, Row]:
-    """The fitted row, and the best beside it."""
-    judged = [row for row in rows if row.get("grid") == grid]
-    own = next(r for r in judged if r["method"] == "fitted" and (r["steps"], r["refine"]) == (steps, k))
-    return own, _best_other(judged, own)
-
-
-def _name(row: Row) -> str:
-    refine = f", K = {row['refine']}" if row["refine"] is not None else ""
-    return f"{row['method']}{refine}, {row['steps']} steps"
-
-
-def _walks(rows: list[Row]) -> list[tuple[int, int]]:
-    """N and K of what was fitted, by K."""
-    found = {(row["refine"], row["steps"]) for row in rows if row.get("method") == "fitted"}
-    return [(n, k) for k, n in sorted(found)]
+def guided(rows: list[Row]) -> str:
+    """A line for each layout, cfg, N and K: dB and the noise's deviation, fitted and the best other at that cost."""
+    lines = []
+    for own in rows:
+        if own["method"] == "fitted":
+            place = own["layout"], own["cfg"]
+            other = _best_other([row for row in rows if (row["layout"], row["cfg"]) == place], own)
+            refine = "" if other["refine"] is None else f", K = {other['refine']}"
+            beside = f"{_shown(other)}, {other['method']}{refine}, {other['steps']} steps"
+            numbers = (f"{own['cfg']:g}", str(own["steps"]), str(own["nfe"]))
+            lines.append([own["layout"], *numbers, f"**{_shown(own)}**", beside])
+    return "\n".join(markdown(("layout", "cfg", "N", "NFE", "fitted", "best other at that cost"), lines))
 
 
 def _shown(row: Row) -> str:
     return f"{row['latent_snr_db']:.1f} ({row['noise_std']:.2f})"
-
-
-def table(rows: list[Row]) -> str:
-    """A line for each N and K: dB and the noise's deviation, fitted and the best other at that cost, on both grids."""
-    lines = []
-    for n, k in _walks(rows):
-        (own, other), (plain, rest) = (_at_cost(rows, n, k, grid) for grid in ("best", "uniform"))
-        beside = f"{_shown(other)}, {_name(other)}"
-        uniform = f"{plain['latent_snr_db']:.1f}", f"{rest['latent_snr_db']:.1f}, {_name(rest)}"
-        lines.append([str(n), str(own["nfe"]), f"**{_shown(own)}**", beside, *uniform])
-    head = (
-        "N",
-        "NFE",
-        "fitted, best grid",
-        "best other at that cost, its best grid",
-        "fitted, uniform",
-        "other, uniform",
-    )
-    return "\n".join(markdown(head, lines))
-
-
-def guided(found: dict[tuple[str, str], list[Row]]) -> str:
-    """The same under guidance, of each layout and cfg, on the best grids alone."""
-    lines = []
-    for (layout, cfg), rows in found.items():
-        for n, k in _walks(rows):
-            own, other = _at_cost(rows, n, k, "best")
-            lines.append(
-                [layout, cfg, str(n), str(own["nfe"]), f"**{_shown(own)}**", f"{_shown(other)}, {_name(other)}"]
-            )
-    return "\n".join(markdown(("layout", "cfg", "N", "NFE", "fitted", "best other at that cost"), lines))
 
 
 def included() -> str:
@@ -108,40 +76,6 @@ def carried(rows: list[Row]) -> str:
     head = [f"N = {n}, K = {k}" for k, n in walks]
     ordered = sorted(lines, key=lambda key: (key[0], key[1] != OWN, key[1]))
     return "\n".join(markdown(("model", "solver of", "velocity moved", *head), [lines[key] for key in ordered]))
-
-
-def noise_table(rows: list[Row]) -> str:
-    """What the noise looks like at K = 0 beside the best methods of that cost, each on its best grid."""
-    lines = []
-    names = ("fitted", "fireflow", "uni_inv_2", "anderson_extrapolated")
-    judged = [row for row in rows if row.get("grid") == "best" and row["method"] in names]
-    for n in sorted({row["steps"] for row in judged}):
-        for name in names:
-            row = min((r for r in judged if (r["method"], r["steps"]) == (name, n)), key=lambda r: r["refine"] or 0)
-            numbers = (f"{row[f'noise_{key}']:.3f}" for key in ("std", "neighbour", "channels"))
-            lines.append([str(n), name, *numbers])
-    return "\n".join(markdown(("N", "method", "deviation", "neighbours", "channels"), lines))
-
-
-def plot(found: dict[str, list[Row]], path: Path) -> None:
-    """DB over evaluations, each method on its best grid, a panel a model."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(5.5 * len(found), 4.2), layout="constrained")
-    FigureCanvasAgg(figure)
-    for axes, (model, rows) in zip(figure.subplots(1, len(found), squeeze=False)[0], found.items(), strict=True):
-        judged = [row for row in rows if row.get("grid") == "best"]
-        for key in dict.fromkeys((row["method"], row["refine"]) for row in judged):
-            line = sorted((r["nfe"], r["latent_snr_db"]) for r in judged if (r["method"], r["refine"]) == key)
-            ours = key[0] == "fitted"
-            label = f"{key[0]}, K = {key[1]}" if key[1] is not None else key[0]
-            style = {"marker": "o", "linewidth": 2.2} if ours else {"linewidth": 0.9, "linestyle": "--"}
-            axes.plot(*zip(*line, strict=True), label=label, **style)
-        axes.set(xscale="log", xlabel="evaluations of the base model", ylabel="latent SNR, dB", title=model)
-        axes.legend(fontsize="x-small")
-    with replacing(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=100)
 
 
 def plot_coefficients(path: Path, steps: int = 16) -> None:
@@ -183,18 +117,17 @@ def _extrapolation(sigmas: list[float]) -> list[float]:
     return weights[::-1]
 
 
-def write(folder: Path, page: Path = PAGE) -> None:
-    """Draw the pictures and put the tables into the page."""
-    files = {
-        path.stem: [row for row in read_rows(path) if "part" not in row] for path in sorted(folder.glob("*.jsonl"))
-    }
-    found: dict[str, list[Row]] = {name: files[name] for name in LAYOUTS if name in files}
-    parts = {"included": included()} | {name: table(rows) for name, rows in found.items()}
-    parts |= {f"{name} noise": noise_table(rows) for name, rows in found.items()}
-    if found:
-        plot(found, folder / "curves.png")
+def main(docs: Path = DOCS) -> None:
+    """Draw the coefficients and put the tables of what was measured into the pages."""
+    folder = docs / "fitted"
     plot_coefficients(folder / "coefficients.png")
-    layout_cfg = {(name.split("_")[0], name.split("_cfg")[1]): rows for name, rows in files.items() if "_cfg" in name}
-    parts |= {"guided": guided(layout_cfg)} if layout_cfg else {}
-    parts |= {"carried": carried(files["carry"])} if "carry" in files else {}
-    fill(page, parts)
+    parts = {"included": included()}
+    for name, shown in {"guided": guided, "carry": carried}.items():
+        rows = [row for row in read_rows(folder / f"{name}.jsonl") if "part" not in row]
+        parts |= {name: shown(rows)} if rows else {}
+    for page in (docs / "fitted.md", folder / "tables.md"):
+        fill(page, parts)
+
+
+if __name__ == "__main__":
+    main()
