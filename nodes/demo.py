@@ -6,6 +6,7 @@ from itertools import product
 
 from comfy_api.latest import io
 
+from ..deepinv_core.demo import photographs
 from ..deepinv_core.models.embedded import image_size, load_part, load_prompts, solver_file
 from ..deepinv_core.models.transformer import Conditioning
 from . import adapter
@@ -60,6 +61,7 @@ class DeepInvDemoModel(io.ComfyNode):
         model = adapter.load_flow_model(weights, heads=made["config"]["num_attention_heads"], shift=shift)
         weights, made = load_part("vae")
         vae = adapter.load_tiny_vae(weights, model, made["latent_gain"])
+        adapter.fit_preview(model, vae, photographs(made["image_size"]).movedim(1, -1))
         model.set_attachments(adapter.OWN_SIDE, made["image_size"])
         shipped = solver_file(name)
         return io.NodeOutput(model, vae, adapter.load_solver_handle(shipped) if shipped else None)

@@ -22,6 +22,7 @@ from .models import (
     training_folder,
 )
 from .patches import QUESTIONS, patch_names
+from .preview import fit_preview
 from .progress import TrainingProgress, tell
 from .prompts import Prompts, same_prompt
 from .samplers import (
@@ -56,6 +57,7 @@ __all__ = [
     "changed",
     "core_grid",
     "decoded",
+    "fit_preview",
     "in_model_space",
     "inversion_names",
     "inversion_path",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections import defaultdict
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -49,3 +50,31 @@ def test_every_step_shows_progress_and_a_picture(
         assert len(pictures[name]) == steps and all(picture.startswith(JPEG) for picture in pictures[name]), name
         shown = [np.asarray(Image.open(io.BytesIO(picture)).convert("RGB"), float) for picture in pictures[name]]
         assert min(picture.std() for picture in shown) > 5 and np.abs(shown[0] - shown[-1]).mean() > 0.1, name
+
+
+@pytest.mark.parametrize("layout", ["SD3", "FLUX"])
+def test_the_included_model_s_previews_have_the_result_s_colours(
+    layout: str, server: ComfyServer, client: Client, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The last one shows, at the latent's size, what the VAE then decodes."""
+    inputs = {"model": ["demo", 0], "conditioning": ["prompt", 0]}
+    graph = {
+        "demo": node("DeepInvDemoModel", layout=layout),
+        "photo": node("LoadImage", image="example.png"),
+        "small": node("ImageScale", image=["photo", 0], upscale_method="area", width=128, height=128, crop="center"),
+        "latent": node("VAEEncode", pixels=["small", 0], vae=["demo", 1]),
+        "prompt": node("DeepInvDemoPrompt", prompt="(empty)"),
+        "invert": node("DeepInvInvert", **inputs, latent=["latent", 0], steps=4, method="anderson"),
+        "guider": node("BasicGuider", **inputs),
+        "back": sampled(["invert", 2], ["latent", 0], ["invert", 1], noise="invert"),
+        "image": node("VAEDecode", samples=["back", 0], vae=["demo", 1]),
+        "keep": node("SaveImage", images=["image", 0], filename_prefix="colours"),
+    }
+    messages = binary_messages(client, monkeypatch)
+    (saved,) = client.run(graph, tmp_path).images
+    last = [message[4:] for number, message in messages if number == PREVIEW][-1]
+    shown, made = (
+        np.asarray(Image.open(file).convert("RGB").resize((8, 8), Image.Resampling.BOX), float)
+        for file in (io.BytesIO(last), saved)
+    )
+    assert np.abs(shown - made).mean() < 8, "levels of 255; the factors of ComfyUI's own formats are 46 and 54 off"
