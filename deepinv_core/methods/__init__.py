@@ -13,21 +13,3 @@ from .registry import (
     method_values,
     way_back,
 )
-
-__all__ = [
-    "BEST_TRAINING_FREE",
-    "METHODS",
-    "Cost",
-    "Entry",
-    "Method",
-    "Option",
-    "Options",
-    "describe",
-    "known_options",
-    "make_method",
-    "method_table",
-    "method_values",
-    "option",
-    "options_of",
-    "way_back",
-]

@@ -10,20 +10,3 @@ from .kind import Network, Solver
 from .kinds import KINDS, bind
 from .predictor import Predictor, PredictorConfig
 from .released import from_released
-
-__all__ = [
-    "KINDS",
-    "Config",
-    "Corrector",
-    "CorrectorConfig",
-    "LoadedSolver",
-    "Network",
-    "Predictor",
-    "PredictorConfig",
-    "Solver",
-    "bind",
-    "from_released",
-    "load_solver",
-    "require_base",
-    "save_solver",
-]

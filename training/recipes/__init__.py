@@ -12,8 +12,6 @@ from .paper import PaperRecipe
 
 RECIPES: Final[Mapping[str, type[Recipe]]] = {kind.name: kind for kind in (FastRecipe, PaperRecipe)}
 
-__all__ = ["RECIPES", "FastRecipe", "PaperRecipe", "Recipe", "Stage", "make_recipe"]
-
 
 def make_recipe(name: str, preset: str = "tiny", /, **settings: Any) -> Recipe:
     """A recipe by name, with the settings that suit a preset of its solver, and those given.
