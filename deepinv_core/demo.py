@@ -17,8 +17,7 @@ from .methods import METHODS, Options, make_method
 from .metrics import psnr
 from .models.base_model import BaseModel
 from .models.embedded import PHOTOS_FOLDER, image_size, load_embedded
-from .runs import FITTED, Run, bound_solver, choose_method, run
-from .schedule import uniform_grid
+from .runs import FITTED, Run, best_grid, bound_solver, choose_method, run
 
 PHOTOS: Final = {
     "longsleeve": ("red longsleeve", "blue t-shirt"),
@@ -61,20 +60,16 @@ def run_demo(
     photos = photographs(image_size())
     solver = bound_solver(model, None)
     best = choose_method(None, Options(), solver).id
-    grid = uniform_grid(steps)
-    model.velocity("")(model.encode(photos), 1.0)  # the first call is slow (memory, kernels): keep it out of the table
-    methods = {
-        name: (make_method(name, solver=solver), grid)
-        for name, entry in METHODS.items()
-        if solver is not None or not entry.uses_solver
-    }
-    fit = bound_solver(model, None, fitted=True) if model.fit_path else None
-    if fit is not None and (own := fit.grid(steps, 0)) is not None:
-        methods[FITTED] = make_method("deepinv", solver=fit), own
+    latents = model.encode(photos)
+    model.velocity("")(latents, 1.0)  # the first call is slow (memory, kernels): keep it out of the table
+    methods = {name: (name, solver) for name, entry in METHODS.items() if solver or not entry.uses_solver}
+    if model.fit_path:
+        methods[FITTED] = "deepinv", bound_solver(model, None, fitted=True)
     runs = {}
-    for name, (method, sigmas) in methods.items():
-        watched = _both_ways(progress(name))
-        runs[name] = run(model, photos, method, sigmas, keep_trajectory=name == best, progress=watched)
+    for name, (method, own) in methods.items():
+        made, watched = make_method(method, solver=own), _both_ways(progress(name))
+        grid = best_grid(model, own, made, steps, latents)
+        runs[name] = run(model, photos, made, grid, keep_trajectory=name == best, progress=watched)
     targets = zip(*PHOTOS.values(), strict=True)
     colours, garments = (edited(model, runs[best].inversion, list(prompts)) for prompts in targets)
     kept = torch.stack([psnr(images, runs[best].ceiling) for images in (colours, garments)], 1)

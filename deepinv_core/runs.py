@@ -16,7 +16,7 @@ from .flow import Velocity
 from .integrator import Callback
 from .inversion import Inversion, Reconstruction, invert, latent_snr, reconstruct, with_residual
 from .memory import in_parts
-from .methods import BEST_TRAINING_FREE, Method, Options, make_method
+from .methods import BEST_TRAINING_FREE, METHODS, Method, Options, make_method
 from .metrics import compare
 from .models.base_model import BaseModel
 from .solver import KINDS, Solver, bind, load_solver
@@ -91,7 +91,8 @@ def best_grid(
 
     ``latent`` may be anything of its shape ``[B, C, H, W]``.
     """
-    best = None if solver is None else solver.grid(steps, int(method.options["refine"] or 0))
+    used = solver if METHODS[method.id].uses_solver else None
+    best = None if used is None else used.grid(steps, int(method.options["refine"] or 0))
     return model.grid(steps, latent) if best is None else best
 
 

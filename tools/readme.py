@@ -22,7 +22,7 @@ ROOT: Final = Path(__file__).parents[1]
 ROWS: Final = {
     FITTED: "with a fit for your model",
     "deepinv": "with a trained solver for it",
-    "anderson_extrapolated": "without either (the default)",
+    "anderson_extrapolated": "without either (then the default)",
     "fireflow": "without, in a hurry",
     "direct_alignment": "exact, for edits that keep the photo",
     "euler": "what most nodes do",
@@ -33,6 +33,7 @@ def show(page: Path, report: dict[str, Any]) -> None:
     """Fill the table of a page with a demo's figures."""
     named = {name: (entry.name, entry.price) for name, entry in METHODS.items()}
     named[FITTED] = ("Fitted (ours)", str(METHODS["deepinv"].cost))
+    named["deepinv"] = ("Trained by the recipe `fast` (ours, after DeepInv)", f"{METHODS['deepinv'].cost}, + N solver")
     found = {row["method"]: row for row in report["runs"]}
     head = ["", "id", "method", "cost in NFE", f"at {found[FITTED]['steps']} steps", "latent SNR, dB"]
     lines = [
