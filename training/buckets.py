@@ -16,30 +16,32 @@ from ..deepinv_core.photo_file import open_photo, shown_size
 MAX_ASPECT: Final = 4
 """No bucket is longer than this many times its other side; longer images lose their ends to the centre crop."""
 
+MULTIPLE: Final = 16
+"""What both sides of a bucket are multiples of, in pixels."""
+
 Size = tuple[int, int]
 """Height and width in pixels."""
 
 
-def buckets(sizes: Sequence[Size], side: int, multiple: int = 16) -> list[Size]:
+def buckets(sizes: Sequence[Size], side: int) -> list[Size]:
     """The bucket of each image: the one nearest to its aspect ratio.
 
     The buckets are, for each height, the largest width whose area is at most ``side * side``, and the largest square;
-    all sides are multiples of ``multiple``, no aspect is beyond :data:`MAX_ASPECT`.
+    all sides are multiples of :data:`MULTIPLE`, no aspect is beyond :data:`MAX_ASPECT`.
 
     Args:
         sizes: height and width of each image in pixels.
         side: side in pixels of the square whose area no bucket exceeds.
-        multiple: what both sides of a bucket are multiples of, in pixels.
 
     Returns:
         Height and width of each image's bucket in pixels; of two equally near ones the larger, then the less high.
 
     Raises:
-        DeepInvError: a side smaller than ``multiple``, or an image without pixels.
+        DeepInvError: a side smaller than :data:`MULTIPLE`, or an image without pixels.
     """
-    if multiple < 1 or side < multiple:
-        raise DeepInvError(f"side {side} can't hold a bucket: choose at least {max(multiple, 1)} pixels")
-    choices = _choices(side, multiple)
+    if side < MULTIPLE:
+        raise DeepInvError(f"side {side} can't hold a bucket: choose at least {MULTIPLE} pixels")
+    choices = _choices(side)
     nearest: dict[Size, Size] = {}
     for size in sizes:
         if min(size) < 1:
@@ -49,10 +51,10 @@ def buckets(sizes: Sequence[Size], side: int, multiple: int = 16) -> list[Size]:
     return [nearest[size] for size in sizes]
 
 
-def _choices(side: int, multiple: int) -> list[Size]:
-    square = side // multiple * multiple
-    heights = range(multiple, MAX_ASPECT * side + 1, multiple)
-    fitting = {(height, side * side // height // multiple * multiple) for height in heights} | {(square, square)}
+def _choices(side: int) -> list[Size]:
+    square = side // MULTIPLE * MULTIPLE
+    heights = range(MULTIPLE, MAX_ASPECT * side + 1, MULTIPLE)
+    fitting = {(height, side * side // height // MULTIPLE * MULTIPLE) for height in heights} | {(square, square)}
     return sorted(size for size in fitting if 0 < max(size) <= MAX_ASPECT * min(size))
 
 

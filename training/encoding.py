@@ -27,7 +27,7 @@ from ..deepinv_core.models.base_model import BaseModel
 from .buckets import Size, buckets, image_size, read_image
 from .latent_index import KIND, Index, Row, Shard, damaged_shard, read_shard_names, stored_dtype, usable_name
 from .latent_order import derived_seed, name_hash
-from .latents import HOLDOUT, LatentCache, check_latents, group_of
+from .latents import LatentCache, check_latents, group_of
 from .lock import locked
 from .photos import LeftOut, find_images
 from .workers import Workers
@@ -42,6 +42,9 @@ SHARD_VALUES: Final = 2**26
 
 SHARD_IMAGES: Final = 4096
 """Latents in a shard at most, so that little is lost when the encoding is interrupted."""
+
+SEED: Final = 0
+"""Of which images share a shard, and of the random state that a VAE that samples sees."""
 
 
 def vae_fingerprint(model: BaseModel) -> str:
@@ -85,7 +88,6 @@ def latents_of_folder(
                 side=side,
                 batch=max(1, PIXELS // max(1, side) ** 2),
                 shard_size=int(min(SHARD_IMAGES, max(16, SHARD_VALUES // values))),
-                seed=0,
                 progress=progress,
             )
         except KeyboardInterrupt as interrupt:
@@ -104,9 +106,7 @@ def encode_folder(
     side: int,
     batch: int,
     shard_size: int,
-    seed: int,
     progress: Callable[[int, int], None] | None = None,
-    holdout: float = HOLDOUT,
 ) -> LatentCache:
     """Encode a folder of images once; what an earlier call finished is kept, what changed since is encoded again.
 
@@ -121,31 +121,29 @@ def encode_folder(
         side: side in pixels of the square whose area the buckets keep to.
         batch: images encoded at once.
         shard_size: latents in a shard, at most.
-        seed: which images share a shard, and the random state a VAE that samples sees.
         progress: called with the images done and the images in all, at the start and after every batch.
-        holdout: share held out, in [0, 1); may differ from call to call.
 
     Raises:
         DeepInvError: no folder, no readable image, a size that can't be, a cache of another VAE or side, one that is
             damaged or in use, wrong latents, or a disk that refuses. What ``encode`` raises passes through.
     """
-    if min(batch, shard_size) < 1 or not vae_fingerprint or not 0 <= holdout < 1:
-        seen = f"batch {batch}, shard size {shard_size}, holdout {holdout} and VAE fingerprint {vae_fingerprint!r}"
-        raise DeepInvError(f"{seen} can't be: sizes from 1, a share from 0 to below 1 and some text are accepted")
+    if min(batch, shard_size) < 1 or not vae_fingerprint:
+        seen = f"batch {batch}, shard size {shard_size} and VAE fingerprint {vae_fingerprint!r}"
+        raise DeepInvError(f"{seen} can't be: sizes from 1 and some text are accepted")
     buckets([], side)
     sources = find_images(images, left_out := LeftOut())
     with locked(cache, "encoding images"):
         index = Index.read(cache) or Index(vae_fingerprint, side)
         index.require(cache, vae_fingerprint, side)
         before, report = index.text(), progress or (lambda *_: None)
-        (encoder := _Encoder(cache, index, encode, batch, shard_size, seed, report, sources, left_out)).run()
+        (encoder := _Encoder(cache, index, encode, batch, shard_size, report, sources, left_out)).run()
         if not index.rows:
             raise DeepInvError(f"no image file of {str(images)!r} can be read: {left_out}; choose others")
         index.complete, index.unreadable = True, sorted(encoder.unreadable)
         index.anchor = index.anchor if index.anchor in index.rows else min(index.rows, key=name_hash)
         if index.text() != before:
             index.write(cache)
-    opened = LatentCache.open(cache, vae_fingerprint=vae_fingerprint, side=side, holdout=holdout)
+    opened = LatentCache.open(cache, vae_fingerprint=vae_fingerprint, side=side)
     opened.left_out = str(left_out)
     return opened
 
@@ -159,7 +157,6 @@ class _Encoder:
     encode: Callable[[Tensor], Tensor]
     batch: int
     shard_size: int
-    seed: int
     progress: Callable[[int, int], object]
     sources: dict[str, Path]
     left_out: LeftOut
@@ -178,7 +175,7 @@ class _Encoder:
         self._drop_stale()
         self.progress(len(self.index.rows), len(self.sources))
         for bucket, names in sorted(self._missing().items()):
-            stream = self._readable(sorted(names, key=lambda name: derived_seed(self.seed, "shard", name)), bucket)
+            stream = self._readable(sorted(names, key=lambda name: derived_seed(SEED, "shard", name)), bucket)
             while self._write_shard(stream, bucket):
                 pass
 
@@ -252,7 +249,7 @@ class _Encoder:
     @torch.no_grad()
     def _encode_batch(self, names: list[str], pixels: Tensor) -> Tensor:
         with torch.random.fork_rng([torch.cuda.current_device()] if torch.cuda.is_initialized() else []):
-            torch.manual_seed(derived_seed(self.seed, "encode", *names))  # for a VAE that samples
+            torch.manual_seed(derived_seed(SEED, "encode", *names))  # for a VAE that samples
             latents = self.encode(pixels).detach().to("cpu")
         check_latents(latents, f"the encoding of {names[0]!r} and what is encoded with it", len(names))
         return latents

@@ -82,14 +82,13 @@ class LatentCache:
             raise DeepInvError(f"{count}: add images or lower the share held out, now {holdout} (0 holds out none)")
 
     @classmethod
-    def open(cls, cache: Path, *, vae_fingerprint: str, side: int, holdout: float = HOLDOUT) -> LatentCache:
+    def open(cls, cache: Path, *, vae_fingerprint: str, side: int) -> LatentCache:
         """Open a cache that :func:`encode_folder` finished; the images needn't be there any more.
 
         Args:
             cache: its folder.
-            vae_fingerprint: of the VAE in use; this, ``side`` and ``holdout`` as in :func:`encode_folder`.
+            vae_fingerprint: of the VAE in use; this and ``side`` as in :func:`encode_folder`.
             side: in pixels.
-            holdout: share held out, in [0, 1).
 
         Raises:
             DeepInvError: no cache, an unfinished or damaged one, or one of another VAE or side.
@@ -101,7 +100,7 @@ class LatentCache:
         index.require(cache, vae_fingerprint, side)
         groups = {file: group_of(shard.dtype, shard.shape) for file, shard in index.shards.items()}
         items = [Item(row.name, row.shard, row.row, groups[row.shard]) for row in index.ordered()]
-        opened = cls(items, _ShardReader(cache, index), holdout, index.anchor)
+        opened = cls(items, _ShardReader(cache, index), HOLDOUT, index.anchor)
         opened.unreadable = tuple(index.unreadable)
         return opened
 

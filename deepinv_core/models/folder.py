@@ -20,16 +20,15 @@ LIBRARIES = ("diffusers", "transformers")
 """Where the classes of a folder may come from."""
 
 
-def load_folder(path: str | Path, *, prompts: tuple[str, ...] = ("",), guidance: float = 1.0) -> BaseModel:
+def load_folder(path: str | Path, *, prompts: tuple[str, ...] = ("",)) -> BaseModel:
     """Load a diffusers pipeline folder, never from the network, without pickles and without code of its own.
 
     The prompts are encoded by the folder's own text encoders at once, which are then dropped: together with
-    the transformer they would not fit most cards.
+    the transformer they would not fit most cards. FLUX.1-dev's distilled guidance is 1, which inverts best.
 
     Args:
         path: folder with ``model_index.json``.
         prompts: every prompt that will be asked for.
-        guidance: FLUX.1-dev's distilled guidance; 1 inverts best, 3.5 is usual for editing.
 
     Raises:
         DeepInvError: no such folder, another pipeline, one with code or pickles, a folder diffusers can't load, or
@@ -51,7 +50,7 @@ def load_folder(path: str | Path, *, prompts: tuple[str, ...] = ("",), guidance:
         )
     except (OSError, ValueError, LookupError, RuntimeError) as error:
         raise DeepInvError(f"diffusers could not load {folder} ({error}): download the whole model folder") from error
-    encoded = {prompt: _encode(pipe, kind, prompt, device, guidance) for prompt in dict.fromkeys(("", *prompts))}
+    encoded = {prompt: _encode(pipe, kind, prompt, device) for prompt in dict.fromkeys(("", *prompts))}
     transformer = pipe.transformer.to(device).requires_grad_(False).eval()
     vae, shift = pipe.vae.to(device), pipe.scheduler.config.shift
     dynamic = bool(pipe.scheduler.config.get("use_dynamic_shifting"))
@@ -123,7 +122,7 @@ def _require_no_code(folder: Path, component: str, source: Any) -> None:
 
 
 @torch.no_grad()
-def _encode(pipe: Any, kind: str, prompt: str, device: torch.device, guidance: float) -> Conditioning:
+def _encode(pipe: Any, kind: str, prompt: str, device: torch.device) -> Conditioning:
     for name in ("text_encoder", "text_encoder_2", "text_encoder_3"):
         if getattr(pipe, name, None) is not None:
             getattr(pipe, name).to(device)
@@ -133,4 +132,4 @@ def _encode(pipe: Any, kind: str, prompt: str, device: torch.device, guidance: f
         context, _, pooled, _ = pipe.encode_prompt(
             prompt=prompt, prompt_2=None, prompt_3=None, device=device, do_classifier_free_guidance=False
         )
-    return Conditioning(context.cpu(), pooled.cpu(), guidance)  # a benchmark's 1400 prompts would fill a card
+    return Conditioning(context.cpu(), pooled.cpu())  # a benchmark's 1400 prompts would fill a card

@@ -76,12 +76,12 @@ class _Free:
         return z
 
 
-def solver_flops(config: Config, *, height: int, width: int, batch: int = 1, context_tokens: int = 0) -> int:
+def solver_flops(config: Config, *, height: int, width: int, context_tokens: int = 0) -> int:
     """FLOPs that a solver adds to a step; sizes are the latent's, prompt tokens are for a kind that reads them."""
     with torch.device("meta"):
-        z = torch.empty(batch, config.channels, height, width)
-        context = torch.empty(batch, context_tokens, getattr(config, "context_width", 0))
-        pooled = torch.empty(batch, getattr(config, "pooled_width", 0))
+        z = torch.empty(1, config.channels, height, width)
+        context = torch.empty(1, context_tokens, getattr(config, "context_width", 0))
+        pooled = torch.empty(1, getattr(config, "pooled_width", 0))
         rule = bind(config.build(), context, pooled).rule(0)
         velocity, step = CountedVelocity(_Free()), Step(0, 1, 0.0, 1.0)
         return count_flops(lambda: rule.step(velocity, z, step, rule.start(z, (0.0, 1.0), {})))
@@ -93,7 +93,6 @@ def transformer_flops(
     *,
     height: int,
     width: int,
-    batch: int = 1,
     context_tokens: int | None = None,
 ) -> int:
     """FLOPs of one evaluation of a base model, CFG 1.
@@ -104,7 +103,6 @@ def transformer_flops(
             embedded model's (``transformer.config``).
         height: of the latent, in latent pixels, even.
         width: of the latent, even.
-        batch: latents at once.
         context_tokens: prompt tokens; None for the released models' (:data:`TEXT_TOKENS`).
 
     Raises:
@@ -119,8 +117,8 @@ def transformer_flops(
         transformer = getattr(diffusers, FAMILIES[family].CLASS)(**config)
         transformer.to("meta")  # diffusers 0.31 leaves the positions on the CPU
         channels = config["in_channels"] // (4 if family == "flux" else 1)
-        z, sigma = torch.empty(batch, channels, height, width), torch.empty(batch)
-        context = torch.empty(batch, tokens, config["joint_attention_dim"])
-        pooled = torch.empty(batch, config["pooled_projection_dim"])
+        z, sigma = torch.empty(1, channels, height, width), torch.empty(1)
+        context = torch.empty(1, tokens, config["joint_attention_dim"])
+        pooled = torch.empty(1, config["pooled_projection_dim"])
         guidance = sigma if config.get("guidance_embeds") else None
         return count_flops(lambda: predict(transformer, z, sigma, context, pooled, guidance))

@@ -34,9 +34,9 @@ SECANT: Final = 0.3
 """Length of a difference for J f, relative to the guess; 0.1 gives the same."""
 
 
-def fit_evaluations(steps: int, refine: int, history: int = HISTORY, *, predicted: bool = False) -> int:
+def fit_evaluations(steps: int, refine: int, *, predicted: bool = False) -> int:
     """Evaluations that :func:`fit_walk` makes for each sample, at most."""
-    return 1 + steps * (1 + history + 2 + predicted + 2 * (refine + 1))
+    return 1 + steps * (1 + HISTORY + 2 + predicted + 2 * (refine + 1))
 
 
 @torch.no_grad()
@@ -46,8 +46,6 @@ def fit_walk(
     sigmas: Tensor,
     refine: int = 0,
     *,
-    history: int = HISTORY,
-    ridge: float = RIDGE,
     predict: Predict | None = None,
     callback: Callable[[Progress], None] | None = None,
 ) -> Walk:
@@ -59,8 +57,6 @@ def fit_walk(
             velocity that takes them from there.
         sigmas: the grid, ascending ``[N + 1]``.
         refine: K.
-        history: H.
-        ridge: see :data:`RIDGE`.
         predict: a network, whose guess is one more feature, and what the fit begins from in place of the extrapolation.
         callback: called after each step.
 
@@ -68,7 +64,7 @@ def fit_walk(
         DeepInvError: the model returned NaN or infinity.
     """
     grid = sigmas.double().tolist()
-    count, width = len(grid) - 1, history + 2 + (predict is not None)
+    count, width = len(grid) - 1, HISTORY + 2 + (predict is not None)
     guess = torch.zeros(count, width, dtype=torch.float64)
     result = torch.zeros(count, refine + 1, refine + 1 + width, dtype=torch.float64)
     walk = Walk(sigmas.double(), guess, result, predict is not None)
@@ -80,15 +76,15 @@ def fit_walk(
         v.step = i
         step = Step(i, count, grid[i], grid[i + 1])
         known = known or (first_known(v, z, step),)
-        at = features(Point(z, latents, step, known), history, predict)
-        fit = _StepFit(v, z, step, at, width, ridge)
-        before = grid[i] - grid[i - 1] if i > 1 and history > 1 else 0.0
+        at = features(Point(z, latents, step, known), HISTORY, predict)
+        fit = _StepFit(v, z, step, at, width)
+        before = grid[i] - grid[i - 1] if i > 1 else 0.0
         x = fit.guess(_begin_from(len(at.tensors), step.h / before if before else 0.0, predict is not None), guess[i])
         seen = Seen(change if walk.damped else None, guess[i, : len(known)].tolist())
         for k in range(refine + 1):
             x = fit.result(x, seen, result[i, k])
         z, change = z + step.h * x, seen.changes[0]
-        known = (*known, Known(step.sigma_next, x))[-history:]
+        known = (*known, Known(step.sigma_next, x))[-HISTORY:]
         if callback is not None:
             callback(Progress(i + 1, count, step.sigma_next, z, z - step.sigma_next * x))
     v.raise_if_not_finite()
@@ -118,7 +114,6 @@ class _StepFit:
     step: Step
     known: Features
     width: int
-    ridge: float
 
     def __post_init__(self) -> None:
         self.effects: list[Tensor] = []
@@ -141,7 +136,7 @@ class _StepFit:
             length = SECANT * norm(x) / norm(f)
             length = per_sample(torch.where((length > 0) & length.isfinite(), length, 1.0), f)
             self.effects.append(f - (self._evaluate(x + length * f) - v) / length)
-        found = least_squares(self.effects, v - x, self.ridge)
+        found = least_squares(self.effects, v - x)
         coefficients[self.known.columns] = torch.tensor(prior, dtype=torch.float64) + found
         return combine(coefficients[self.known.columns].tolist(), tensors)
 
@@ -160,21 +155,15 @@ class _StepFit:
         self.effects.insert(0, change + defect)  # u - h J u, the second term from v(new) - new
         self.defects.insert(0, defect)
         defects = [defect, -change] if len(seen.points) > len(self.defects) else self.defects  # damped: of g_0 and x_0
-        found = least_squares(self.effects, -mixture(weights, defects), self.ridge)
+        found = least_squares(self.effects, -mixture(weights, defects))
         count, first = len(seen.changes), len(coefficients) - self.width
         coefficients[:count] = found[:count]
         coefficients[first:][self.known.columns] = found[count:]
         return mixture(weights, seen.points) + combine(found.tolist(), [*seen.changes, *self.known.tensors])
 
 
-def least_squares(effects: list[Tensor], wanted: Tensor, ridge: float) -> Tensor:
-    """Scalars c with ``sum_k c_k effects_k`` nearest to ``wanted``, float64 on the CPU.
-
-    Args:
-        effects: tensors of one shape ``[B, ...]``.
-        wanted: of the same.
-        ridge: relative to each effect's own square.
-    """
+def least_squares(effects: list[Tensor], wanted: Tensor) -> Tensor:
+    """Scalars c with ``sum_k c_k effects_k`` nearest to ``wanted``, all ``[B, ...]``; float64 on the CPU."""
     count = len(effects)
     products, aimed = torch.zeros(count, count, dtype=torch.float64), torch.zeros(count, dtype=torch.float64)
     for sample in range(len(wanted)):  # one by one: as float64 all at once would take memory
@@ -184,5 +173,5 @@ def least_squares(effects: list[Tensor], wanted: Tensor, ridge: float) -> Tensor
     if not bool(torch.isfinite(products).all() and torch.isfinite(aimed).all()):  # the caller's velocity says where
         return torch.zeros_like(aimed)
     scale = products.diagonal().clamp_min(torch.finfo(torch.float64).tiny).rsqrt()
-    normal = products * scale[:, None] * scale + (ridge + 1e-14) * torch.eye(count, dtype=torch.float64)
+    normal = products * scale[:, None] * scale + (RIDGE + 1e-14) * torch.eye(count, dtype=torch.float64)
     return scale * torch.linalg.solve(normal, scale * aimed)

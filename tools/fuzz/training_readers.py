@@ -166,7 +166,7 @@ def _encode(pixels: torch.Tensor) -> torch.Tensor:
 
 
 def _encode_folder(photos: Path, cache: Path) -> LatentCache:
-    return encode_folder(photos, cache, _encode, vae_fingerprint=VAE, side=SIDE, batch=2, shard_size=4, seed=5)
+    return encode_folder(photos, cache, _encode, vae_fingerprint=VAE, side=SIDE, batch=2, shard_size=4)
 
 
 def _photos(folder: Path) -> None:
