@@ -82,46 +82,38 @@ def save(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], metadata: 
         save_file(ready, temporary, metadata={METADATA_KEY: text})
 
 
-def load(path: str | os.PathLike[str], *, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Reads a tensor file made by :func:`save`, which must hold this kind.
+def load(path: str | os.PathLike[str], *, kind: str | None) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Reads a tensor file made by :func:`save`, which must hold this kind; None takes any safetensors file.
 
     Returns:
-        The tensors by name, on the CPU with the dtypes stored, and the metadata.
+        The tensors by name, on the CPU with the dtypes stored, and the metadata, ``{}`` with no kind.
 
     Raises:
         DeepInvError: The file is missing, isn't a regular file, is damaged, is of another kind or a newer version, or
             a tensor holds NaN or infinity. No other exception, whatever the bytes.
     """
-    return _load(path, kind)
+    with _opened(path) as (stream, size, name):
+        shapes, metadata = _read_header(stream, size, name, kind)
+        found = _read_tensors(stream, name)
+    tensors = {key: found[key] for key in shapes}
+    for key, tensor in tensors.items():
+        _require_finite(key, tensor, name, "it is damaged or its training diverged; use another file")
+    return tensors, metadata
 
 
-def read_metadata(path: str | os.PathLike[str], *, kind: str) -> dict[str, Any]:
-    """Reads the metadata alone; the header is checked as :func:`load` checks it, the tensors aren't read.
+def read_header(path: str | os.PathLike[str], *, kind: str) -> tuple[dict[str, torch.Size], dict[str, Any]]:
+    """The tensors' shapes by name and the metadata, checked as :func:`load` checks them, before any takes memory.
 
     Raises:
         DeepInvError: As :func:`load`, except for the values of the tensors.
     """
     with _opened(path) as (stream, size, name):
-        return _read_header(stream, size, name, kind)[1]
+        return _read_header(stream, size, name, kind)
 
 
-def read_shapes(path: str | os.PathLike[str], *, kind: str) -> dict[str, torch.Size]:
-    """The tensors' shapes by name alone, to refuse a file before its tensors take memory.
-
-    Raises:
-        DeepInvError: As :func:`read_metadata`.
-    """
-    with _opened(path) as (stream, size, name):
-        return _read_header(stream, size, name, kind)[0]
-
-
-def load_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
-    """The tensors of a plain safetensors file, of any metadata or none: weights of the pack or from elsewhere.
-
-    Raises:
-        DeepInvError: As :func:`load`, but for kind and version.
-    """
-    return _load(path, None)[0]
+def read_metadata(path: str | os.PathLike[str], *, kind: str) -> dict[str, Any]:
+    """The metadata alone; errors as :func:`read_header`."""
+    return read_header(path, kind=kind)[1]
 
 
 # --- writing ---------------------------------------------------------------------------------------------------------
@@ -241,17 +233,6 @@ def _json(text: bytes | str, name: str, what: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise _damaged(name, f"{what} is a JSON {type(value).__name__} where an object is expected")
     return value
-
-
-def _load(path: str | os.PathLike[str], kind: str | None) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """:func:`load`; with no kind, a file of any metadata, which is then not returned."""
-    with _opened(path) as (stream, size, name):
-        shapes, metadata = _read_header(stream, size, name, kind)
-        found = _read_tensors(stream, name)
-    tensors = {key: found[key] for key in shapes}
-    for key, tensor in tensors.items():
-        _require_finite(key, tensor, name, "it is damaged or its training diverged; use another file")
-    return tensors, metadata
 
 
 def _read_header(

@@ -39,7 +39,7 @@ def read_released(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     """
     file = Path(path)
     if file.suffix.lower() == ".safetensors":
-        return _without_wrappers(checkpoint.load_weights(file))
+        return _without_wrappers(checkpoint.load(file, kind=None)[0])
     if file.suffix.lower() not in PICKLED:
         raise DeepInvError(f"{file.name!r}: a released checkpoint ends in .safetensors, {', '.join(PICKLED)}.")
     if not file.is_file():

@@ -86,7 +86,7 @@ def load_solver(path: str | os.PathLike[str], *, expect: BaseInfo | None = None)
             kind, or from a newer version.
     """
     name = Path(path).name
-    metadata = checkpoint.read_metadata(path, kind=KIND)  # refuse before the tensors are read
+    shapes, metadata = checkpoint.read_header(path, kind=KIND)  # refuse before the tensors are read
     kind = known_role(metadata.get("role"), name).config_type
     base = _read_base(metadata.get("base"), name)
     if metadata.get("sigma") != SIGMA_CONVENTION:
@@ -107,14 +107,14 @@ def load_solver(path: str | os.PathLike[str], *, expect: BaseInfo | None = None)
         raise DeepInvError(
             f"{name!r}: its network has {config.channels} channels, its base model {base.channels}; save it again."
         )
-    return LoadedSolver(_read_network(path, config, name), base, training)
-
-
-def _read_network(path: str | os.PathLike[str], config: Config, name: str) -> Network:
     with torch.device("meta"):
         solver = config.build()
-    expected = {key: tensor.shape for key, tensor in solver.state_dict().items()}
-    refuse_differences(checkpoint.read_shapes(path, kind=KIND), expected, repr(name))
+    refuse_differences(shapes, {key: tensor.shape for key, tensor in solver.state_dict().items()}, repr(name))
+    return LoadedSolver(_read_network(path, solver, name), base, training)
+
+
+def _read_network(path: str | os.PathLike[str], solver: Network, name: str) -> Network:
+    """The network on the meta device, filled."""
     tensors, _ = checkpoint.load(path, kind=KIND)
     dtypes = {tensor.dtype for tensor in tensors.values()}
     if len(dtypes) != 1 or not next(iter(dtypes)).is_floating_point:

@@ -42,7 +42,7 @@ def described(**tensors):
 def read_any(path: Path) -> None:
     """All readers, where the pack's error is an answer and any other exception a failure."""
     readers = (checkpoint.load, {"kind": "solver"}), (checkpoint.read_metadata, {"kind": "solver"})
-    for reader, arguments in (*readers, (checkpoint.load_weights, {})):
+    for reader, arguments in (*readers, (checkpoint.load, {"kind": None})):
         try:
             reader(path, **arguments)
         except DeepInvError as error:
@@ -82,13 +82,13 @@ def test_loaded_tensors_do_not_hold_the_file(tmp_path):
 def test_plain_weights_are_read_whatever_their_metadata(tmp_path, meta):
     header = {"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}
     path = raw_file(tmp_path / "x.safetensors", header | ({"__metadata__": meta} if meta else {}), bytes(8))
-    assert torch.equal(checkpoint.load_weights(path)["a"], torch.zeros(2))
+    assert torch.equal(checkpoint.load(path, kind=None)[0]["a"], torch.zeros(2))
     raw_file(path, header, b"\xff" * 8)
     with pytest.raises(DeepInvError, match="'a' are NaN"):
-        checkpoint.load_weights(path)
+        checkpoint.load(path, kind=None)
     raw_file(path, header | {"__metadata__": metadata()}, bytes(8))  # the format allows texts alone
     with pytest.raises(DeepInvError, match="damaged or no safetensors file"):
-        checkpoint.load_weights(path)
+        checkpoint.load(path, kind=None)
 
 
 def test_metadata_is_read_without_the_tensors(tmp_path, monkeypatch):

@@ -118,7 +118,8 @@ def noise_base(transformer: nn.Module) -> NoiseBase:
 def load_noise_base(weights: Path) -> NoiseBase:
     """The model that the command above made."""
     transformer = SD3Transformer2DModel(**SD3_CONFIG)
-    transformer.load_state_dict({name: value.float() for name, value in checkpoint.load_weights(weights).items()})
+    state = checkpoint.load(weights, kind=None)[0]
+    transformer.load_state_dict({name: value.float() for name, value in state.items()})
     return noise_base(transformer.eval().requires_grad_(False))
 
 
