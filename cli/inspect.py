@@ -13,8 +13,7 @@ from safetensors import safe_open
 from ..deepinv_core import checkpoint, verdict
 from ..deepinv_core.errors import DeepInvError
 from ..deepinv_core.methods import describe
-from ..deepinv_core.models.base_info import BaseInfo
-from ..deepinv_core.solver.file import known_role
+from ..deepinv_core.solver.file import known_role, read_base
 from .common import say
 
 
@@ -70,17 +69,14 @@ def _metadata(path: Path) -> tuple[str, dict[str, Any]]:
 
 
 def _solver(name: str, metadata: dict[str, Any], tensors: dict[str, Any]) -> dict[str, Any]:
-    base = metadata.get("base")
-    if not isinstance(base, dict) or set(base) != {"family", "channels", "fingerprint"}:
-        raise DeepInvError(f"{name!r} doesn't say which base model it is for; save it again with this pack.")
-    BaseInfo(**base)
+    read_base(metadata.get("base"), name)
     kind = known_role(metadata.get("role"), name).config_type
     return {
         "role": kind.role,
         "network": kind.from_dict(metadata.get("network") or {}).to_dict(),
         "parameters": sum(math.prod(tensor["shape"]) for tensor in tensors.values()),
         "dtype": ", ".join(sorted({tensor["dtype"] for tensor in tensors.values()})),
-        "base": base,
+        "base": metadata["base"],
         "sigma": metadata.get("sigma"),
         "training": metadata.get("training"),
         "worth": verdict.of_training(metadata.get("training")),

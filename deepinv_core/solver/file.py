@@ -88,7 +88,7 @@ def load_solver(path: str | os.PathLike[str], *, expect: BaseInfo | None = None)
     name = Path(path).name
     shapes, metadata = checkpoint.read_header(path, kind=KIND)  # refuse before the tensors are read
     kind = known_role(metadata.get("role"), name).config_type
-    base = _read_base(metadata.get("base"), name)
+    base = read_base(metadata.get("base"), name)
     if metadata.get("sigma") != SIGMA_CONVENTION:
         raise DeepInvError(
             f"{name!r} uses the sigma convention {metadata.get('sigma')!r:.120}: {SIGMA_CONVENTION!r} is accepted; "
@@ -136,7 +136,8 @@ def known_role(role: object, name: str) -> type[Solver]:
     return KINDS[role]
 
 
-def _read_base(values: object, name: str) -> BaseInfo:
+def read_base(values: object, name: str) -> BaseInfo:
+    """The base model that a file called ``name`` says its solver is for; DeepInvError when it says none that can be."""
     if not isinstance(values, dict) or set(values) != {"family", "channels", "fingerprint"}:
         raise DeepInvError(f"{name!r} doesn't say which base model it is for; save it again with this pack.")
     try:
