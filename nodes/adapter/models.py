@@ -131,7 +131,9 @@ class SolverHandle:
 
 def included_solvers() -> dict[str, str]:
     """Path of each solver that comes with the pack, by its name in the menu."""
-    return {f"included: {layout}": path for layout in LAYOUTS if (path := solver_file(layout))}
+    found = {f"included: {layout}": solver_file(layout) for layout in LAYOUTS}
+    found |= {f"included: {layout}, fitted": solver_file(layout, "fitted") for layout in LAYOUTS}
+    return {name: path for name, path in found.items() if path}
 
 
 def solver_names() -> list[str]:

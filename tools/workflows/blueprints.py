@@ -73,6 +73,7 @@ MODEL: dict[str, tuple[Place, ...]] = {
     "positive": (("edit", "positive"),),
     "negative": (("invert", "conditioning"), ("edit", "negative")),
     "photo": (("encode", "pixels"), ("compare", "reference")),
+    "solver": (("invert", "solver"),),
 }
 COMPARED = {"before and after": ("compare", "grid"), "verdict": ("compare", "report")}
 EDITED = {"before and after": ("compare", "grid"), "verdict": ("edit", "report")}
