@@ -93,7 +93,7 @@ class DeepInvDemoPrompt(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, prompt: str | None) -> bool | str:
+    def validate_inputs(cls, prompt: str | None = None) -> bool | str:
         """Any text of known words, from a script too; graphs of version 0.1.0 may ask for one that is known no more."""
         return queued(cls, lambda: prompt is None or _encoded(prompt), prompt=prompt)
 

@@ -48,9 +48,9 @@ class DeepInvFitSolver(io.ComfyNode):
     @classmethod
     def validate_inputs(
         cls,
-        steps: str | None,
-        refine: str | None,
-        name: str | None,
+        steps: str | None = None,
+        refine: str | None = None,
+        name: str | None = None,
         cfg: float | None = 1.0,
         negative: Any = UNLINKED,
     ) -> bool | str:

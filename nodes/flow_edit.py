@@ -86,7 +86,7 @@ class DeepInvFlowEdit(io.ComfyNode):
 
     @classmethod
     def validate_inputs(
-        cls, source_cfg: float | None, target_cfg: float | None, negative: Any = UNLINKED
+        cls, source_cfg: float | None = None, target_cfg: float | None = None, negative: Any = UNLINKED
     ) -> bool | str:
         """Guidance without what it moves away from, when it is queued."""
 

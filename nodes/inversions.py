@@ -50,7 +50,7 @@ class DeepInvSaveInversion(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, name: str | None) -> bool | str:
+    def validate_inputs(cls, name: str | None = None) -> bool | str:
         """A name that no file can have, when it is queued: what is saved may take hours to make."""
         return queued(cls, lambda: name is None or safe_name(name.removesuffix(".safetensors")), name=name)
 

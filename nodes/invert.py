@@ -269,7 +269,7 @@ class DeepInvInvert(io.ComfyNode):
     @classmethod
     def validate_inputs(
         cls,
-        method: str | None,
+        method: str | None = None,
         cfg: float | None = 1.0,
         refine: int | None = -1,
         negative: Any = UNLINKED,

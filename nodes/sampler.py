@@ -76,7 +76,7 @@ class DeepInvInversionSampler(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, method: str | None, refine: int | None, solver: Any = UNLINKED) -> bool | str:
+    def validate_inputs(cls, method: str | None = None, refine: int | None = -1, solver: Any = UNLINKED) -> bool | str:
         """What can't be built, when it is queued."""
 
         def check() -> None:

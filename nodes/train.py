@@ -42,7 +42,7 @@ class DeepInvTrainSolver(io.ComfyNode):
     @classmethod
     def validate_inputs(
         cls,
-        name: Sequence[str | None],
+        name: Sequence[str | None] = (None,),
         validation_steps: Sequence[str | None] = (None,),
         resume: Sequence[bool | None] = (True,),
     ) -> bool | str:

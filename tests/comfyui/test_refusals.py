@@ -267,6 +267,21 @@ def test_what_can_be_known_is_said_when_it_is_queued(case: str, server: ComfySer
     assert re.search(said, at_queue(client, change(Pair("sd3", server).graph())))
 
 
+@pytest.mark.parametrize(
+    ("name", "wanted"),
+    [
+        ("DeepInvInvert", "method"),
+        ("DeepInvFitSolver", "steps"),
+        ("DeepInvDemoPrompt", "prompt"),
+        ("DeepInvTrainSolver", "name"),
+    ],
+)
+def test_an_input_that_a_script_leaves_out_is_named(name: str, wanted: str, client: Client) -> None:
+    graph = {"left": node(name), "show": node("PreviewAny", source=["left", 0])}
+    with pytest.raises(client.module.WorkflowError, match=rf"{name}\): Required input is missing \({wanted}\)"):
+        client.run(graph)
+
+
 def test_a_person_sees_no_path_of_the_installation(server: ComfyServer, client: Client) -> None:
     """ComfyUI shows an error's type with its module, and its message; both were read as they are kept."""
     graph = given(Pair("sd3", server).graph(), "invert", sigmas=["sigmas", 0]) | {

@@ -84,3 +84,27 @@ def test_the_same_model_has_one_identity_on_both_sides(server: ComfyServer, clie
         name, _ = write_solver(tiny, base_info(tiny.transformer))
         client.run(with_solver(tiny, name))
         assert int(tiny.result()["nfe"]) == 6
+
+
+def test_the_included_fits_are_in_the_menu_and_keep_to_their_step_counts(client: Client) -> None:
+    graph = {
+        "demo": node("DeepInvDemoModel", layout="SD3"),
+        "solver": node("DeepInvLoadSolver", solver_name="included: sd3, fitted"),
+        "empty": node("DeepInvDemoPrompt", prompt="(empty)"),
+        "latent": node("EmptySD3LatentImage", width=128, height=128, batch_size=1),
+        "invert": node(
+            "DeepInvInvert",
+            model=["demo", 0],
+            latent=["latent", 0],
+            conditioning=["empty", 0],
+            solver=["solver", 0],
+            scheduler="simple",
+            method="auto",
+            steps=8,
+        ),
+        "show": node("PreviewAny", source=["invert", 4]),
+    }
+    assert any("9 base evaluations" in text for text in client.run(graph).texts)
+    graph["invert"]["inputs"]["steps"] = 7
+    with pytest.raises(client.module.WorkflowError, match="steps 2, 4, 8, 16, 25, 50"):
+        client.run(graph)
