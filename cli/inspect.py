@@ -14,6 +14,7 @@ from ..deepinv_core import checkpoint, verdict
 from ..deepinv_core.errors import DeepInvError
 from ..deepinv_core.methods import describe
 from ..deepinv_core.solver.file import known_role, read_base
+from ..deepinv_core.solver.predictor import PredictorConfig
 from .common import say
 
 
@@ -71,9 +72,13 @@ def _metadata(path: Path) -> tuple[str, dict[str, Any]]:
 def _solver(name: str, metadata: dict[str, Any], tensors: dict[str, Any]) -> dict[str, Any]:
     read_base(metadata.get("base"), name)
     kind = known_role(metadata.get("role"), name).config_type
+    config = kind.from_dict(metadata.get("network") or {})
+    network = config.to_dict()
+    if isinstance(config, PredictorConfig) and config.walks:
+        network["closing"] = sorted({(walk.steps, walk.refine) for walk in config.walks})
     return {
         "role": kind.role,
-        "network": kind.from_dict(metadata.get("network") or {}).to_dict(),
+        "network": network,
         "parameters": sum(math.prod(tensor["shape"]) for tensor in tensors.values()),
         "dtype": ", ".join(sorted({tensor["dtype"] for tensor in tensors.values()})),
         "base": metadata["base"],
@@ -105,6 +110,8 @@ def _readable(about: dict[str, Any]) -> str:
     for key, value in about.items():
         if key == "parameters":
             value = f"{value:,}"
+        if value == "":
+            continue
         if not isinstance(value, dict):
             lines.append(f"{key:<14}{_text(value)}")
             continue
@@ -117,5 +124,11 @@ def _readable(about: dict[str, Any]) -> str:
 
 
 def _text(value: Any) -> str:
-    """A value of the file without control characters."""
+    """A value of the file without control characters; of a list of rows a line each."""
+    if isinstance(value, list) and value and all(isinstance(row, dict) for row in value):
+        return "".join(
+            "\n    " + ", ".join(f"{_text(name)} {_text(entry)}" for name, entry in row.items()) for row in value
+        )
+    if isinstance(value, float):
+        return f"{value:.4g}"
     return ascii(value)[1:-1] if isinstance(value, str) else json.dumps(value)
