@@ -25,7 +25,7 @@ from ..training.loop import Trained
 from ..training.loop import train as train_solver
 from ..training.recipes import Recipe, make_recipe
 from ..training.run import Event
-from ..training.state import FILE
+from ..training.state import FILE, SOLVER
 from ..training.validation import Checks, step_counts, table
 from . import adapter
 
@@ -33,8 +33,6 @@ log = logging.getLogger(__name__)
 
 BATCH_PIXELS = 4 * 128 * 128
 """Latent pixels in a batch at most, where the user sets none: four images of 1024 x 1024."""
-
-SOLVER_FILE = "solver.safetensors"
 
 
 @dataclass(frozen=True)
@@ -157,7 +155,7 @@ def require_free(name: str, *, resume: bool) -> None:
         DeepInvError: it is one.
     """
     folder = adapter.training_folder(safe_name(name))
-    training, solver = ((folder / file).exists() for file in (FILE, SOLVER_FILE))
+    training, solver = ((folder / file).exists() for file in (FILE, SOLVER))
     if solver and not training:
         raise DeepInvError(f"output/deepinv/{name} holds a solver but no training to go on with: choose another name")
     if training and not resume:
@@ -170,7 +168,7 @@ def require_free(name: str, *, resume: bool) -> None:
 def _require_resumable(folder: Path, name: str, cache: LatentCache, *, resume: bool) -> None:
     """Refuse a name that is taken and not to be resumed, or was trained on other latents."""
     require_free(name, resume=resume)
-    solver = folder / SOLVER_FILE
+    solver = folder / SOLVER
     if not (folder / FILE).exists():
         return
     before = checkpoint.read_metadata(solver, kind="solver")["training"] if solver.exists() else None

@@ -19,8 +19,8 @@ from .closing import close
 from .latents import LatentCache
 from .plot import PLOT, plot
 from .recipes.base import Recipe
-from .resume import resume_run, summary
 from .run import Event, Run
+from .state import resume_run, summary
 from .trainee import SolverTrainee
 from .validation import Checks, held_out, validate_baselines, validate_solver
 from .walk import Walk

@@ -16,8 +16,7 @@ from ..deepinv_core.integrator import Progress
 from ..deepinv_core.models.base_info import BaseInfo
 from .budget import Position, Schedule
 from .recipes.base import Recipe, Stage
-from .resume import save_run
-from .state import STATS, add_line
+from .state import STATS, add_line, save_run
 from .trainee import SolverTrainee
 from .walk import Walk
 from .workers import Workers

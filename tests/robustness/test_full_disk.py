@@ -33,13 +33,14 @@ def writers() -> dict[str, Callable[[Path, int], object]]:
     import torch
     from PIL import Image
 
+    from comfyui_deepinv.deepinv_core import checkpoint
     from comfyui_deepinv.deepinv_core.inversion import invert, save_inversion
     from comfyui_deepinv.deepinv_core.methods import make_method
     from comfyui_deepinv.deepinv_core.models.embedded import load_embedded
     from comfyui_deepinv.deepinv_core.solver import PredictorConfig, save_solver
     from comfyui_deepinv.training.encoding import encode_folder
     from comfyui_deepinv.training.plot import plot
-    from comfyui_deepinv.training.state import STATS, add_line, save_state
+    from comfyui_deepinv.training.state import FILE, KIND, STATS, add_line
 
     def inversion(folder: Path, number: int) -> None:
         latent, grid = torch.full((1, 4, 8, 8), float(number)), torch.linspace(0, 1, 3)
@@ -56,7 +57,8 @@ def writers() -> dict[str, Callable[[Path, int], object]]:
         save_solver(folder / "s.safetensors", network, base=load_embedded("sd3").info, training={"seed": number})
 
     def state(folder: Path, number: int) -> None:
-        save_state(folder, {"network.a": torch.full((999,), float(number))}, {"seed": number})
+        tensors = {"network.a": torch.full((999,), float(number))}
+        checkpoint.save(folder / FILE, tensors, {**checkpoint.header(KIND), "seed": number})
 
     def latents(folder: Path, number: int) -> None:
         photos = folder.parent / "photos"

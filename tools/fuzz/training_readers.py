@@ -20,9 +20,8 @@ from ...training.encoding import encode_folder
 from ...training.latents import Batch, LatentCache
 from ...training.lock import LOCK
 from ...training.recipes import PaperRecipe, Recipe
-from ...training.resume import resume_run
 from ...training.run import Event, Run
-from ...training.state import FILE, STATS, load_state
+from ...training.state import FILE, STATS, load_state, resume_run
 from ...training.trainee import SolverTrainee
 from ...training.workers import Workers
 from .guard import BOUND, Reader
