@@ -62,33 +62,11 @@ class DeepInvTrainSolver(io.ComfyNode):
         model: list[Any],
         latents: list[dict[str, Any]],
         conditioning: list[adapter.Conditioning],
-        recipe: list[str],
-        preset: list[str],
-        name: list[str],
-        minutes: list[float],
-        images: list[int] | None = None,
         vae: list[Any] | None = None,
-        resume: list[bool] | None = None,
-        batch: list[int] | None = None,
-        lr: list[float] | None = None,
-        seed: list[int] | None = None,
-        validation_images: list[int] | None = None,
-        validation_steps: list[str] | None = None,
+        **plain: list[Any],
     ) -> io.NodeOutput:
-        """Train; every input comes as a list."""
-        inputs = TrainInputs(
-            recipe=recipe[0],
-            preset=preset[0],
-            name=name[0],
-            minutes=minutes[0],
-            images=images[0] if images else 0,
-            resume=resume[0] if resume else True,
-            batch=batch[0] if batch else 0,
-            lr=lr[0] if lr else 0.0,
-            seed=seed[0] if seed else 0,
-            validation_images=validation_images[0] if validation_images else TrainInputs.validation_images,
-            validation_steps=validation_steps[0] if validation_steps else TrainInputs.validation_steps,
-        )
+        """Train; every input comes as a list, ``plain`` those of :class:`.train_run.TrainInputs`."""
+        inputs = TrainInputs(**{name: values[0] for name, values in plain.items() if values})
         solver, losses, report = run(inputs, model[0], latents, conditioning, vae[0] if vae else None)
         return io.NodeOutput(solver, {"loss": losses}, report, ui=ui.PreviewText(report))
 
