@@ -21,7 +21,7 @@ def predict(
     pooled: torch.Tensor,
     guidance: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """See :func:`.transformer.predict`; 2x2 latent patches are tokens with (0, row, column) ids."""
+    """See :data:`.transformer.FAMILIES`; 2x2 latent patches are tokens with (0, row, column) ids."""
     b, c, h, w = z.shape
     tokens = z.view(b, c, h // 2, 2, w // 2, 2).permute(0, 2, 4, 1, 3, 5).reshape(b, h * w // 4, c * 4)
     sides = (torch.arange(side // 2, device=z.device, dtype=torch.float32) for side in (h, w))  # bf16 counts to 256

@@ -21,7 +21,7 @@ def predict(
     pooled: torch.Tensor,
     guidance: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """See :func:`.transformer.predict`; the timestep is ``1000*sigma``, and there is no guidance input."""
+    """See :data:`.transformer.FAMILIES`; the timestep is ``1000*sigma``, and there is no guidance input."""
     v: torch.Tensor = transformer(z, context, pooled, sigma * 1000, return_dict=False)[0]
     return v
 

@@ -14,7 +14,13 @@ from . import flux, sd3
 from .base_info import BaseInfo
 
 FAMILIES: Final = {family.FAMILY: family for family in (sd3, flux)}
-"""A module a family: its class in diffusers, how it predicts, what it takes, its identity."""
+"""A module a family: its class in diffusers, how it predicts, what it takes, its identity.
+
+``predict(transformer, z, sigma, context, pooled, guidance)`` is one forward pass, with gradient where that is on: the
+velocity in the network's dtype, of ``z [B, C, H, W]``, H and W even, ``sigma [B]``, ``context [B, T, W]``,
+``pooled [B, P]``, and ``guidance [B]`` for a FLUX with that input. Both predict ``eps - z_0`` themselves, so nothing is
+divided by sigma.
+"""
 
 
 @dataclass(frozen=True)
@@ -43,31 +49,6 @@ def family_of(transformer: torch.nn.Module) -> ModuleType:
     if name not in classes:
         raise DeepInvError(f"the transformer is a {name}: {' and '.join(classes)} are supported; use the ComfyUI node")
     return classes[name]
-
-
-def predict(
-    transformer: torch.nn.Module,
-    z: torch.Tensor,
-    sigma: torch.Tensor,
-    context: torch.Tensor,
-    pooled: torch.Tensor,
-    guidance: torch.Tensor | None = None,
-) -> torch.Tensor:
-    """One forward pass, with gradient where it is asked for: the velocity in the network's dtype.
-
-    Both families predict ``eps - z_0`` themselves, so nothing is divided by sigma. SD3's timestep is
-    ``1000*sigma``; FLUX takes sigma and packs 2x2 latent patches into tokens with (0, row, column) ids.
-
-    Args:
-        transformer: diffusers' ``SD3Transformer2DModel`` or ``FluxTransformer2DModel``.
-        z: ``[B, C, H, W]``, H and W even.
-        sigma: ``[B]``.
-        context: ``[B, T, W]``.
-        pooled: ``[B, P]``.
-        guidance: ``[B]``, for a FLUX with a guidance input.
-    """
-    v: torch.Tensor = family_of(transformer).predict(transformer, z, sigma, context, pooled, guidance)
-    return v
 
 
 def require_fitting(shape: Sequence[int], longest: int) -> None:
@@ -109,10 +90,10 @@ class TransformerVelocity:
         """
         if cfg != 1 and negative is None:
             raise DeepInvError(f"cfg is {cfg} but there is no negative prompt: give one, or set cfg to 1")
-        family, config = family_of(transformer), getattr(transformer, "config", {})
+        self._family, config = family_of(transformer), getattr(transformer, "config", {})
         self._transformer = transformer
-        self._longest = family.longest_side(config)
-        self._takes_guidance = family.takes_guidance(config)
+        self._longest = self._family.longest_side(config)
+        self._takes_guidance = self._family.takes_guidance(config)
         weight = next(transformer.parameters())
         prompts = (positive,) if cfg == 1 or negative is None else (positive, negative)
         self._context = [prompt.context.to(weight) for prompt in prompts]
@@ -132,7 +113,7 @@ class TransformerVelocity:
         pooled = torch.cat([one.expand(len(z), -1) for one in self._pooled])
         time = torch.full((len(batch),), sigma, device=z.device, dtype=torch.float32)
         guidance = torch.full_like(time, self._guidance) if self._takes_guidance else None
-        v = predict(self._transformer, batch, time, context, pooled, guidance)
+        v: torch.Tensor = self._family.predict(self._transformer, batch, time, context, pooled, guidance)
         if self.cost == 1:
             return v
         conditional, unconditional = v.chunk(2)

@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from ..errors import DeepInvError
 from ..flow import CountedVelocity
 from ..integrator import Step
-from ..models.transformer import FAMILIES, predict
+from ..models.transformer import FAMILIES
 from .config import Config
 from .kinds import bind
 
@@ -121,4 +121,4 @@ def transformer_flops(
         context = torch.empty(1, tokens, config["joint_attention_dim"])
         pooled = torch.empty(1, config["pooled_projection_dim"])
         guidance = sigma if config.get("guidance_embeds") else None
-        return count_flops(lambda: predict(transformer, z, sigma, context, pooled, guidance))
+        return count_flops(lambda: FAMILIES[family].predict(transformer, z, sigma, context, pooled, guidance))

@@ -27,7 +27,7 @@ from diffusers import FluxTransformer2DModel, SD3Transformer2DModel
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ...deepinv_core.models.transformer import predict
+from ...deepinv_core.models.transformer import family_of
 from .photos import COLOURS, GARMENTS
 from .run_folder import RunFolder, begin, run_parser
 from .trainee import Recorder, Trainee
@@ -144,10 +144,10 @@ def velocity_error(
     s = sigma.view(-1, 1, 1, 1)
     z, known = (1 - s) * z0 + s * noise, noise - z0
     with torch.autocast(z0.device.type, torch.bfloat16):
-        v = predict(model, z, sigma, *prompt)
+        v = family_of(model).predict(model, z, sigma, *prompt)
         if teacher is not None:
             with torch.no_grad():
-                known = predict(teacher, z, sigma, *prompt)
+                known = family_of(teacher).predict(teacher, z, sigma, *prompt)
     return F.mse_loss(v.float(), known.float())
 
 
@@ -185,7 +185,7 @@ def sample(
     for i in range(steps, 0, -1):
         sigma = torch.full((2 * len(z),), i / steps, device=z.device)
         with torch.autocast(z.device.type, torch.bfloat16):
-            v = predict(model, torch.cat([z, z]), sigma, context, pooled).float()
+            v = family_of(model).predict(model, torch.cat([z, z]), sigma, context, pooled).float()
         with_words, without = v.chunk(2)
         z = z - torch.lerp(without, with_words, cfg) / steps
     return z

@@ -21,10 +21,11 @@ from diffusers import SD3Transformer2DModel
 from safetensors.torch import load_file
 
 from ...deepinv_core import checkpoint
+from ...deepinv_core.models import sd3
 from ...deepinv_core.models.base_info import BaseInfo, fingerprint
 from ...deepinv_core.models.base_model import BaseModel
 from ...deepinv_core.models.embedded import load_embedded
-from ...deepinv_core.models.transformer import Conditioning, TransformerVelocity, predict
+from ...deepinv_core.models.transformer import Conditioning, TransformerVelocity
 from .flow_model import SD3_CONFIG, Run, base_parser
 from .run_folder import begin
 
@@ -75,7 +76,7 @@ def noise_error(
     share = signal_shares().to(z0.device)[timestep].float().view(-1, 1, 1, 1)
     with torch.autocast(z0.device.type, torch.bfloat16):
         x = share.sqrt() * z0 + (1 - share).sqrt() * noise
-        predicted = predict(model, x, timestep / TIMESTEPS, *prompt)
+        predicted = sd3.predict(model, x, timestep / TIMESTEPS, *prompt)
     return F.mse_loss(predicted.float(), noise)
 
 
