@@ -38,7 +38,7 @@ from ..deepinv_core.solver.fit_solver import (
 from ..deepinv_core.solver.fit_state import FitState
 from ..deepinv_core.solver.kind import mark
 from ..training.lock import locked
-from .common import model_option, say
+from .common import model_option, require_output, say
 
 SIDE = 1024
 """Pixels, for a model that takes any size."""
@@ -66,9 +66,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Fit, write the solver, and print what it is worth."""
     output: Path = args.output
-    if output.suffix != ".safetensors":
-        raise DeepInvError(f"--output is {str(output)!r}: give a file name that ends in .safetensors")
-    _require_free(output)
+    require_output(output)
     walks = pairs(args.steps, args.refine)
     FitPlan(walks, (1, 2, 2), args.samples, args.held_out)  # what it refuses, before a model is loaded
     model = load_model(args.model, prompts=("", args.prompt))
@@ -81,7 +79,7 @@ def run(args: argparse.Namespace) -> None:
     path = folder / "fit.safetensors"
     try:
         with locked(folder, "fitting a solver"), tqdm(total=plan.evaluations(), file=sys.stderr, leave=False) as bar:
-            _require_free(output)  # again: who held the folder may have fitted
+            require_output(output)  # again: who held the folder may have fitted
             fit = fit_solver(base, plan, FitState(path), lambda event: _show(bar, event))
             save_solver(output, fit.network(), base=model.info, training=fit.summary())
     except KeyboardInterrupt as interrupt:
@@ -89,11 +87,6 @@ def run(args: argparse.Namespace) -> None:
         raise KeyboardInterrupt(f"interrupted; {goes_on}") from interrupt
     shutil.rmtree(folder, ignore_errors=True)
     say(fit.summary(), _words(fit, output), as_json=args.json)
-
-
-def _require_free(output: Path) -> None:
-    if output.exists():
-        raise DeepInvError(f"{str(output)!r} exists already and is left as it is: choose another --output")
 
 
 def _base(model: BaseModel, plan: FitPlan, prompt: str, cfg: float) -> FitBase:

@@ -16,10 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
-import torch
-
 from ..deepinv_core.errors import DeepInvError
-from ..deepinv_core.models.base_model import BaseModel
 from ..deepinv_core.models.by_name import DEMO_MODELS, load_model
 from ..deepinv_core.models.embedded import image_size
 from ..deepinv_core.solver import CorrectorConfig, save_solver
@@ -30,11 +27,11 @@ from ..training.lock import locked
 from ..training.loop import Trained
 from ..training.loop import train as train_solver
 from ..training.plot import PLOT
-from ..training.recipes import RECIPES, Recipe, make_recipe
+from ..training.recipes import RECIPES, make_recipe
 from ..training.state import FILE, STATS
 from ..training.validation import Checks, step_counts, table
 from ..training.workers import Workers, join
-from .common import model_option
+from .common import model_option, require_output
 from .progress import TrainingBar
 from .stop import Stop
 
@@ -99,6 +96,8 @@ def _train(args: argparse.Namespace, workers: Workers) -> None:
     model = load_model(args.model)
     side = (model.image_size or SIDE) if args.side is None else args.side
     require_images(args.images, side)  # before there is a folder
+    empty = model.condition("")
+    network = recipe.network(name, args.seed, model.info.channels, empty.context.shape[-1], empty.pooled.shape[-1])
     lock = nullcontext() if workers.rank else locked(folder, "training a solver")  # the first process writes
     with lock, Stop(folder, alone=workers.world == 1) as stop, TrainingBar(stop, shown=workers.rank == 0) as bar:
         work_folder(args.output, resume=args.resume)  # again: who held it may have trained
@@ -107,7 +106,7 @@ def _train(args: argparse.Namespace, workers: Workers) -> None:
         trained = train_solver(
             base_of(model),
             cache,
-            _network(recipe, name, args.seed, model),
+            network.to(model.device),
             recipe,
             folder,
             budget,
@@ -124,15 +123,6 @@ def _train(args: argparse.Namespace, workers: Workers) -> None:
             sys.stdout.write(f"left out of {args.images}: {cache.left_out}\n")
 
 
-def _network(recipe: Recipe, preset: str, seed: int, model: BaseModel) -> Any:
-    empty = model.condition("")
-    widths = {"context_width": empty.context.shape[-1], "pooled_width": empty.pooled.shape[-1]}
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        config = recipe.solver.config_type.preset(preset, channels=model.info.channels, **widths)
-        return config.build().to(model.device)
-
-
 def work_folder(output: Path, *, resume: str | None) -> Path:
     """The training's folder beside its output.
 
@@ -144,8 +134,7 @@ def work_folder(output: Path, *, resume: str | None) -> Path:
         DeepInvError: a training is there that was not to be resumed, none is there that was, or another file would be
             overwritten.
     """
-    if output.suffix != ".safetensors":
-        raise DeepInvError(f"--output is {str(output)!r}: give a file name that ends in .safetensors")
+    require_output(output, taken=True)
     folder = output.with_name(f"{output.name}.training")
     begun = (folder / FILE).exists()
     if resume == "begun" and not begun:
@@ -158,8 +147,7 @@ def work_folder(output: Path, *, resume: str | None) -> Path:
             f"{str(folder)!r} holds a training already, which is left as it is: add --resume to go on with it, or "
             "choose another --output"
         )
-    if output.exists() and not (resume and begun):
-        raise DeepInvError(f"{str(output)!r} exists already and is left as it is: choose another --output")
+    require_output(output, taken=begun)
     return folder
 
 

@@ -81,7 +81,9 @@ def run(
     prompts = adapter.Prompts(conditionings, [len(latent) for latent in found])
     largest = max((latent.shape[1:] for latent in found), key=math.prod)
     recipe = _recipe(inputs, largest)
-    network = _network(inputs, recipe, largest[0], prompts)
+    if recipe.solver.reads_prompt:
+        prompts.require_one_length()
+    network = recipe.network(inputs.preset, inputs.seed, largest[0], *prompts.widths)
 
     def train(base: Base, decode: adapter.Decode | None) -> Trained:
         watch = _Watch(decode)
@@ -135,17 +137,6 @@ def _recipe(inputs: TrainInputs, largest: torch.Size) -> Recipe:
     if inputs.batch or recipe.batch <= most:
         return recipe
     return replace(recipe, batch=most)
-
-
-def _network(inputs: TrainInputs, recipe: Recipe, channels: int, prompts: adapter.Prompts) -> Any:
-    if recipe.solver.reads_prompt:
-        prompts.require_one_length()
-    context, pooled = prompts.widths
-    sizes = {"channels": channels, "context_width": context, "pooled_width": pooled}
-    config = recipe.solver.config_type.preset(inputs.preset, **sizes)
-    with torch.inference_mode(False), torch.random.fork_rng(devices=[]):
-        torch.manual_seed(inputs.seed)
-        return config.build()
 
 
 def require_free(name: str, *, resume: bool) -> None:

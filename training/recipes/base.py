@@ -8,8 +8,10 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import torch
+
 from ...deepinv_core.errors import DeepInvError
-from ...deepinv_core.solver import Solver
+from ...deepinv_core.solver import Network, Solver
 
 if TYPE_CHECKING:
     from ..base_model import Base
@@ -96,6 +98,14 @@ class Recipe(ABC):
     @abstractmethod
     def objective(self, base: Base, seed: int, workers: Workers) -> Objective:
         """What it trains on."""
+
+    def network(self, preset: str, seed: int, channels: int, context_width: int, pooled_width: int) -> Network:
+        """A new network of its kind, on the CPU; sizes and errors as of :meth:`.Config.preset`."""
+        sizes = {"channels": channels, "context_width": context_width, "pooled_width": pooled_width}
+        config = self.solver.config_type.preset(preset, **sizes)
+        with torch.inference_mode(False), torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return config.build()
 
     def to_dict(self) -> dict[str, Any]:
         """All settings as JSON values, with the recipe's name."""
