@@ -53,6 +53,12 @@ class Case:
         """The method itself, with its solver under a prompt; the seed is RF-Inversion's."""
         return make_method(self.method, Options(refine=self.refine, seed=seed), solver=solver)
 
+    def cost(self, steps: int) -> int:
+        """Base evaluations of an inversion of N steps."""
+        entry = METHODS[self.method]
+        k = entry.refine if self.refine is None else self.refine
+        return entry.cost(steps, k or 0)
+
     @property
     def group(self) -> Group:
         """What its way back reads besides the noise."""

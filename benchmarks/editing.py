@@ -30,11 +30,13 @@ from ..deepinv_core.methods import BEST_TRAINING_FREE, METHODS, make_method
 from ..deepinv_core.metrics import psnr
 from ..deepinv_core.models.base_model import BaseModel
 from ..deepinv_core.models.embedded import LAYOUTS, load_embedded
-from ..deepinv_core.runs import bound_solver
+from ..deepinv_core.runs import best_grid, bound_solver
 from ..deepinv_core.schedule import uniform_grid
+from ..deepinv_core.solver import Solver
 from ..tools.garments.classifier import Classifier, load_classifier, named
 from ..tools.garments.photos import colours
 from . import frontier, plots
+from .measure import digest
 from .photos import CLASSES, COLOURS, HELD_OUT, held_out
 from .store import Key, Measure, Row, Store
 from .tables import fill, folded, listed
@@ -44,9 +46,9 @@ CFG: Final = 4.0
 CFGS: Final = (2.5, 6.0)
 """Guidance besides :data:`CFG`, for the best method alone."""
 STRENGTHS: Final = (0.7, 0.8, 0.9, 1.0)
-ANCHORS: Final = (0.0, 0.1, 0.2)
+ANCHORS: Final = (0.0, 0.1)
 SKIPS: Final = (0.5, 0.33, 0.2, 0.0)
-KEY: Final = ("method", "cfg", "strength", "anchor")
+KEY: Final = ("method", "weights", "cfg", "strength", "anchor")
 SHIFT: Final = 5
 """The colour asked for is so many further in the list: red for black, grey for red."""
 
@@ -88,10 +90,11 @@ class Edits:
             "whole": round(float(psnr(images, self._photo).clamp_max(100).mean()), 2),
         }
 
-    def inverted(self, method: str, solver: Any) -> Inversion:
-        """All photographs by a method, under the empty prompt."""
+    def inverted(self, method: str, solver: Solver | None) -> Inversion:
+        """All photographs by a method, under the empty prompt, on the grid that DeepInv Invert would take."""
         made = make_method(method, solver=solver)
-        return invert(self.model.velocity(""), self.latent, uniform_grid(STEPS), made, keep_trajectory=True)
+        grid = best_grid(self.model, solver, made, STEPS, self.latent)
+        return invert(self.model.velocity(""), self.latent, grid, made, keep_trajectory=True)
 
     def edited(self, inversion: Callable[[], Inversion], hold: EditOptions, cfg: float) -> dict[str, float]:
         """An inversion sampled back both ways."""
@@ -125,24 +128,26 @@ def _share(right: Tensor) -> float:
     return round(float(right.float().mean()), 3)
 
 
-def dials(best: bool) -> list[tuple[float, float, float]]:
-    """``(cfg, strength, anchor)`` that are measured of a method: two dials alone, of the best all three together."""
-    if best:
+def dials(method: str, best: str) -> list[tuple[float, float, float]]:
+    """``(cfg, strength, anchor)`` that are measured of a method: all of the best, strengths of Euler, one of others."""
+    if method == best:
         return list(product((CFG, *CFGS), STRENGTHS, ANCHORS))
-    return [*((CFG, strength, 0.0) for strength in STRENGTHS), *((CFG, 1.0, anchor) for anchor in ANCHORS[1:])]
+    return [(CFG, strength, 0.0) for strength in (STRENGTHS if method == "euler" else (DIALS.strength,))]
 
 
 def measure(edits: Edits, store: Store) -> list[Row]:
-    """All rows, those of the store not again: every method over strength and anchor, FlowEdit over what it skips."""
-    solver = bound_solver(edits.model, None)
+    """All rows, those of the store not again: every method over its dials, FlowEdit over what it skips."""
+    kind, solver = edits.model.info.family, bound_solver(edits.model, None)
     runs: dict[Key, Measure] = {}
     for name, info in METHODS.items():
         if info.uses_solver and solver is None:
             continue
         inversion = cache(partial(edits.inverted, name, solver))
-        for cfg, strength, anchor in dials(name == ("deepinv" if solver else BEST_TRAINING_FREE)):
-            runs[name, cfg, strength, anchor] = partial(edits.edited, inversion, EditOptions(strength, anchor), cfg)
-    runs |= {("flowedit", 5.5, round(1 - skip, 2), 0.0): partial(edits.flow, skip) for skip in SKIPS}
+        weights = digest(kind, *(["fast"] if info.uses_solver else []))
+        for cfg, strength, anchor in dials(name, "deepinv" if solver else BEST_TRAINING_FREE):
+            hold = EditOptions(strength, anchor)
+            runs[name, weights, cfg, strength, anchor] = partial(edits.edited, inversion, hold, cfg)
+    runs |= {("flowedit", digest(kind), 5.5, round(1 - skip, 2), 0.0): partial(edits.flow, skip) for skip in SKIPS}
     return store.measure(runs)
 
 
@@ -174,7 +179,7 @@ def best_method(rows: list[Row]) -> str:
 def parts(kind: str, store: Store) -> dict[str, str]:
     """What the page shows of a model, by the name of its place."""
     assert store.about is not None
-    dials = {name: (name, "g") for name in KEY[1:]}
+    dials = {name: (name, "g") for name in ("cfg", "strength", "anchor")}
     shares = {name: (name, ".0%") for name in ("success", "garment", "colour")}
     seen = {**shares, "background": ("background", ".1f")}
     every = {"method": ("method", ""), **dials, "nfe": ("NFE of the edit", ""), **seen, "whole": ("whole", ".1f")}
@@ -188,11 +193,11 @@ def parts(kind: str, store: Store) -> dict[str, str]:
 
 
 def draw(kind: str, rows: list[Row], path: Path) -> None:
-    """Success against what is kept: every method over strength, over anchor, and the best one over all dials."""
+    """Success against what is kept: every method at the default dials or over strength, and the best one over all."""
     best = best_method(rows)
     cfgs = sorted({row["cfg"] for row in rows if row["method"] == best})
     title = f"Edits of garment and colour, included {kind.upper()} model, {STEPS} steps"
-    made, (left, middle, right) = plots.figure(3, title=title, size=(5.7, 5.5), share_y=True)
+    made, (left, right) = plots.figure(2, title=title, size=(6.2, 5.5), share_y=True)
 
     def line(panel: Any, label: str, chosen: list[Row], **style: Any) -> None:
         points = sorted((row["background"], row["success"]) for row in chosen)
@@ -200,27 +205,20 @@ def draw(kind: str, rows: list[Row], path: Path) -> None:
             panel.plot(*zip(*points, strict=True), marker=".", label=label, **style)
 
     for name in dict.fromkeys(row["method"] for row in rows):
-        width = 2.6 if name == best else 1
-        mine = [row for row in rows if row["method"] == name and row["cfg"] not in CFGS]
-        line(left, name, [row for row in mine if not row["anchor"]], lw=width)
-        if name != "flowedit":
-            line(middle, name, [row for row in mine if row["strength"] == 1], lw=width)
+        mine = [row for row in rows if row["method"] == name and row["cfg"] not in CFGS and not row["anchor"]]
+        line(left, name, mine, lw=2.6 if name == best else 1)
     for number, cfg in enumerate(cfgs):
-        for anchor, dash in zip(ANCHORS, ("-", "--", ":"), strict=True):
+        for anchor, dash in zip(ANCHORS, ("-", "--"), strict=True):
             mine = [row for row in rows if (row["method"], row["cfg"], row["anchor"]) == (best, cfg, anchor)]
             line(right, f"cfg {cfg:g}, anchor {anchor:g}", mine, color=f"C{number}", ls=dash)
     default = next(row for row in knees(rows) if row["cfg"] == DIALS.cfg)
     right.plot(default["background"], default["success"], "k*", ms=14, label=f"the knee at cfg {DIALS.cfg:g}")
-    titles = (
-        f"strength {STRENGTHS[0]:g} to 1, cfg {CFG:g}",
-        f"anchor 0 to {ANCHORS[-1]:g}, strength 1, cfg {CFG:g}",
-        f"{best}: all dials",
-    )
-    for panel, text in zip((left, middle, right), titles, strict=True):
-        panel.set(title=text, xlabel="background PSNR, dB")
+    left.set(title=f"cfg {CFG:g}, strength {STRENGTHS[0]:g} to 1; others at {DIALS.strength:g}")
+    right.set(title=f"{best}: all dials")
+    for panel in (left, right):
+        panel.set_xlabel("background PSNR, dB")
+        panel.legend(fontsize=7)
     left.set_ylabel("what was asked for is seen")
-    left.legend(fontsize=7)
-    right.legend(fontsize=7)
     plots.save(made, path, dpi=100)
 
 

@@ -132,11 +132,8 @@ class Suite:
 
     def work(self, case: Case, steps: int, cfg: float = 1.0) -> float:
         """Base evaluations there and back, the solver's FLOPs included."""
-        entry = METHODS[case.method]
-        k = entry.refine if case.refine is None else case.refine
-        return (entry.cost(steps, k or 0) + entry.cost_back(steps)) * (1 if cfg == 1 else 2) + steps * self.share(
-            case.solver
-        )
+        there_and_back = case.cost(steps) + METHODS[case.method].cost_back(steps)
+        return there_and_back * (1 if cfg == 1 else 2) + steps * self.share(case.solver)
 
     def solver(self, case: Case, classes: Sequence[str] = ()) -> Solver | None:
         """The case's solver under these prompts."""
@@ -227,8 +224,9 @@ def round_trips(
     prompt: str = "empty",
     cfg: float = 1.0,
     grid: Grid = "own",
+    pixels: bool = True,
 ) -> list[Row]:
-    """A row for each set of images, all of one size, in one walk.
+    """A row for each set of images, all of one size, in one walk; the decoded images judged too where ``pixels``.
 
     Both ways are under the ``empty`` prompt or each image's own ``class``, with the same guidance; the negative prompt
     is empty.
@@ -250,10 +248,12 @@ def round_trips(
     for one in sets:
         part = slice(start, start + len(one.latent))
         start = part.stop
-        images = suite.model.decode(trip.back.latent[part])
         values = {"latent_snr_db": latent_snr(trip.back.latent[part], one.latent)}
-        values["psnr_to_vae"] = psnr(images, one.ceiling).clamp_max(PSNR_CAP)
-        values |= against_photo(images, one.images.pixels, suite.lpips) | whiteness(trip.inversion.noise[part])
+        if pixels:
+            images = suite.model.decode(trip.back.latent[part])
+            values["psnr_to_vae"] = psnr(images, one.ceiling).clamp_max(PSNR_CAP)
+            values |= against_photo(images, one.images.pixels, suite.lpips)
+        values |= whiteness(trip.inversion.noise[part])
         if trip.residual is not None and part.start == 0:
             values["residual"] = trip.residual[:, : part.stop].mean(0)
         row = {**common, "images": one.images.name, "count": len(one.latent), **summary(values)}

@@ -44,10 +44,12 @@ class Settings:
 
     Attributes:
         images: of the test split, at CFG 1; ``cfg_images`` at the real ``cfg``.
-        steps: N of the main tables.
-        new_steps: step counts between; the fast recipe never sees 40 and the paper's none of them.
+        steps: N of the main tables; above the largest of ``off_steps`` on the test split alone.
+        most: evaluations of the dearest inversion in them: 3N + 1 at 25 steps.
+        new_steps: step counts between, none of them in the paper recipe's training.
         off_steps: N of what else lies off the solvers' training.
         cfg_steps: N at the real CFG.
+        pixel_steps: N at which images are decoded and judged too; decoding one takes as long as 17 evaluations.
         grid_steps: N at which pure methods are also on their best grid; those of a goal are so at its N too.
         timed_steps: N of timings; memory is measured at the last.
         lpips: weights file, None for the user's caches.
@@ -61,10 +63,12 @@ class Settings:
     cfg_images: int = 8
     repeats: int = 5
     steps: tuple[int, ...] = (1, 2, 4, 8, 16, 25, 50)
-    new_steps: tuple[int, ...] = (3, 6, 12, 40)
+    most: int = 76
+    new_steps: tuple[int, ...] = (3, 6, 12)
     off_steps: tuple[int, ...] = (4, 8, 16)
-    cfg_steps: tuple[int, ...] = (2, 4, 8, 16, 25)
-    grid_steps: tuple[int, ...] = (4, 8, 16)
+    cfg_steps: tuple[int, ...] = (4, 8, 16)
+    pixel_steps: tuple[int, ...] = (8, 16)
+    grid_steps: tuple[int, ...] = (8,)
     timed_steps: tuple[int, ...] = (4, 16)
     lpips: Path | None = None
 
@@ -79,6 +83,7 @@ class Cell:
     prompt: str = "empty"
     cfg: float = 1.0
     grid: Grid = "own"
+    pixels: bool = False
 
 
 class Plan:
@@ -101,10 +106,14 @@ class Plan:
     def _main(self, suite: Suite, cases: Sequence[Case]) -> Iterator[Unit]:
         s, sets = self.settings, ("test", "photos", "samples")
         yield Unit(f"ceiling {s.images}", suite, 0, partial(ceiling, suite, self._sets(suite, sets)), s.images)
-        cells = [Cell(case, n, sets) for n in s.steps for case in cases]
+        few = max(s.off_steps)
+        affordable = [(case, n) for n in s.steps for case in cases if case.cost(n) <= s.most]
+        cells = [Cell(case, n, sets if n <= few else sets[:1], pixels=n in s.pixel_steps) for case, n in affordable]
         free = [case for case in cases if case.group == "pure" and not case.solver]
         rivals = {(label, n) for _, _, others, margins in GOALS for label in others for n in margins}
-        best = [(case, n) for n in s.steps for case in free if n in s.grid_steps or (case.label, n) in rivals]
+        best = [
+            (case, n) for case, n in affordable if case in free and (n in s.grid_steps or (case.label, n) in rivals)
+        ]
         yield from self._trips(suite, [*cells, *(Cell(case, n, grid="best") for case, n in best)])
 
     def _cost(self, suite: Suite, cases: Sequence[Case]) -> Iterator[Unit]:
@@ -138,10 +147,10 @@ class Plan:
                 count = sum(len(one.latent) for one in sets)
                 walked = count + (GRID_SAMPLES * GRIDS if cell.grid == "best" else 0)
                 measure = partial(round_trips, suite, cell.case, sets, cell.steps)
-                measure = partial(measure, prompt=cell.prompt, cfg=cell.cfg, grid=cell.grid)
+                measure = partial(measure, prompt=cell.prompt, cfg=cell.cfg, grid=cell.grid, pixels=cell.pixels)
                 work = walked * suite.work(cell.case, cell.steps, cell.cfg)
                 used = ("fitted",) if cell.grid == "best" else (cell.case.solver,)
-                yield Unit(name, suite, work, measure, count, used)
+                yield Unit(name, suite, work, measure, count if cell.pixels else 0, used)
 
     def _sets(self, suite: Suite, names: Sequence[str]) -> list[Prepared]:
         return [self.prepared(suite.kind, name) for name in names]

@@ -1,4 +1,4 @@
-"""The tables and figures of docs/benchmark.md, from results.jsonl: every number there is computed here."""
+"""The tables and figures of the benchmark's pages, from results.jsonl: every number there is computed here."""
 
 from __future__ import annotations
 
@@ -18,11 +18,17 @@ from .tables import METRICS, WHITENESS, by_steps, fill, folded, interval, metric
 BUDGETS: Final = (4, 8, 16, 32, 64, 128)
 """Base evaluations there and back."""
 
+PAGES: Final = ("benchmark.md", "benchmark/tables.md")
+"""What is read first, and the tables behind it; a part stands in each page that has a place for it."""
+
 USABLE: Final = 10.0
 """dB below which a round trip is of no use: more than a tenth of the latent's energy is wrong."""
 
 DETAILED: Final = 8
 """N whose every metric is shown."""
+
+HIGHEST: Final = 80.0
+"""dB above which a margin counts nothing: float32's rounding decides there."""
 
 LISTED: Final = 16
 """N of the list of methods."""
@@ -37,7 +43,7 @@ def measure(settings: Settings, folder: Path, command: str) -> None:
 
 
 def write_page(folder: Path) -> None:
-    """Fill ``benchmark.md`` and ``methods.md`` in the folder, and draw into ``benchmark/``, where results.jsonl is."""
+    """Fill :data:`PAGES` and ``methods.md`` in the folder, and draw into ``benchmark/``, where results.jsonl is."""
     inside = folder / "benchmark"
     results = Results(inside / "results.jsonl")
     best, guided = ({model: rows(model) for model in results.models} for rows in (results.best, results.guided))
@@ -45,7 +51,8 @@ def write_page(folder: Path) -> None:
     title = f"Quality against cost: CFG {results.about['cfg']:g}, the true class as prompt, pure"
     plots.pareto(guided, inside / "pareto_cfg.png", title)
     plots.whiteness(results, inside / "noise.png")
-    fill(folder / "benchmark.md", parts(results))
+    for page in PAGES:
+        fill(folder / page, parts(results))
     fill(folder / "methods.md", {"list": "\n".join(listed_methods(results))})
 
 
@@ -61,7 +68,7 @@ def listed_methods(results: Results) -> list[str]:
 
 
 def parts(results: Results) -> dict[str, str]:
-    """What the page shows, by the name of its place."""
+    """What the pages show, by the name of its place."""
     about = results.about
     versions = ", ".join(f"{name} {number}" for name, number in about["versions"].items())
     machine = f"{about['machine']}, {about['threads']} thread(s), {versions}"
@@ -207,19 +214,25 @@ def _side_by_side(columns: Mapping[str, dict[str, list[float]]]) -> list[str]:
     return table(["", *columns], lines)
 
 
-def _goals(results: Results) -> list[str]:
-    """What was asked of the solvers, and what was seen."""
-    lines = []
-    for claim, better, worse, margins in GOALS:
-        for steps, wanted in margins.items():
-            cells = []
-            for model in results.models:
-                snr = {label: level for label, (level, _) in _snr(results.best(model), steps).items()}
-                rivals = [snr[label] for label in worse if label in snr]
-                seen = snr[better] - max(rivals) if better in snr and rivals else None
-                cells.append("–" if seen is None else f"{seen:+.1f} {'yes' if seen >= wanted else '**no**'}")
-            lines.append([claim, str(steps), f"{wanted:+.0f}", *cells])
-    return table(["claim", "N", "wanted", *(TITLES[model] for model in results.models)], lines)
+def _goals(results: Results) -> Iterator[str]:
+    """What was asked of the solvers, and what was seen: a table a model, a column an N."""
+    steps = [n for n in results.steps if any(n in margins for *_, margins in GOALS)]
+    for model in results.models:
+        best = results.best(model)
+        lines = [
+            [claim, *(_margin(_snr(best, n), better, others, margins.get(n)) for n in steps)]
+            for claim, better, others, margins in GOALS
+        ]
+        yield from [*table([TITLES[model], *(f"N = {n}" for n in steps)], lines), ""]
+
+
+def _margin(snr: Mapping[str, list[float]], better: str, others: Iterable[str], wanted: float | None) -> str:
+    level = {label: min(mean, HIGHEST) for label, (mean, _) in snr.items()}
+    rivals = [level[label] for label in others if label in level]
+    if wanted is None or better not in level or not rivals:
+        return ""
+    seen = level[better] - max(rivals)
+    return (f"{seen:+.1f}" if seen >= wanted else f"**{seen:+.1f}**") + f" ({wanted:g})"
 
 
 def _solvers(results: Results) -> list[str]:

@@ -141,6 +141,7 @@ GOALS: Final[tuple[tuple[str, str, tuple[str, ...], dict[int, float]], ...]] = (
     ("paper K=0 over Euler", "paper K=0", ("euler",), {8: 8, 16: 8}),
     ("fitted K=0 over all others, N + 1", "fitted K=0", _FIRST, {2: 0, 4: 3, 8: 3, 16: 3, 25: 3, 50: 0}),
     ("fast K=0 over all others, N + 1", "fast K=0", _FIRST, dict.fromkeys((2, 4, 8, 16), 5)),
+    ("fast K=0 over fitted K=0", "fast K=0", ("fitted K=0",), dict.fromkeys((2, 4, 8, 16), -0.3)),
     ("fitted K=1 over Anderson, 2N + 1", "fitted K=1", _SECOND, dict.fromkeys((4, 8, 16, 25), 2)),
     ("fitted K=2 over Anderson, 3N + 1", "fitted K=2", _THIRD, dict.fromkeys((4, 8, 16, 25), 2)),
 )

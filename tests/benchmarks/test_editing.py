@@ -56,15 +56,14 @@ def test_an_edit_is_judged_by_its_class_and_its_frame() -> None:
 
 def test_rows_that_are_there_are_not_measured_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     edits = editing.Edits(load_embedded("sd3"), HELD_OUT, Says(0), 2)
-    monkeypatch.setattr(editing, "METHODS", {"euler": editing.METHODS["euler"]})
+    monkeypatch.setattr(editing, "METHODS", {name: editing.METHODS[name] for name in ("euler", "fireflow")})
     monkeypatch.setattr(editing, "STRENGTHS", (0.5,))
-    monkeypatch.setattr(editing, "ANCHORS", (0.0, 0.5))
     monkeypatch.setattr(editing, "SKIPS", (0.5,))
     store = Store(tmp_path / "rows.jsonl", editing.KEY)
     rows = editing.measure(edits, store)
     assert [(row["method"], row["strength"], row["anchor"]) for row in rows] == [
         ("euler", 0.5, 0.0),
-        ("euler", 1.0, 0.5),
+        ("fireflow", editing.DIALS.strength, 0.0),
         ("flowedit", 0.5, 0.0),
     ]
     assert read_rows(store.path) == rows and [row["nfe"] for row in rows] == [16, 32, 32]
@@ -77,8 +76,6 @@ def test_rows_that_are_there_are_not_measured_again(tmp_path: Path, monkeypatch:
 
 def test_the_nodes_defaults_are_the_knee() -> None:
     root = Path(editing.__file__).parents[1]
-    if "is of the first included model" in (root / "docs" / "editing.md").read_text(encoding="utf-8"):
-        pytest.skip("the page is of the first included model: its knee is not today's")
     rows = Store(root / "docs" / "editing" / "sd3.jsonl").rows
     knee = next(one for one in editing.knees(rows) if one["cfg"] == editing.DIALS.cfg)
     definitions = json.loads((root / "tests" / "comfyui" / "definitions.json").read_text(encoding="utf-8"))
