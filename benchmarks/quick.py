@@ -25,6 +25,7 @@ UNI_INV: Final = Case("uni_inv", 1)
 CONVERGED: Final = Case("anderson_extrapolated", 9)
 EXACT: Final = (Case("direct_alignment"), Case("leapfrog"))
 FAST: Final = tuple(Case("deepinv", k, "fast") for k in (0, 1, 2))
+"""The included closing fits are for K = 0 and 1: K = 2 is Anderson from the network's guess, no rung above K = 1."""
 CLIMBERS: Final = (UNI_INV, Case("fireflow"), FAST[0], FAST[1])
 """Those for which more steps must be better: at these N fixed points may still diverge, and Euler is of no use."""
 
@@ -59,8 +60,9 @@ def checks(suite: Suite, images: Images) -> Iterator[Check]:
     """Measure a model and compare; a case that spends other than what is known of it is an error."""
     latent = suite.prepare(images).latent
     snr: dict[tuple[Case, int], float] = {}
-    climbers, ladder = ([case for case in cases if suite.has(case)] for cases in (CLIMBERS, (EULER, UNI_INV, *FAST)))
-    for case in dict.fromkeys((*climbers, *ladder, CONVERGED, *EXACT)):
+    ladders = (CLIMBERS, (EULER, UNI_INV, *FAST[:2]), (FAST[0], FAST[2]))
+    climbers, ladder, open_ended = ([case for case in cases if suite.has(case)] for cases in ladders)
+    for case in dict.fromkeys((*climbers, *ladder, *open_ended, CONVERGED, *EXACT)):
         for steps in STEPS:
             trip = suite.trip(case, latent, steps)
             snr[case, steps] = float(latent_snr(trip.back.latent, latent).mean())
@@ -77,8 +79,9 @@ def checks(suite: Suite, images: Images) -> Iterator[Check]:
     for case in climbers:
         yield from (ahead(case, case, more, fewer) for more, fewer in zip(STEPS[1:], STEPS, strict=False))
     for steps in STEPS:
-        rungs = ladder if steps > STEPS[0] else ladder[:3]  # one refine step may lose what two win, in two large steps
-        yield from (ahead(better, worse, steps) for better, worse in zip(rungs[1:], rungs, strict=False))
+        large = steps == STEPS[0]  # one refine step may lose what two win, in two large steps
+        for rungs in (ladder[:3],) if large else (ladder, open_ended):
+            yield from (ahead(better, worse, steps) for better, worse in zip(rungs[1:], rungs, strict=False))
 
 
 def run_quick(kinds: Sequence[str], images: Images | None = None) -> str:
