@@ -37,13 +37,15 @@ def buckets(sizes: Sequence[Size], side: int) -> list[Size]:
         Height and width of each image's bucket in pixels; of two equally near ones the larger, then the less high.
 
     Raises:
-        DeepInvError: a side smaller than :data:`MULTIPLE`.
+        DeepInvError: a side smaller than :data:`MULTIPLE`, or an image without pixels.
     """
     if side < MULTIPLE:
         raise DeepInvError(f"side {side} can't hold a bucket: choose at least {MULTIPLE} pixels")
     choices = _choices(side)
     nearest: dict[Size, Size] = {}
     for size in sizes:
+        if min(size) < 1:
+            raise DeepInvError(f"an image of {size[1]}x{size[0]} pixels has no aspect: leave it out")
         if size not in nearest:
             nearest[size] = min(choices, key=lambda choice: _distance(size, choice))
     return [nearest[size] for size in sizes]

@@ -57,7 +57,7 @@ def vae_fingerprint(model: BaseModel) -> str:
 
 
 def require_images(images: Path, side: int) -> None:
-    """Refuse a folder without images or a side that holds no bucket, by DeepInvError."""
+    """Refuse a folder without images or a side that can't be; errors as :func:`encode_folder`."""
     buckets([], side)
     find_images(images)
 
@@ -86,7 +86,7 @@ def latents_of_folder(
                 lambda pixels: model.encode(pixels).half(),
                 vae_fingerprint=fingerprint,
                 side=side,
-                batch=max(1, PIXELS // side**2),
+                batch=max(1, PIXELS // max(1, side) ** 2),
                 shard_size=int(min(SHARD_IMAGES, max(16, SHARD_VALUES // values))),
                 progress=progress,
             )
@@ -124,9 +124,13 @@ def encode_folder(
         progress: called with the images done and the images in all, at the start and after every batch.
 
     Raises:
-        DeepInvError: no folder, no readable image, a cache of another VAE or side, one that is
+        DeepInvError: no folder, no readable image, a size that can't be, a cache of another VAE or side, one that is
             damaged or in use, wrong latents, or a disk that refuses. What ``encode`` raises passes through.
     """
+    if min(batch, shard_size) < 1 or not vae_fingerprint:
+        seen = f"batch {batch}, shard size {shard_size} and VAE fingerprint {vae_fingerprint!r}"
+        raise DeepInvError(f"{seen} can't be: sizes from 1 and some text are accepted")
+    buckets([], side)
     sources = find_images(images, left_out := LeftOut())
     with locked(cache, "encoding images"):
         index = Index.read(cache) or Index(vae_fingerprint, side)

@@ -63,6 +63,8 @@ class LatentCache:
         ``read`` gives the latent ``[C, h, w]`` of an item, ``holdout`` is the share in [0, 1); ``anchor`` is held out
         whatever its hash, None for the one of the smallest. DeepInvError when nothing is left to train on.
         """
+        if not 0 <= holdout < 1:
+            raise DeepInvError(f"holdout {holdout} is no share: choose one from 0 (none held out) to below 1")
         hashes = {item.name: name_hash(item.name) for item in items}
         kept = {name for name, value in hashes.items() if value < holdout}
         if holdout and hashes:
@@ -117,17 +119,22 @@ class LatentCache:
         resume, ``start`` is the number of batches taken before.
 
         Raises:
-            DeepInvError: a shard that is missing or damaged, when it is needed.
+            DeepInvError: a batch below 1 or a start below 0; a shard that is missing or damaged, when it is needed.
         """
+        if batch < 1 or start < 0:
+            raise DeepInvError(f"batch {batch} from {start} on can't be: choose a batch from 1 and a start from 0 on")
+        return self._batches(batch, generator_seed, start)
+
+    def _batches(self, batch: int, seed: int, start: int) -> Iterator[Batch]:
         flat = {group: [item for shard in shards for item in shard] for group, shards in self._train.items()}
         orders: dict[str, tuple[int, list[int]]] = {}
-        for group, number in batch_order({group: len(items) for group, items in flat.items()}, generator_seed, start):
+        for group, number in batch_order({group: len(items) for group, items in flat.items()}, seed, start):
             chosen: list[Item] = []
             for position in range(number * batch, (number + 1) * batch):
                 epoch, place = divmod(position, len(flat[group]))
                 if group not in orders or orders[group][0] != epoch:
                     lengths = [len(shard) for shard in self._train[group]]
-                    orders[group] = epoch, epoch_order(lengths, derived_seed(generator_seed, "epoch", epoch, group))
+                    orders[group] = epoch, epoch_order(lengths, derived_seed(seed, "epoch", epoch, group))
                 chosen.append(flat[group][orders[group][1][place]])
             yield self._load(chosen)
 
@@ -141,6 +148,8 @@ class LatentCache:
 
         Errors as :meth:`batches`.
         """
+        if batch < 1:
+            raise DeepInvError(f"batch {batch} can't be: choose a batch from 1 on")
         groups = [list(items) for _, items in groupby(self._held, key=lambda item: item.group)]
         return (self._load(items[at : at + batch]) for items in groups for at in range(0, len(items), batch))
 
@@ -161,7 +170,7 @@ def from_tensors(latents: Sequence[Tensor], holdout: float = HOLDOUT) -> LatentC
         Their rows, named by their number (``"0"``, ``"1"``, ...) through all tensors, on the CPU.
 
     Raises:
-        DeepInvError: a tensor of other dimensions or dtype or with NaN, or nothing left to train on.
+        DeepInvError: no latent, a tensor of other dimensions or dtype or with NaN, or nothing left to train on.
     """
     stored = [latent.detach().to("cpu") for latent in latents]
     items: list[Item] = []
@@ -169,6 +178,8 @@ def from_tensors(latents: Sequence[Tensor], holdout: float = HOLDOUT) -> LatentC
         check_latents(latent, f"latent {number}")
         first, group = len(items), group_of(stored_dtype(latent), latent.shape)
         items += [Item(str(first + row), str(number), row, group) for row in range(latent.shape[0])]
+    if not items:
+        raise DeepInvError("no latent was given: connect at least two, or one with nothing held out")
     return LatentCache(items, lambda item: stored[int(item.shard)][item.row], holdout)
 
 

@@ -105,9 +105,10 @@ def test_buckets_are_the_nearest_ones():
     assert buckets(sizes[::-1], 1024) == found[::-1]
 
 
-def test_buckets_that_cannot_be():
-    with pytest.raises(DeepInvError, match="side 15"):
-        buckets([(4, 4)], 15)
+@pytest.mark.parametrize(("sizes", "side", "word"), [([(4, 4)], 15, "side 15"), ([(0, 4)], 32, "4x0")])
+def test_buckets_that_cannot_be(sizes, side, word):
+    with pytest.raises(DeepInvError, match=word):
+        buckets(sizes, side)
 
 
 def test_images_are_turned_cropped_and_resized(tmp_path):
@@ -245,6 +246,10 @@ def test_a_deleted_shard_is_made_again(photos, tmp_path):
 @pytest.mark.parametrize(("change", "words"), [
     ({"vae_fingerprint": "vae-b"}, "VAE 'vae-a', now it is 'vae-b'.*another cache folder"),
     ({"side": 48}, "side 32, now it is 48.*another cache folder"),
+    ({"side": 8}, "side 8"),
+    ({"batch": 0}, "batch 0"),
+    ({"shard_size": 0}, "shard size 0"),
+    ({"vae_fingerprint": ""}, "fingerprint ''"),
 ])  # fmt: skip
 def test_what_does_not_fit_the_cache_is_refused(photos, tmp_path, change, words):
     encoded(photos, tmp_path / "cache")
@@ -397,7 +402,7 @@ def test_tensors_in_memory():
     found = everything(cache)
     assert cache.train == 6 and cache.holdout == 0 and torch.equal(found["2"], torch.ones(4, 3, 3))
     for bad, word in (
-        ([], "of 0 images"),
+        ([], "no latent"),
         ([torch.zeros(1, 4, 2, 2)], "none is left"),
         ([torch.full((2, 4, 2, 2), torch.nan)], "latent 0 holds NaN"),
         ([torch.zeros(2, 4, 2, 2, dtype=torch.long)], "int64"),
@@ -405,6 +410,9 @@ def test_tensors_in_memory():
     ):
         with pytest.raises(DeepInvError, match=word):
             from_tensors(bad)
+    for call in (lambda: cache.batches(0, 1), lambda: cache.batches(1, 1, -1), lambda: cache.held_out(0)):
+        with pytest.raises(DeepInvError, match="can't be"):
+            call()
 
 
 # --- damage ----------------------------------------------------------------------------------------------------------
