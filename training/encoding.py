@@ -136,10 +136,10 @@ def encode_folder(
         index = Index.read(cache) or Index(vae_fingerprint, side)
         index.require(cache, vae_fingerprint, side)
         before, report = index.text(), progress or (lambda *_: None)
-        _Encoder(cache, index, encode, batch, shard_size, report, sources, left_out).run()
+        (encoder := _Encoder(cache, index, encode, batch, shard_size, report, sources, left_out)).run()
         if not index.rows:
             raise DeepInvError(f"no image file of {str(images)!r} can be read: {left_out}; choose others")
-        index.complete = True
+        index.complete, index.unreadable = True, sorted(encoder.unreadable)
         index.anchor = index.anchor if index.anchor in index.rows else min(index.rows, key=name_hash)
         if index.text() != before:
             index.write(cache)
@@ -160,6 +160,7 @@ class _Encoder:
     progress: Callable[[int, int], object]
     sources: dict[str, Path]
     left_out: LeftOut
+    unreadable: list[str] = field(default_factory=list)
     _stamps: dict[str, tuple[int, int]] = field(default_factory=dict)
 
     def run(self) -> None:
@@ -221,6 +222,7 @@ class _Encoder:
 
     def _leave_out(self, name: str, error: Exception) -> None:
         log.warning("left out %r: %s", name, error)
+        self.unreadable.append(name)
         self.left_out.add_unreadable(self.sources[name])
 
     def _write_shard(self, stream: Iterator[tuple[str, Tensor]], bucket: Size) -> bool:
@@ -238,7 +240,7 @@ class _Encoder:
         latents, index, file = torch.cat(parts), self.index, self.index.next_file()
         own = {"vae": index.vae, "side": index.side, "bucket": list(bucket), "names": names}
         checkpoint.save(self.cache / file, {KIND: latents}, {**checkpoint.header(KIND), **own})
-        index.shards[file] = Shard(tuple(latents.shape), stored_dtype(latents))
+        index.shards[file] = Shard(bucket, tuple(latents.shape), stored_dtype(latents))
         for row, name in enumerate(names):
             index.rows[name] = Row(name, *self._stamps[name], file, row)
         index.write(self.cache)

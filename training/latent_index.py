@@ -14,6 +14,7 @@ from torch import Tensor
 from ..deepinv_core import checkpoint
 from ..deepinv_core.atomic import read_whole, replacing
 from ..deepinv_core.errors import DeepInvError
+from .buckets import Size
 
 KIND: Final = "latents"
 """Kind of a shard, and the name of its one tensor."""
@@ -28,8 +29,9 @@ _DTYPE_NAMES: Final = {dtype: name for name, dtype in checkpoint.DTYPES.items()}
 
 @dataclass(frozen=True)
 class Shard:
-    """What the index says of a shard: shape ``[n, C, h, w]`` and dtype of its tensor."""
+    """What the index says of a shard: bucket in pixels, shape ``[n, C, h, w]`` and dtype of its tensor."""
 
+    bucket: Size
     shape: tuple[int, ...]
     dtype: str
 
@@ -54,6 +56,7 @@ class Index:
         side: see :func:`buckets`.
         shards: by file name.
         rows: by image name.
+        unreadable: image files left out.
         anchor: the image held out whatever is added, set when the first encoding is complete.
         complete: whether every image of the folder was encoded.
     """
@@ -62,6 +65,7 @@ class Index:
     side: int
     shards: dict[str, Shard] = field(default_factory=dict)
     rows: dict[str, Row] = field(default_factory=dict)
+    unreadable: list[str] = field(default_factory=list)
     anchor: str | None = None
     complete: bool = False
 
@@ -92,14 +96,17 @@ class Index:
     @classmethod
     def _parsed(cls, content: dict[str, Any]) -> Index:
         index = cls(_text(content["vae"]), _count(content["side"], 1), complete=content["complete"] is True)
+        index.unreadable = [_text(name) for name in content["unreadable"]]
         index.anchor = None if content["anchor"] is None else _text(content["anchor"])
         for file, claim in content["shards"].items():
             _require(_SHARD_FILE.fullmatch(file) is not None, f"{file!r} is no name of a shard")
+            height, width = (_count(edge, 1) for edge in claim["bucket"])
+            _require(height * width <= index.side**2, f"{file} has a bucket larger than the side allows")
             shape = tuple(_count(edge, 1) for edge in claim["shape"])
             _require(
                 len(shape) >= 3 and claim["dtype"] in checkpoint.DTYPES, f"{file} has a shape or dtype that can't be"
             )
-            index.shards[file] = Shard(shape, claim["dtype"])
+            index.shards[file] = Shard((height, width), shape, claim["dtype"])
         places = set()
         for claim in content["images"]:
             size, mtime = _count(claim["size"]), _count(claim["mtime_ns"], -(2**63))
@@ -137,6 +144,7 @@ class Index:
         content |= {"vae": self.vae, "side": self.side, "complete": self.complete, "anchor": self.anchor}
         content["shards"] = {file: vars(shard) for file, shard in sorted(self.shards.items())}
         content["images"] = [vars(row) for row in self.ordered()]
+        content["unreadable"] = sorted(self.unreadable)
         return json.dumps(content, separators=(",", ":"))
 
     def write(self, cache: Path) -> None:

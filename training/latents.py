@@ -51,8 +51,8 @@ class LatentCache:
     """Latents split into a training and a held-out part, each served in batches of one shape.
 
     An image is held out when the hash of its name falls below the share asked for, so more images move none of the
-    others. At least one is held out (the one of the smallest hash) unless the share is 0. ``left_out`` says what of
-    the folder there is no latent of, and why.
+    others. At least one is held out (the one of the smallest hash) unless the share is 0. ``unreadable`` names the
+    files of the folder that are no readable images, ``left_out`` says what of it there is no latent of, and why.
     """
 
     def __init__(
@@ -75,6 +75,7 @@ class LatentCache:
         for (group, _), shard in groupby(training, key=lambda item: (item.group, item.shard)):
             self._train.setdefault(group, []).append(list(shard))
         self._read = read
+        self.unreadable: tuple[str, ...] = ()
         self.left_out = ""
         if not self._train:
             count = f"of {len(items)} images {len(self._held)} are held out and none is left to train on"
@@ -99,7 +100,9 @@ class LatentCache:
         index.require(cache, vae_fingerprint, side)
         groups = {file: group_of(shard.dtype, shard.shape) for file, shard in index.shards.items()}
         items = [Item(row.name, row.shard, row.row, groups[row.shard]) for row in index.ordered()]
-        return cls(items, _ShardReader(cache, index), HOLDOUT, index.anchor)
+        opened = cls(items, _ShardReader(cache, index), HOLDOUT, index.anchor)
+        opened.unreadable = tuple(index.unreadable)
+        return opened
 
     @property
     def train(self) -> int:

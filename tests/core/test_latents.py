@@ -130,8 +130,8 @@ def test_a_folder_is_encoded_once(photos, tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         cache = encoded(photos, tmp_path / "cache", encode, progress=lambda done, total: seen.append((done, total)))
     assert (encode.images, cache.train + cache.holdout, cache.holdout >= 1) == (23, 23, True)
-    assert all(f"left out '{name}'" in caplog.text for name in ("00-text.png", "03-cut.png", "sub/empty.JPG"))
-    assert caplog.text.count("left out") == 3
+    assert cache.unreadable == ("00-text.png", "03-cut.png", "sub/empty.JPG")
+    assert all(name in caplog.text for name in cache.unreadable)
     assert cache.left_out == "1 .jpg (damaged), 2 .png (damaged), 1 .png (hidden), 1 .txt (no image)"
     assert seen[0] == (0, 26) and seen[-1] == (23, 26) and seen == sorted(seen)
     latents = everything(cache)
@@ -469,6 +469,8 @@ def first_shard(index):
     (lambda i: first_shard(i).update(shape=None), "damaged"),
     (lambda i: first_shard(i).update(dtype="F16"), "F16"),
     (lambda i: first_shard(i).update(dtype="F7"), "can't be"),
+    (lambda i: first_shard(i).update(bucket=[64, 64]), "larger than the side"),
+    (lambda i: first_shard(i).update(bucket=[16]), "damaged"),
     (lambda i: i.update(shards=[]), "damaged"),
     (lambda i: i.update(images={}), "add images"),
     (lambda i: i.update(side="32"), "number is expected"),
@@ -485,14 +487,6 @@ def test_a_damaged_index_is_refused(small, tmp_path, damage, word):
     with pytest.raises(DeepInvError, match=word) as caught:
         use(tmp_path)
     assert "\n" not in str(caught.value)
-
-
-def test_an_index_of_0_1_0_is_read(small, tmp_path):
-    """It names what could not be read, and each shard's size in pixels."""
-    index = restore(small, tmp_path)
-    index["unreadable"], first_shard(index)["bucket"] = ["a.png"], [32, 32]
-    (tmp_path / "index.json").write_text(json.dumps(index))
-    use(tmp_path)
 
 
 @pytest.mark.parametrize("file", ["index.json", "latents-00000.safetensors"])
