@@ -29,11 +29,16 @@ ROWS: Final = {
 }
 
 
+NAMED: Final = {
+    FITTED: ("Fitted (ours)", str(METHODS["deepinv"].cost)),
+    "deepinv": ("Trained by the recipe `fast` (ours, after DeepInv)", f"{METHODS['deepinv'].cost}, + N solver"),
+}
+"""Method and cost of the included solvers, which are not the paper's."""
+
+
 def show(page: Path, report: dict[str, Any]) -> None:
     """Fill the table of a page with a demo's figures."""
-    named = {name: (entry.name, entry.price) for name, entry in METHODS.items()}
-    named[FITTED] = ("Fitted (ours)", str(METHODS["deepinv"].cost))
-    named["deepinv"] = ("Trained by the recipe `fast` (ours, after DeepInv)", f"{METHODS['deepinv'].cost}, + N solver")
+    named = {name: (entry.name, entry.price) for name, entry in METHODS.items()} | NAMED
     found = {row["method"]: row for row in report["runs"]}
     head = ["", "id", "method", "cost in NFE", f"at {found[FITTED]['steps']} steps", "latent SNR, dB"]
     lines = [
