@@ -92,6 +92,11 @@ def there_and_back(
     return RoundTrip(inversion, back, (turned - began, now() - turned))
 
 
+def candidate_grids(steps: int, fitted: Sequence[Tensor]) -> list[Tensor]:
+    """Those that are tried for a method without a solver: uniform, :data:`SHIFTS`, and what fits have found."""
+    return [uniform_grid(steps), *(shifted_grid(steps, shift) for shift in SHIFTS), *fitted]
+
+
 @dataclass(frozen=True)
 class Prepared:
     """Images as a model has them: latents ``[B, C, h, w]``, and what its VAE makes of them, ``[B, 3, H, W]``."""
@@ -151,14 +156,12 @@ class Suite:
     def best_grid(self, case: Case, steps: int) -> Tensor:
         """Of the grids that are tried the one on which the model's own samples come back best."""
         fitted = [one for one in CASES if one.solver == "fitted" and self.has(one, steps)]
-        tried = [uniform_grid(steps), *(shifted_grid(steps, shift) for shift in SHIFTS)]
-        tried += [self.grid(one, steps) for one in fitted]
         samples = self.samples[:GRID_SAMPLES]
 
         def level(grid: Tensor) -> float:
             return float(latent_snr(self.trip(case, samples, grid).back.latent, samples).mean())
 
-        return max(tried, key=level)
+        return max(candidate_grids(steps, [self.grid(one, steps) for one in fitted]), key=level)
 
     def trip(
         self,

@@ -109,11 +109,9 @@ class Plan:
         few = max(s.off_steps)
         affordable = [(case, n) for n in s.steps for case in cases if case.cost(n) <= s.most]
         cells = [Cell(case, n, sets if n <= few else sets[:1], pixels=n in s.pixel_steps) for case, n in affordable]
-        free = [case for case in cases if case.group == "pure" and not case.solver]
         rivals = {(label, n) for _, _, others, margins in GOALS for label in others for n in margins}
-        best = [
-            (case, n) for case, n in affordable if case in free and (n in s.grid_steps or (case.label, n) in rivals)
-        ]
+        free = [(case, n) for case, n in affordable if case.group == "pure" and not case.solver]
+        best = [(case, n) for case, n in free if n in s.grid_steps or (case.label, n) in rivals]
         yield from self._trips(suite, [*cells, *(Cell(case, n, grid="best") for case, n in best)])
 
     def _cost(self, suite: Suite, cases: Sequence[Case]) -> Iterator[Unit]:

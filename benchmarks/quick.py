@@ -13,7 +13,6 @@ import torch
 
 from ..deepinv_core.errors import DeepInvError
 from ..deepinv_core.inversion import latent_snr
-from ..deepinv_core.methods import METHODS
 from .cases import Case
 from .measure import Suite, open_suite
 from .photos import IMAGE_SIZE, Images, photographs
@@ -66,7 +65,7 @@ def checks(suite: Suite, images: Images) -> Iterator[Check]:
         for steps in STEPS:
             trip = suite.trip(case, latent, steps)
             snr[case, steps] = float(latent_snr(trip.back.latent, latent).mean())
-            if (nfe := trip.inversion.nfe) != (known := METHODS[case.method].cost(steps, case.refine or 0)):
+            if (nfe := trip.inversion.nfe) != (known := case.cost(steps)):
                 raise DeepInvError(f"{case.label} spent {nfe} base evaluations on {steps} steps: {known} were expected")
 
     def ahead(better: Case, worse: Case, n: int, fewer: int | None = None) -> Check:

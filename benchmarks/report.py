@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Final
 
 from ..deepinv_core.methods import METHODS, method_table
+from ..deepinv_core.solver.fit_solver import LEVEL
 from . import plots
 from .cases import CASES, FEW, Case
 from .plan import Plan, Settings, run
@@ -26,9 +27,6 @@ USABLE: Final = 10.0
 
 DETAILED: Final = 8
 """N whose every metric is shown."""
-
-HIGHEST: Final = 80.0
-"""dB above which a margin counts nothing: float32's rounding decides there."""
 
 LISTED: Final = 16
 """N of the list of methods."""
@@ -51,8 +49,9 @@ def write_page(folder: Path) -> None:
     title = f"Quality against cost: CFG {results.about['cfg']:g}, the true class as prompt, pure"
     plots.pareto(guided, inside / "pareto_cfg.png", title)
     plots.whiteness(results, inside / "noise.png")
+    shown = parts(results)
     for page in PAGES:
-        fill(folder / page, parts(results))
+        fill(folder / page, shown)
     fill(folder / "methods.md", {"list": "\n".join(listed_methods(results))})
 
 
@@ -227,7 +226,7 @@ def _goals(results: Results) -> Iterator[str]:
 
 
 def _margin(snr: Mapping[str, list[float]], better: str, others: Iterable[str], wanted: float | None) -> str:
-    level = {label: min(mean, HIGHEST) for label, (mean, _) in snr.items()}
+    level = {label: min(mean, LEVEL) for label, (mean, _) in snr.items()}
     rivals = [level[label] for label in others if label in level]
     if wanted is None or better not in level or not rivals:
         return ""

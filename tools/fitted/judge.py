@@ -8,12 +8,11 @@ from typing import Final
 
 from torch import Tensor
 
-from ...benchmarks.measure import SHIFTS
+from ...benchmarks.measure import candidate_grids, there_and_back
 from ...benchmarks.quality import whiteness
 from ...benchmarks.store import Row
-from ...deepinv_core.inversion import invert, latent_snr, reconstruct
+from ...deepinv_core.inversion import latent_snr
 from ...deepinv_core.methods import METHODS, Method, Options, make_method
-from ...deepinv_core.schedule import shifted_grid, uniform_grid
 from ...deepinv_core.solver import bind
 from ...deepinv_core.solver.fit_solver import LEVEL, Fit
 from ...deepinv_core.solver.fitted import FittedTable
@@ -42,9 +41,8 @@ class Judge:
 
     def level(self, latents: Tensor, grid: Tensor, method: Method) -> tuple[Tensor, Tensor]:
         """Latent SNR of each round trip in dB, no more than :data:`LEVEL`, and the noise."""
-        found = invert(self.subject.velocity, latents, grid, method)
-        back = reconstruct(self.subject.velocity, found).latent
-        return latent_snr(back, latents).clamp_max(LEVEL), found.noise
+        trip = there_and_back(self.subject.velocity, latents, grid, method)
+        return latent_snr(trip.back.latent, latents).clamp_max(LEVEL), trip.inversion.noise
 
     def row(self, name: str, refine: int | None, grid: Tensor, method: Method, nfe: int) -> None:
         """Judge on the photographs."""
@@ -64,6 +62,7 @@ class Judge:
     def free(self, name: str, refine: int | None, steps: int, fitted: Sequence[Tensor]) -> None:
         """A row of a method without a solver, on the grid that is best on the samples; ``fitted`` are tried too."""
         method = make_method(name, Options(refine=refine))
-        tried = [*fitted, uniform_grid(steps), *(shifted_grid(steps, shift) for shift in SHIFTS)]
-        best = max(tried, key=lambda grid: float(self.level(self.samples, grid, method)[0].mean()))
+        best = max(
+            candidate_grids(steps, fitted), key=lambda grid: float(self.level(self.samples, grid, method)[0].mean())
+        )
         self.row(name, refine, best, method, METHODS[name].cost(steps, refine or 0))

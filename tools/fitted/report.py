@@ -1,6 +1,8 @@
 """What docs/fitted.md and fitted/tables.md show of the measurements: tables between their markers, and a picture.
 
-python -m comfyui_deepinv.tools.fitted.report
+    python -m comfyui_deepinv.tools.fitted.report
+
+:mod:`guided` and :mod:`carry` write the rows.
 """
 
 from __future__ import annotations
